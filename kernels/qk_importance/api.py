@@ -1,0 +1,42 @@
+"""The one entry to this operation."""
+
+from __future__ import annotations
+
+import jax
+from .xla import qk_importance_xla
+
+IMPLEMENTATIONS = {"xla": qk_importance_xla}
+
+
+def qk_importance(
+    q: jax.Array,
+    k: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    rows: jax.Array,
+    window: jax.Array,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    q_gain: jax.Array | None = None,
+    k_gain: jax.Array | None = None,
+    implementation: str = "xla",
+) -> tuple[jax.Array, jax.Array]:
+    """|| softmax(S') - softmax(S) ||_F for every query and key neuron, S' being the scores with that neuron zeroed.
+
+    q [b, t, h, k] and k [b, t, g, k] are before RoPE (and after the q/k-norm where the model has one); cos and sin [b
+    or 1, t, k] are RoPE's tables in the half-split layout; rows [b, t] is 1 for the queries that count and 0 for
+    others (padding, BOS); window, an int32 scalar, is how many positions a query sees, itself included; scale
+    multiplies q . k; softcap is Gemma 2's. q_gain [b, t, h, k] and k_gain [b, t, g, k] say by how much (relative, 0 =
+    not at all) zeroing the neuron rescales the rest of its head's vector at that position, which is what a q/k-norm
+    does. Queries are causal. Key neurons sum the squares over all query heads of their group.
+    Returns (float32 [b, h, k], float32 [b, g, k]). `implementation` names one of IMPLEMENTATIONS; a name that is not
+    there raises.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"no implementation {implementation!r} of qk_importance; there are {', '.join(IMPLEMENTATIONS)}"
+        )
+    return IMPLEMENTATIONS[implementation](
+        q, k, cos, sin, rows, window, scale=scale, softcap=softcap, q_gain=q_gain, k_gain=k_gain
+    )

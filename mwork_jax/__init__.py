@@ -1,0 +1,61 @@
+"""mwork-jax: how language models handle languages, in JAX.
+
+Find the language-specific neurons of a model from unlabelled text, switch them off, measure what that does.
+
+    import mwork_jax as mw
+    model = mw.load_model("gemma3-270m")
+    scores = {lang: mw.score_neurons(model, documents[lang]) for lang in ("en", "de")}
+    german = mw.select_neurons(scores)["de"]
+    logits = mw.forward(model, tokens, mw.NeuronMask.keep_all(model.config).drop(german))
+"""
+
+import jax
+
+from mwork_jax.config import ModelConfig
+from mwork_jax.corpus import Batching, read_corpus
+from mwork_jax.deactivate import Setting, StageSplit
+from mwork_jax.detect import NeuronScores, importance, score_neurons
+from mwork_jax.errors import InputError
+from mwork_jax.evaluate import HeldOutLoss, held_out_loss
+from mwork_jax.load import Model, load_model
+from mwork_jax.metrics import Delta, delta
+from mwork_jax.model import Decoder, forward_decoder
+from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet
+from mwork_jax.select import Rule, activated, select_neurons
+
+__version__ = "0.1.0"
+__all__ = [
+    "GROUPS",
+    "Batching",
+    "Decoder",
+    "Delta",
+    "HeldOutLoss",
+    "InputError",
+    "Model",
+    "ModelConfig",
+    "NeuronMask",
+    "NeuronScores",
+    "NeuronSet",
+    "Rule",
+    "Setting",
+    "StageSplit",
+    "activated",
+    "delta",
+    "forward",
+    "held_out_loss",
+    "importance",
+    "load_model",
+    "read_corpus",
+    "score_neurons",
+    "select_neurons",
+]
+
+
+def forward(model: Model, tokens: jax.Array, mask: NeuronMask) -> jax.Array:
+    """`tokens` int32 [batch, time] -> logits float32 [batch, time, vocab], with the neurons of `mask` that are 0
+    switched off.
+
+    Compiled once for a shape of tokens, whatever the mask; it can be composed with jit, vmap over masks, and grad.
+    Padding belongs on the right.
+    """
+    return forward_decoder(model.decoder, tokens, mask)

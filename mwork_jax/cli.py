@@ -1,0 +1,305 @@
+"""The command `mwork`. Results go to stdout and to files, progress to stderr; what the user got wrong is one line and
+status 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mwork_jax.errors import InputError
+
+_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0 done, 2 bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        chosen = _parser().parse_args(arguments)
+        chosen.command(chosen)
+    except InputError as error:
+        return _fail(str(error))
+    except OSError as error:  # a full disk, a folder taken away: the files written so far are whole
+        return _fail(f"{error.filename or 'file'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("\nmwork: interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return _INTERRUPTED
+    return 0
+
+
+def _fail(message: str) -> int:
+    from mwork_jax.report import printable
+
+    line = " ".join(message.split())
+    print(printable(f"mwork: {line}", sys.stderr.encoding), file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mwork", description="Find, switch off and measure the language-specific neurons of a language model."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, parser_class=_Parser, metavar="COMMAND")
+    _add_run(commands)
+    _add_detect(commands)
+    _add_select(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, function: Any, what: str, example: str) -> argparse.ArgumentParser:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(
+        name, help=what, description=what, epilog=f"example:\n  {example}", formatter_class=layout
+    )
+    parser.set_defaults(command=function)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="gemma3-270m",
+        help="a folder in Hugging Face layout, a .gguf file, a Hub id, or gemma3-270m (the default)",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of weights and matrix operands; default: what is fast here"
+    )
+
+
+def _add_run(commands: Any) -> None:
+    what = "the whole loop: find each language's neurons, switch them off, measure the loss, print the tables"
+    parser = _command(commands, "run", _run, what, "mwork run --model gemma3-270m --languages en,de,th --out results")
+    _add_model(parser)
+    parser.add_argument("--out", default="mwork-results", help="output folder (default: mwork-results)")
+    parser.add_argument("--languages", help="comma-separated codes, en among them (default: all that the data has)")
+    parser.add_argument("--documents", type=int, help="documents per language to find neurons on (default: 32)")
+    parser.add_argument("--held-out", type=int, help="other documents per language to measure on (default: 16)")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        metavar="LANG=FILE",
+        help="own documents, text or JSONL: the first --documents find neurons, the next --held-out measure",
+    )
+    _add_rule(parser)
+    parser.add_argument("--seeds", type=int, default=5, help="random controls per language (default: 5)")
+    parser.add_argument("--n1", type=int, help="layers of the understanding stage (default: a quarter)")
+    parser.add_argument("--n2", type=int, help="layers of the generation stage (default: an eighth)")
+    parser.add_argument("--max-tokens", type=int, default=512, help="longer documents are cut here (default: 512)")
+    parser.add_argument(
+        "--quick", action="store_true", help="a first look: few documents, two seeds, and en, de, zh unless --languages"
+    )
+
+
+def _add_rule(parser: argparse.ArgumentParser) -> None:
+    from mwork_jax.select import DEFAULT_RULE, MODES
+
+    parser.add_argument(
+        "--rule",
+        default=DEFAULT_RULE,
+        help=f"epsilon:X, top_k:K or top_fraction:F, each with @SHARE (default: {DEFAULT_RULE})",
+    )
+    parser.add_argument("--mode", default=MODES[0], help=f"{', '.join(MODES)} (default: {MODES[0]})")
+
+
+def _add_detect(commands: Any) -> None:
+    what = "score every neuron on each language's documents"
+    example = "mwork detect --model gemma3-270m --corpus en=en.txt --corpus de=de.jsonl --out results"
+    parser = _command(commands, "detect", _detect, what, example)
+    _add_model(parser)
+    parser.add_argument(
+        "--corpus",
+        action="append",
+        required=True,
+        metavar="LANG=FILE",
+        help="one per language: text or JSONL with a 'text'",
+    )
+    parser.add_argument(
+        "--out", default="mwork-results", help="output folder; scores go to OUT/scores (default: mwork-results)"
+    )
+    parser.add_argument("--documents", type=int, help="use the first so many documents of each corpus (default: all)")
+    parser.add_argument("--max-tokens", type=int, default=512, help="longer documents are cut here (default: 512)")
+    parser.add_argument("--include-bos", action="store_true", help="count the BOS position in the norms")
+
+
+def _add_select(commands: Any) -> None:
+    what = "choose each language's neurons from the scores of `mwork detect` or `mwork run`"
+    parser = _command(
+        commands, "select", _select, what, "mwork select results --rule top_fraction:0.1 --mode minus_english"
+    )
+    parser.add_argument("folder", help="the folder with scores/LANG.safetensors; neurons go to FOLDER/neurons")
+    _add_rule(parser)
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    from mwork_jax.files import prepare_folder, write_text
+    from mwork_jax.load import load_model
+    from mwork_jax.report import printable, text_report
+    from mwork_jax.run import run
+
+    settings, corpora = _run_settings(chosen)
+    out = prepare_folder(chosen.out)
+    model = load_model(chosen.model, dtype=chosen.dtype)
+    settings.split(model.config.num_layers)
+    results = run(model, corpora, settings, out)
+    text = text_report(results)
+    write_text(out / "table.txt", text + "\n")
+    if chosen.json:
+        print(json.dumps(results))
+    else:
+        print(printable(text, sys.stdout.encoding))
+        print(f"\nEverything is in {out}: results.json, table.txt, neurons/, scores/.")
+
+
+def _run_settings(chosen: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The settings and the documents, checked before the model takes its time to load."""
+    from mwork_jax.corpus import LANGUAGES, Corpus, own_corpus, read_corpus
+    from mwork_jax.run import RunSettings, choose_documents
+    from mwork_jax.select import MODES, Rule
+
+    Rule.parse(chosen.rule)
+    _one_of("--mode", chosen.mode, MODES)
+    _at_least("--seeds", chosen.seeds, 1)
+    _at_least("--max-tokens", chosen.max_tokens, 2)
+    files = _pairs("--data", chosen.data) if chosen.data else {}
+    available = tuple(files) or (("en", "de", "zh") if chosen.quick else LANGUAGES)
+    languages = tuple(dict.fromkeys(chosen.languages.split(","))) if chosen.languages else available
+    settings = RunSettings(
+        languages=languages,
+        rule=chosen.rule,
+        mode=chosen.mode,
+        seeds=chosen.seeds,
+        n1=chosen.n1,
+        n2=chosen.n2,
+        max_tokens=chosen.max_tokens,
+    )
+    if chosen.quick:
+        settings = settings.quick()
+    given = {"documents": chosen.documents, "held_out": chosen.held_out}
+    settings = replace_given(settings, given)
+    corpora = {}
+    for language in languages:
+        if not files:
+            corpora[language] = own_corpus(language)
+            continue
+        if language not in files:
+            raise InputError(f"--data has no documents for {language!r}; it has {', '.join(files)}")
+        texts = read_corpus(files[language])
+        first = settings.documents
+        corpora[language] = Corpus(language, tuple(texts[:first]), tuple(texts[first:]), str(files[language]))
+    choose_documents(corpora, settings)
+    return settings, corpora
+
+
+def replace_given(settings: Any, given: dict[str, Any]) -> Any:
+    """The settings with those values that were given on the command line."""
+    from dataclasses import replace
+
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})
+
+
+def _detect(chosen: argparse.Namespace) -> None:
+    from mwork_jax.corpus import Batching, read_corpus
+    from mwork_jax.detect import score_neurons
+    from mwork_jax.files import prepare_folder
+    from mwork_jax.load import load_model
+    from mwork_jax.progress import Progress
+
+    _at_least("--max-tokens", chosen.max_tokens, 2)
+    corpora = {language: read_corpus(path) for language, path in _pairs("--corpus", chosen.corpus).items()}
+    for language, documents in corpora.items():
+        if chosen.documents is not None:
+            _at_least("--documents", chosen.documents, 1)
+            if chosen.documents > len(documents):
+                raise InputError(f"--corpus {language}: {chosen.documents} documents asked, there are {len(documents)}")
+            corpora[language] = documents[: chosen.documents]
+    out = prepare_folder(chosen.out)
+    model = load_model(chosen.model, dtype=chosen.dtype)
+    written = {}
+    with Progress(sum(map(len, corpora.values()))) as bar:
+        for language, documents in corpora.items():
+            bar.say(f"detect {language}")
+            done = 0
+
+            def step(count: int) -> None:
+                nonlocal done
+                bar.add(count - done)
+                done = count
+
+            scores = score_neurons(
+                model,
+                documents,
+                include_bos=chosen.include_bos,
+                batching=Batching(max_tokens=chosen.max_tokens),
+                provenance={"language": language, "corpus": _pairs("--corpus", chosen.corpus)[language]},
+                progress=step,
+            )
+            path = out / "scores" / f"{language}.safetensors"
+            scores.save(path)
+            written[language] = {"file": str(path), "documents": scores.documents, "tokens": scores.tokens}
+    _print(
+        chosen,
+        written,
+        [f"{lang}: {w['documents']} documents, {w['tokens']} tokens -> {w['file']}" for lang, w in written.items()],
+    )
+
+
+def _select(chosen: argparse.Namespace) -> None:
+    from mwork_jax.detect import NeuronScores
+    from mwork_jax.select import select_neurons
+
+    folder = Path(chosen.folder)
+    paths = sorted((folder / "scores").glob("*.safetensors"))
+    if not paths:
+        raise InputError(f"{folder}: no scores/LANG.safetensors in it; `mwork detect` or `mwork run` writes them")
+    found = select_neurons({p.stem: NeuronScores.load(p) for p in paths}, chosen.rule, chosen.mode)
+    written = {}
+    for language, neurons in found.items():
+        path = folder / "neurons" / f"{language}.json"
+        neurons.save(path)
+        written[language] = {"file": str(path), "count": neurons.count(), "share": neurons.count() / neurons.total()}
+    _print(
+        chosen,
+        written,
+        [f"{lang}: {w['count']:,} neurons ({100 * w['share']:.2f}%) -> {w['file']}" for lang, w in written.items()],
+    )
+
+
+def _print(chosen: argparse.Namespace, value: Any, lines: list[str]) -> None:
+    print(json.dumps(value) if chosen.json else "\n".join(lines))
+
+
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """LANG=FILE options as a table."""
+    pairs: dict[str, str] = {}
+    for item in given:
+        language, equals, path = item.partition("=")
+        if not (language and equals and path):
+            raise InputError(f"{option} {item}: LANG=FILE is needed, as in {option} de=german.txt")
+        if language in pairs:
+            raise InputError(f"{option} {item}: {language!r} is given twice")
+        pairs[language] = path
+    return pairs
+
+
+def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InputError(f"{option} {value}: it must be one of {', '.join(allowed)}")
+
+
+def _at_least(option: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{option} {value}: it must be at least {least}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Documents to neuron importance (PLND, section 2 of the paper): all five groups from one forward pass.
+
+Imp(N | c) = || T(h; N zeroed) - T(h) ||_2 over document c's real tokens. Feed-forward and value neurons have it in
+closed form on the block's output; query and key neurons are measured on the attention weights
+(`mwork_kernels.qk_importance`).
+
+What is kept of a stream of documents are order statistics, so that any threshold can be asked afterwards and memory
+does not grow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from mwork_kernels.qk_importance import qk_importance  # pyright: ignore[reportMissingImports]
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mwork_jax.config import ModelConfig
+from mwork_jax.corpus import Batching, Document, Encoded, batches, encoded
+from mwork_jax.errors import InputError
+from mwork_jax.files import atomic_path
+from mwork_jax.load import Model
+from mwork_jax.model import Decoder, LayerRecord, hidden_states
+from mwork_jax.neurons import GROUPS, NeuronMask, group_widths
+
+_FORMAT = "mwork-neuron-scores-1"
+DEFAULT_KEPT = 8
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronScores:
+    """What a stream of documents of one language says about every neuron.
+
+    Per group, with n = `kept` documents at most remembered per neuron:
+    lowest [n, layers, width], float32: the n smallest importances over the documents, ascending;
+    worst_rank [n, layers, width], int32: the n worst ranks within layer and group, descending, 0 being a document's
+    most important neuron; mean [layers, width], float32.
+    `lowest[0] >= epsilon` and `worst_rank[0] < K` say that a neuron is activated for every document; entry m says it
+    for all but m of them.
+    """
+
+    lowest: Mapping[str, np.ndarray]
+    worst_rank: Mapping[str, np.ndarray]
+    mean: Mapping[str, np.ndarray]
+    documents: int
+    tokens: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("lowest", "worst_rank", "mean", "provenance"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @property
+    def kept(self) -> int:
+        """How many of the weakest documents are remembered per neuron."""
+        return self.lowest[GROUPS[0]].shape[0]
+
+    def save(self, path: str | Path) -> None:
+        """Writes safetensors, atomically, with the provenance in the header."""
+        tables = {"lowest": self.lowest, "worst_rank": self.worst_rank, "mean": self.mean}
+        arrays = {f"{t}.{g}": np.ascontiguousarray(a) for t, table in tables.items() for g, a in table.items()}
+        header = {
+            "format": _FORMAT,
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "provenance": dict(self.provenance),
+        }
+        with atomic_path(path) as temporary:
+            save_file(arrays, temporary, metadata={"mwork": json.dumps(header, ensure_ascii=False)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> NeuronScores:
+        """The scores that `save` wrote. Raises InputError, naming the file, where it is not one."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = json.loads((file.metadata() or {}).get("mwork", "{}"))
+                if header.get("format") != _FORMAT:
+                    raise InputError(f"{path}: not neuron scores (its header should say {_FORMAT!r})")
+                tables = {t: {g: file.get_tensor(f"{t}.{g}") for g in GROUPS} for t in ("lowest", "worst_rank", "mean")}
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            raise InputError(f"{path}: damaged neuron scores ({str(error).splitlines()[0]})") from None
+        return cls(**tables, documents=header["documents"], tokens=header["tokens"], provenance=header["provenance"])
+
+
+def score_neurons(
+    model: Model,
+    documents: Iterable[Document | Encoded],
+    *,
+    kept: int = DEFAULT_KEPT,
+    include_bos: bool = False,
+    batching: Batching = Batching(),
+    provenance: Mapping[str, Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> NeuronScores:
+    """Scores every neuron on a stream of documents (str or int32 token arrays); memory does not grow with their number.
+
+    kept: how many of the weakest documents to remember per neuron, which bounds how tolerant a rule can be afterwards.
+    include_bos: count the BOS position in the norms; off by default, because its attention-sink activations swamp
+    everything. progress is called with the number of documents done after each batch. Raises InputError for an empty
+    stream or a document of fewer than two tokens.
+    """
+    if kept < 1:
+        raise InputError(f"kept is {kept}; at least 1 is needed")
+    state = _Running.empty(model.config, kept)
+    count = tokens = 0
+    for batch in batches(encoded(model, documents, batching.max_tokens), batching):
+        rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos)
+        state = _score_batch(model.decoder, state, batch.tokens, rows, batch.documents >= 0)
+        count += int((batch.documents >= 0).sum())
+        tokens += int(batch.lengths.sum())
+        if progress is not None:
+            progress(count)
+    host = jax.device_get(state)
+    made = {
+        "model": model.identity,
+        "include_bos": include_bos,
+        "max_tokens": batching.max_tokens,
+        **(provenance or {}),
+    }
+    mean = {g: total / np.float32(count) for g, total in host.total.items()}
+    return NeuronScores(host.lowest, host.worst_rank, mean, count, tokens, made)
+
+
+def importance(model: Model, document: Document, *, include_bos: bool = False) -> dict[str, np.ndarray]:
+    """Imp(N | document) of every neuron: {group: float32 [layers, width]}. The document is str or int32 [time], of any
+    length."""
+    (ready,) = encoded(model, [document], max_tokens=model.config.max_length, where="importance")
+    batch = next(batches([ready], Batching(max_tokens=ready.tokens.size, tokens_per_batch=1)))
+    rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos)
+    scores = _importance_batch(model.decoder, batch.tokens, rows)
+    return {g: np.asarray(s[0]) for g, s in scores.items()}
+
+
+def counted_rows(config: ModelConfig, tokens: np.ndarray, lengths: np.ndarray, include_bos: bool) -> np.ndarray:
+    """Which positions enter the norms: float32 [batch, time], 1 for real tokens but, unless asked, not for a leading
+    BOS."""
+    rows = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
+    if not include_bos and config.bos_id is not None:
+        rows[:, 0] &= tokens[:, 0] != config.bos_id
+    return rows.astype(np.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Running:
+    """The order statistics so far, on the device."""
+
+    lowest: dict[str, jax.Array]
+    worst_rank: dict[str, jax.Array]
+    total: dict[str, jax.Array]
+
+    @classmethod
+    def empty(cls, config: ModelConfig, kept: int) -> _Running:
+        shapes = {g: (config.num_layers, w) for g, w in group_widths(config).items()}
+        return cls(
+            {g: jnp.full((kept, *s), jnp.inf, jnp.float32) for g, s in shapes.items()},
+            {g: jnp.full((kept, *s), -1, jnp.int32) for g, s in shapes.items()},
+            {g: jnp.zeros(s, jnp.float32) for g, s in shapes.items()},
+        )
+
+
+@partial(jax.jit, donate_argnums=1)
+def _score_batch(decoder: Decoder, state: _Running, tokens: jax.Array, rows: jax.Array, real: jax.Array) -> _Running:
+    """Folds a batch into the order statistics; rows of the batch that are not `real` change nothing."""
+    scores = _importance(decoder, tokens, rows)
+    lowest, worst, total = {}, {}, {}
+    for group, score in scores.items():
+        there = real[:, None, None]
+        ranks = jnp.argsort(jnp.argsort(-score, axis=-1), axis=-1).astype(jnp.int32)
+        lowest[group] = _insert(state.lowest[group], jnp.where(there, score, jnp.inf), jnp.minimum, jnp.maximum)
+        worst[group] = _insert(state.worst_rank[group], jnp.where(there, ranks, -1), jnp.maximum, jnp.minimum)
+        total[group] = state.total[group] + jnp.sum(jnp.where(there, score, 0.0), axis=0)
+    return _Running(lowest, worst, total)
+
+
+def _insert(sorted_: jax.Array, new: jax.Array, keep: Callable, push: Callable) -> jax.Array:
+    """Inserts each of new [b, ...] into the sorted list along axis 0; what no longer fits falls out at its end."""
+    entries = list(sorted_)
+    for value in new:
+        for place, entry in enumerate(entries):
+            entries[place], value = keep(entry, value), push(entry, value)
+    return jnp.stack(entries)
+
+
+def _importance(decoder: Decoder, tokens: jax.Array, rows: jax.Array) -> dict[str, jax.Array]:
+    """Imp of every neuron for each document of a batch: {group: float32 [batch, layers, width]}."""
+    mask = NeuronMask.keep_all(decoder.config)
+    _, scores = hidden_states(decoder, tokens, mask, observe=partial(_layer_importance, decoder.config, rows))
+    return {g: jnp.swapaxes(s, 0, 1) for g, s in scores.items()}
+
+
+_importance_batch = jax.jit(_importance)
+
+
+def _layer_importance(config: ModelConfig, rows: jax.Array, record: LayerRecord) -> dict[str, jax.Array]:
+    """One layer's importances, {group: float32 [batch, width]}."""
+    batch = rows.shape[0]
+    gains = (None, None)
+    if config.qk_norm:
+        gains = (_norm_gain(record.q_raw, config), _norm_gain(record.k_raw, config))
+    of_q, of_k = qk_importance(
+        record.q,
+        record.k,
+        record.cos,
+        record.sin,
+        rows,
+        record.window,
+        scale=config.attn_scale,
+        softcap=config.attn_softcap,
+        q_gain=gains[0],
+        k_gain=gains[1],
+    )
+    ffn = _ffn_importance(rows, record)
+    flat = {"attn_q": of_q, "attn_k": of_k, "attn_v": _value_importance(config, rows, record)}
+    return {g: s.reshape(batch, -1) for g, s in flat.items()} | {"ffn_up": ffn, "ffn_down": ffn}
+
+
+def _ffn_importance(rows: jax.Array, record: LayerRecord) -> jax.Array:
+    """Imp[k] = ||h[:, k]|| ||W_down[:, k]||: zeroing one neuron removes a rank-one term, whose norm separates. [b,
+    f]."""
+    weights = jnp.square(record.weights["down"].astype(jnp.float32)).sum(axis=0)
+    return jnp.sqrt(jnp.einsum("bt,btf->bf", rows, jnp.square(record.product)) * weights)
+
+
+def _value_importance(config: ModelConfig, rows: jax.Array, record: LayerRecord) -> jax.Array:
+    """Zeroing v[:, (g, j)] removes sum_r a_r w_r^T over the query heads r of group g; two Gram matrices give its norm.
+    [b, g, k]."""
+    groups, shared, size = config.num_kv_heads, config.queries_per_group, config.head_dim
+    heads = record.heads.reshape(*record.heads.shape[:2], groups, shared, size)
+    out = record.weights["o"].astype(jnp.float32).reshape(-1, groups, shared, size)
+    precision = jax.lax.Precision.HIGHEST
+    of_heads = jnp.einsum("bt,btgrk,btgqk->bgkrq", rows, heads, heads, precision=precision)
+    of_out = jnp.einsum("mgrk,mgqk->gkrq", out, out, precision=precision)
+    return jnp.sqrt(jnp.maximum(jnp.sum(of_heads * of_out, axis=(-2, -1)), 0.0))
+
+
+def _norm_gain(raw: jax.Array, config: ModelConfig) -> jax.Array:
+    """By how much a q/k-norm rescales a head's vector [b, t, heads, k] when one of its entries becomes zero: r' / r -
+    1."""
+    squares = jnp.square(raw)
+    share = squares / raw.shape[-1] / (squares.mean(axis=-1, keepdims=True) + config.norm_eps)
+    return jnp.expm1(-0.5 * jnp.log1p(-jnp.minimum(share, 1 - 1e-6)))

@@ -1,0 +1,160 @@
+"""Loading a model: a folder in Hugging Face layout, a Hub id, a GGUF file, or a packaged model by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mwork_jax.config import ModelConfig
+from mwork_jax.errors import InputError
+from mwork_jax.files import read_json
+from mwork_jax.load.assemble import assemble
+from mwork_jax.load.flax_checkpoint import FlaxCheckpoint
+from mwork_jax.load.gguf_file import GGUFCheckpoint
+from mwork_jax.load.hf_folder import SafetensorsFolder
+from mwork_jax.load.packaged import PACKAGED, packaged_gguf
+from mwork_jax.load.source import WeightSource
+from mwork_jax.load.tokenizer import encode, folder_tokenizer
+from mwork_jax.model import Decoder
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: `decoder` (parameters, a pytree), its `config`, its `tokenizer` (or None), and where it came
+    from."""
+
+    decoder: Decoder
+    tokenizer: Any | None
+    source: str
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.decoder.config
+
+    def encode(self, document: str | np.ndarray, *, where: str = "document") -> np.ndarray:
+        """A document as int32 [time]. Raises InputError for tokens outside the vocabulary."""
+        tokens = encode(self.tokenizer, document, where=where)
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.config.vocab_size):
+            raise InputError(f"{where}: token {tokens.max()} is outside the vocabulary of {self.config.vocab_size}")
+        return tokens
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What identifies the model in results: its source, shape, dtype and a fingerprint of its weights."""
+        return {
+            "source": self.source,
+            "family": self.config.family,
+            "layers": self.config.num_layers,
+            "hidden_size": self.config.hidden_size,
+            "dtype": jnp.dtype(self.decoder.dtype).name,
+            "weights": _fingerprint(self.decoder),
+        }
+
+
+def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: Any | None = None) -> Model:
+    """Loads a model for `mw.forward` and everything else.
+
+    source: a folder in Hugging Face layout (safetensors, or an older Flax checkpoint), a `.gguf` file, the name of a
+    packaged model ("gemma3-270m"), or a Hub id. dtype: "float32" or "bfloat16", of the weights and of matrix products'
+    operands (results, norms and scores are float32 always); None picks what is fast on this machine. mesh: a
+    `jax.sharding.Mesh` to replicate the weights on. Raises InputError with one line that says what is wrong, where,
+    and what would be right.
+    """
+    if dtype is not None and dtype not in _DTYPES:
+        raise InputError(f"dtype {dtype!r} is not supported; use {' or '.join(_DTYPES)}")
+    compute = _DTYPES[dtype or default_dtype()]
+    weights, config, read_tokenizer = _open(str(source))
+    decoder = assemble(config, weights, compute, _placer(mesh))
+    return Model(decoder, read_tokenizer(), str(source))
+
+
+def default_dtype() -> str:
+    """bfloat16 on accelerators and on CPUs with bfloat16 instructions, else float32."""
+    if jax.default_backend() != "cpu":
+        return "bfloat16"
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "float32"
+    return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
+
+
+def _open(source: str) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
+    """The weights, the configuration, and a function that reads the tokenizer."""
+    if source in PACKAGED:
+        return _open_gguf(packaged_gguf(source))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise InputError(f"{path}: not a model; give a folder in Hugging Face layout or a .gguf file")
+        return _open_gguf(path)
+    if path.suffix.lower() == ".gguf" or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise InputError(
+            f"{source}: no such model; give a folder, a .gguf file, a Hub id (owner/name) or {' or '.join(PACKAGED)}"
+        )
+    return _open_folder(_download(source))
+
+
+def _open_gguf(path: Path) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
+    checkpoint = GGUFCheckpoint(path)
+    return checkpoint, ModelConfig.from_hf(checkpoint.hf_config(), where=str(path)), checkpoint.tokenizer
+
+
+def _open_folder(folder: Path) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no config.json; a model folder in Hugging Face layout has one")
+    hf = read_json(folder / "config.json")
+    if not isinstance(hf, dict):
+        raise InputError(f"{folder / 'config.json'}: a JSON object is needed")
+    config = ModelConfig.from_hf(hf, where=str(folder / "config.json"))
+    if SafetensorsFolder.holds(folder):
+        weights: WeightSource = SafetensorsFolder(folder)
+    elif FlaxCheckpoint.holds(folder):
+        weights = FlaxCheckpoint(folder)
+    else:
+        raise InputError(
+            f"{folder}: no weights; model.safetensors (whole or in shards) or flax_model.msgpack is needed"
+        )
+    return weights, config, lambda: folder_tokenizer(folder)
+
+
+def _download(repository: str) -> Path:
+    """A Hub repository's files in the local cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=_HUB_FILES))
+    except Exception as error:  # offline, unknown, gated: many kinds, one line for all
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{repository}: no such folder here, and the Hub could not give it ({reason[:160]})") from None
+
+
+def _placer(mesh: Any | None) -> Callable[[str, np.ndarray], jax.Array]:
+    if mesh is None:
+        return lambda name, array: jnp.asarray(array)
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return lambda name, array: jax.device_put(array, whole)
+
+
+def _fingerprint(decoder: Decoder) -> str:
+    """A short hash over a sample of every parameter: tells models apart, costs no pass over the weights."""
+    import hashlib
+
+    digest = hashlib.sha256(repr(decoder.config).encode())
+    for leaf in jax.tree.leaves(decoder):
+        flat = leaf.reshape(-1)
+        digest.update(np.asarray(flat[:: max(1, flat.size // 256)][:256].astype(jnp.float32)).tobytes())
+    return digest.hexdigest()[:16]

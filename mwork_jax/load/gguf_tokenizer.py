@@ -1,0 +1,225 @@
+"""The tokenizer of a GGUF file, rebuilt from its metadata with the `tokenizers` library.
+
+Two kinds exist among the supported families: SentencePiece BPE ("llama": Llama 1 and 2, Mistral, Gemma), where merges
+follow from the scores of the pieces, and byte-level BPE ("gpt2": Llama 3, Qwen, SmolLM), whose merges are listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mwork_jax.errors import InputError
+
+_NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # token types; 2 is unknown, 5 unused
+_SPACE = "\u2581"  # how SentencePiece writes a space
+_PREFIX = "tokenizer.ggml."
+_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+class _Split(NamedTuple):
+    """How byte-level BPE cuts text into words before merging."""
+
+    pattern: str | None = None  # None: GPT-2's own pattern, which the library knows
+    single_digits: bool = False
+    nfc: bool = False  # composes accents first
+    whole_words: bool = False  # a word that is a token is taken as it is, whatever the merges say
+    adds_bos: bool = False  # where the file does not say
+
+
+def _splits() -> dict[str, _Split]:
+    """By the name in tokenizer.ggml.pre."""
+    llama3 = _Split(
+        pattern=rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}", whole_words=True, adds_bos=True
+    )
+    qwen2 = _Split(pattern=rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}", nfc=True)
+    names = dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), llama3) | dict.fromkeys(("gpt-2", "default"), _Split())
+    return {**names, "qwen2": qwen2, "smollm": _Split(single_digits=True)}
+
+
+class _Vocabulary:
+    """The metadata below `tokenizer.ggml.`, checked."""
+
+    def __init__(self, metadata: Mapping[str, Any], where: str):
+        self.where = where
+        self._metadata = metadata
+        self.texts: list[str] = metadata[f"{_PREFIX}tokens"]
+        types = self.get("token_type")
+        self.types = np.full(len(self.texts), _NORMAL) if types is None else np.asarray(types)
+        if len(self.types) != len(self.texts):
+            raise InputError(f"{where}: {len(self.types)} token types for {len(self.texts)} tokens")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._metadata.get(_PREFIX + key, default)
+
+    def of_type(self, kind: int) -> list[str]:
+        return [self.texts[i] for i in np.flatnonzero(self.types == kind)]
+
+    def ids(self) -> dict[str, int]:
+        """Text -> id. Raises InputError where two tokens are the same."""
+        ids = {text: i for i, text in enumerate(self.texts)}
+        if len(ids) != len(self.texts):
+            twice = next(text for i, text in enumerate(self.texts) if ids[text] != i)
+            raise InputError(f"{self.where}: token {twice!r} is in the vocabulary twice")
+        return ids
+
+    def special(self, name: str) -> str | None:
+        """The text of the bos, eos, unk or pad token, or None where the file names none."""
+        key = f"{_SPECIAL[name]}_token_id"
+        index = self.get(key)
+        if index is None:
+            return None
+        if not isinstance(index, int) or not 0 <= index < len(self.texts):
+            raise InputError(f"{self.where}: {_PREFIX}{key} is {index!r}; the vocabulary has {len(self.texts)} tokens")
+        return self.texts[index]
+
+
+def build_tokenizer(metadata: Mapping[str, Any], where: str) -> Any | None:
+    """A transformers fast tokenizer from GGUF metadata, or None where there is no vocabulary in it.
+
+    where: the file, for messages. Raises InputError for a tokenizer or a pre-tokenizer that is not supported, or
+    metadata that does not fit together.
+    """
+    if not metadata.get(f"{_PREFIX}tokens"):
+        return None
+    vocabulary = _Vocabulary(metadata, where)
+    model = vocabulary.get("model")
+    if model == "llama":
+        tokenizer, adds_bos = _sentencepiece(vocabulary), True
+    elif model == "gpt2":
+        tokenizer, adds_bos = _byte_level(vocabulary)
+    else:
+        raise InputError(f"{where}: tokenizer {model!r} is not supported; supported: llama, gpt2")
+    _add_ends(tokenizer, vocabulary, adds_bos)
+    return _wrap(tokenizer, vocabulary, metadata)
+
+
+def _sentencepiece(vocabulary: _Vocabulary) -> Any:
+    """SentencePiece BPE: spaces become visible, characters without a piece become bytes."""
+    from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+    from tokenizers.models import BPE
+
+    for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
+        if np.any(vocabulary.get(key, False)):
+            raise InputError(f"{vocabulary.where}: {_PREFIX}{key} is set, which is not supported for tokenizer 'llama'")
+    for i in np.flatnonzero(vocabulary.types == _USER_DEFINED):
+        # Gemma's runs of spaces are written with real spaces in the file; by then they are visible ones.
+        vocabulary.texts[i] = vocabulary.texts[i].replace(" ", _SPACE)
+    merges = merges_from_scores(vocabulary.of_type(_NORMAL), _normal_scores(vocabulary))
+    model = BPE(
+        vocabulary.ids(),
+        merges,
+        unk_token=vocabulary.special("unk"),
+        fuse_unk=True,
+        byte_fallback=bool((vocabulary.types == _BYTE).any()),
+    )
+    tokenizer = Tokenizer(model)
+    prefix = bool(vocabulary.get("add_space_prefix", True))
+    spaces = normalizers.Replace(" ", _SPACE)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if prefix else spaces
+    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    # User-defined pieces are cut out after normalisation; a prefixed normaliser would prefix the pieces too.
+    tokenizer.add_tokens([AddedToken(t, normalized=not prefix) for t in vocabulary.of_type(_USER_DEFINED)])
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in vocabulary.of_type(_CONTROL)])
+    return tokenizer
+
+
+def _normal_scores(vocabulary: _Vocabulary) -> np.ndarray:
+    scores = vocabulary.get("scores")
+    if scores is None or len(scores) != len(vocabulary.texts):
+        found = "no" if scores is None else len(scores)
+        raise InputError(f"{vocabulary.where}: {found} {_PREFIX}scores for {len(vocabulary.texts)} tokens")
+    return np.asarray(scores)[vocabulary.types == _NORMAL]
+
+
+def merges_from_scores(pieces: list[str], scores: np.ndarray) -> list[tuple[str, str]]:
+    """Every way to put a piece together from two others, best piece first: what SentencePiece decides from scores
+    alone.
+
+    pieces: the ordinary ones, no control or byte tokens. scores: one per piece, higher merges earlier.
+    """
+    known = set(pieces)
+    merges = []
+    for i in np.argsort(-scores, kind="stable").tolist():
+        piece = pieces[i]
+        for cut in range(1, len(piece)):
+            left = piece[:cut]
+            if left in known and (right := piece[cut:]) in known:
+                merges.append((left, right))
+    return merges
+
+
+def _byte_level(vocabulary: _Vocabulary) -> tuple[Any, bool]:
+    """Byte-level BPE, and whether this kind puts BOS in front where the file does not say."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import BPE
+
+    splits, name = _splits(), vocabulary.get("pre", "default")
+    if name not in splits:
+        known = ", ".join(splits)
+        raise InputError(f"{vocabulary.where}: pre-tokenizer {name!r} is not supported; supported: {known}")
+    split, ids = splits[name], vocabulary.ids()
+    merges = [tuple(merge.split(" ")) for merge in vocabulary.get("merges", [])]
+    for merge in merges:
+        if len(merge) != 2 or merge[0] not in ids or merge[1] not in ids or "".join(merge) not in ids:
+            raise InputError(f"{vocabulary.where}: merge {' '.join(merge)!r} does not fit the vocabulary")
+    tokenizer = Tokenizer(BPE(ids, merges, fuse_unk=False, byte_fallback=False, ignore_merges=split.whole_words))
+    if split.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    steps = [pre_tokenizers.Split(Regex(split.pattern), "isolated")] if split.pattern else []
+    steps += [pre_tokenizers.Digits(individual_digits=True)] if split.single_digits else []
+    steps += [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split.pattern is None)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in vocabulary.of_type(_USER_DEFINED)])
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in vocabulary.of_type(_CONTROL)])
+    return tokenizer, split.adds_bos
+
+
+def _add_ends(tokenizer: Any, vocabulary: _Vocabulary, adds_bos: bool) -> None:
+    """BOS and EOS around every text, as the file asks for."""
+    from tokenizers.processors import TemplateProcessing
+
+    wanted = {"bos": vocabulary.get("add_bos_token", adds_bos), "eos": vocabulary.get("add_eos_token", False)}
+    ends = {name: vocabulary.special(name) for name, wants in wanted.items() if wants}
+    missing = [name for name, text in ends.items() if text is None]
+    if missing:
+        raise InputError(f"{vocabulary.where}: the tokenizer adds {missing[0]} but {_PREFIX}{missing[0]}_token_id is missing")
+    bos, eos = ends.get("bos"), ends.get("eos")
+    first = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
+    second = [f"{part.replace('$A', '$B')}:1" for part in first]
+    special = [(text, vocabulary.texts.index(text)) for text in ends.values() if text is not None]
+    if special or tokenizer.post_processor is None:
+        tokenizer.post_processor = TemplateProcessing(single=first, pair=[*first, *second], special_tokens=special)
+
+
+class _Uncopied:
+    """Hands a tokenizer over as it is. transformers deep-copies what it is given, through JSON: seconds for a large
+    vocabulary that nobody else holds."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self._tokenizer
+
+
+def _wrap(tokenizer: Any, vocabulary: _Vocabulary, metadata: Mapping[str, Any]) -> Any:
+    from transformers import PreTrainedTokenizerFast  # takes a second to import; models without text never pay for it
+
+    special = {f"{name}_token": vocabulary.special(name) for name in _SPECIAL}
+    length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_Uncopied(tokenizer),
+        clean_up_tokenization_spaces=False,
+        chat_template=metadata.get("tokenizer.chat_template"),
+        **{name: text for name, text in special.items() if text is not None},
+        **({"model_max_length": length} if length else {}),
+    )

@@ -1,0 +1,60 @@
+"""Checkpoints in a folder as Hugging Face writes them: safetensors, whole or in shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors then uses
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mwork_jax.errors import InputError
+from mwork_jax.files import read_json
+
+_WHOLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+class SafetensorsFolder:
+    """The weights of a folder with `model.safetensors`, or with shards and `model.safetensors.index.json`."""
+
+    def __init__(self, folder: str | Path):
+        """Opens every file and reads its header. Raises InputError where one is missing, cut short or damaged."""
+        folder = Path(folder)
+        self.where = str(folder)
+        self._file_of: dict[str, Path] = {}
+        self._files = {path: _open(path) for path in self._paths(folder)}
+        for path, handle in self._files.items():
+            self._file_of.update(dict.fromkeys(handle.keys(), path))
+
+    @staticmethod
+    def holds(folder: Path) -> bool:
+        return (folder / _INDEX).is_file() or (folder / _WHOLE).is_file()
+
+    @staticmethod
+    def _paths(folder: Path) -> list[Path]:
+        if not (folder / _INDEX).is_file():
+            return [folder / _WHOLE]
+        index = read_json(folder / _INDEX)
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(shards, dict) or not shards:
+            raise InputError(f"{folder / _INDEX}: no 'weight_map' that says which shard holds which tensor")
+        paths = [folder / name for name in sorted(set(shards.values()))]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise InputError(f"{folder}: {_INDEX} names files that are not there: {', '.join(missing)}")
+        return paths
+
+    def names(self) -> set[str]:
+        return set(self._file_of)
+
+    def read(self, name: str) -> np.ndarray:
+        return self._files[self._file_of[name]].get_tensor(name)
+
+
+def _open(path: Path):  # noqa: ANN202  safetensors does not export the handle's type
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: damaged or cut short ({reason}); download or copy the file again") from None

@@ -1,0 +1,39 @@
+"""Tokenizers: Hugging Face's own, loaded without torch and without remote code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mwork_jax.errors import InputError
+
+_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+def folder_tokenizer(folder: Path) -> Any | None:
+    """The tokenizer of a checkpoint folder, or None where it has none. Raises InputError where it cannot be read."""
+    if not any((folder / name).is_file() for name in _FILES):
+        return None
+    from transformers import AutoTokenizer  # takes a second to import; models without text never pay for it
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds for damaged files
+        raise InputError(f"{folder}: the tokenizer cannot be read ({str(error).splitlines()[0][:200]})") from None
+
+
+def encode(tokenizer: Any | None, document: str | np.ndarray, *, where: str = "document") -> np.ndarray:
+    """A document as int32 [time]: text through the tokenizer (with the special tokens the model expects), arrays as
+    they are."""
+    if isinstance(document, str):
+        if tokenizer is None:
+            raise InputError(f"{where}: the model has no tokenizer; give int32 token arrays instead of text")
+        return np.asarray(tokenizer(document)["input_ids"], np.int32)
+    tokens = np.asarray(document)
+    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+        raise InputError(
+            f"{where}: tokens must be a one-dimensional integer array, not {tokens.dtype} of shape {tokens.shape}"
+        )
+    return tokens.astype(np.int32)

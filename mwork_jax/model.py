@@ -1,0 +1,357 @@
+"""The decoder of the Llama, Mistral, Qwen and Gemma families, in one file.
+
+Parameters live in a Flax nnx module (`Decoder`), every layer's stacked along a leading axis; computing is done by pure
+functions that scan over that axis. A neuron mask is an array like any other, so any number of masks runs in one
+compiled program.
+
+Letters in the einsums and shape comments: b batch, t query time, s key time, m hidden size, h query head, g key/value
+head, r query head within a group, k head size, f feed-forward size, v vocabulary. Weights keep the orientation of the
+checkpoint, [out, in], so a neuron is a row of q, k, v, gate, up and a column of down, as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mwork_jax.config import FULL_ATTENTION, ModelConfig, Rope
+from mwork_jax.neurons import NeuronMask
+
+_QUERY_BLOCK = 64  # attention works through at least so many queries at a time,
+_QUERY_BLOCKS = 8  # in at most so many blocks: each is compiled on its own
+
+
+class ParameterSpec(NamedTuple):
+    """One declaration per parameter: its shape, the logical name of each axis, and whether it stays float32."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    keep_float32: bool = False
+
+
+def parameter_specs(config: ModelConfig) -> dict[str, ParameterSpec]:
+    """Every parameter of a decoder. Names with `layers.` have a leading layer axis."""
+    c = config
+    heads, keys = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+    specs = {
+        "embed": ParameterSpec((c.vocab_size, c.hidden_size), ("vocab", "hidden")),
+        "final_norm": ParameterSpec((c.hidden_size,), ("hidden",), True),
+    }
+    if not c.tie_embeddings:
+        specs["head"] = ParameterSpec((c.vocab_size, c.hidden_size), ("vocab", "hidden"))
+    layer = {
+        "attn_norm": ParameterSpec((c.hidden_size,), ("hidden",), True),
+        "q": ParameterSpec((*heads, c.hidden_size), ("heads", "head_dim", "hidden")),
+        "k": ParameterSpec((*keys, c.hidden_size), ("kv_heads", "head_dim", "hidden")),
+        "v": ParameterSpec((*keys, c.hidden_size), ("kv_heads", "head_dim", "hidden")),
+        "o": ParameterSpec((c.hidden_size, *heads), ("hidden", "heads", "head_dim")),
+        "ffn_norm": ParameterSpec((c.hidden_size,), ("hidden",), True),
+        "gate": ParameterSpec((c.intermediate_size, c.hidden_size), ("ffn", "hidden")),
+        "up": ParameterSpec((c.intermediate_size, c.hidden_size), ("ffn", "hidden")),
+        "down": ParameterSpec((c.hidden_size, c.intermediate_size), ("hidden", "ffn")),
+    }
+    if c.qkv_bias:
+        layer["q_bias"] = ParameterSpec(heads, ("heads", "head_dim"), True)
+        layer["k_bias"] = ParameterSpec(keys, ("kv_heads", "head_dim"), True)
+        layer["v_bias"] = ParameterSpec(keys, ("kv_heads", "head_dim"), True)
+    if c.attn_out_bias:
+        layer["o_bias"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
+    if c.mlp_bias:
+        layer["gate_bias"] = ParameterSpec((c.intermediate_size,), ("ffn",), True)
+        layer["up_bias"] = ParameterSpec((c.intermediate_size,), ("ffn",), True)
+        layer["down_bias"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
+    if c.qk_norm:
+        layer["q_norm"] = ParameterSpec((c.head_dim,), ("head_dim",), True)
+        layer["k_norm"] = ParameterSpec((c.head_dim,), ("head_dim",), True)
+    if c.post_norms:
+        layer["attn_post_norm"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
+        layer["ffn_post_norm"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
+    for name, spec in layer.items():
+        specs[f"layers.{name}"] = ParameterSpec((c.num_layers, *spec.shape), ("layers", *spec.axes), spec.keep_float32)
+    return specs
+
+
+class Layers(nnx.Module):
+    """The stacked parameters of all layers: attribute `name` for each `layers.name` of `parameter_specs`."""
+
+    def __init__(self, arrays: Mapping[str, jax.Array]):
+        for name, array in arrays.items():
+            setattr(self, name, nnx.Param(array))
+
+
+class Decoder(nnx.Module):
+    """Holds the parameters of one model and its configuration; computes nothing itself."""
+
+    def __init__(self, config: ModelConfig, arrays: Mapping[str, jax.Array]):
+        """arrays: one per entry of `parameter_specs(config)`, of that shape. Raises ValueError where they differ."""
+        specs = parameter_specs(config)
+        shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+        if shapes != {name: spec.shape for name, spec in specs.items()}:
+            wrong = {n for n in shapes.keys() | specs.keys() if n not in specs or shapes.get(n) != specs[n].shape}
+            raise ValueError(f"parameters do not fit the configuration: {', '.join(sorted(wrong))}")
+        self.config = config
+        self.embed = nnx.Param(arrays["embed"])
+        self.final_norm = nnx.Param(arrays["final_norm"])
+        self.head = None if config.tie_embeddings else nnx.Param(arrays["head"])
+        self.layers = Layers({n.removeprefix("layers."): a for n, a in arrays.items() if n.startswith("layers.")})
+
+    @classmethod
+    def random(cls, config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Decoder:
+        """A decoder with random weights, for tests and for compiling without a checkpoint."""
+        arrays = {}
+        for name, spec in parameter_specs(config).items():
+            key, own = jax.random.split(key)
+            fan_in = spec.shape[-1] if name != "layers.o" else config.num_heads * config.head_dim
+            noise = jax.random.normal(own, spec.shape, jnp.float32)
+            if name.endswith("norm"):
+                arrays[name] = 1.0 - config.norm_offset + 0.1 * noise
+            else:
+                arrays[name] = noise * (0.1 if spec.keep_float32 else fan_in**-0.5)
+            arrays[name] = arrays[name].astype(jnp.float32 if spec.keep_float32 else dtype)
+        return cls(config, arrays)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the weights, in which matrix products read their operands."""
+        return self.embed[...].dtype
+
+
+class LayerRecord(NamedTuple):
+    """What one layer computed, for those who measure it. Unused fields cost nothing: the compiler removes them.
+
+    `q` and `k` are before RoPE and after the q/k-norm where there is one, `q_raw` and `k_raw` before that norm.
+    """
+
+    q_raw: jax.Array  # [b, t, h, k]
+    k_raw: jax.Array  # [b, t, g, k]
+    q: jax.Array  # [b, t, h, k]
+    k: jax.Array  # [b, t, g, k]
+    v: jax.Array  # [b, t, g, k]
+    cos: jax.Array  # [b or 1, t, k]
+    sin: jax.Array  # [b or 1, t, k]
+    window: jax.Array  # int32 scalar, how many positions a query sees
+    heads: jax.Array  # [b, t, h, k], attention output before W_O
+    product: jax.Array  # [b, t, f], act(gate) * up
+    hidden: jax.Array  # [b, t, m], the residual stream after this layer
+    weights: dict[str, jax.Array]  # this layer's parameters
+
+
+def hidden_states(
+    decoder: Decoder,
+    tokens: jax.Array,
+    mask: NeuronMask,
+    *,
+    start: jax.Array | None = None,
+    observe: Callable[[LayerRecord], Any] | None = None,
+) -> tuple[jax.Array, Any]:
+    """The residual stream after the last layer, and what `observe` made of every layer.
+
+    tokens: int32 [batch, time]. Padding on the right needs no care (attention is causal); for padding on the left give
+    `start`, int32 [batch], the index of each row's first real token: positions count from there and earlier keys are
+    invisible. Returns (float32 [batch, time, hidden] before the final norm, observe's results stacked over layers, or
+    None).
+    """
+    config = decoder.config
+    x = decoder.embed[...][tokens].astype(jnp.float32) * config.embed_scale
+    times = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    positions = times if start is None else jnp.maximum(times - start[:, None], 0)
+    tables = rope_tables(config.ropes, config.head_dim, positions)
+    windows = np.array([w if w != FULL_ATTENTION else np.iinfo(np.int32).max for w in config.windows], np.int32)
+    stacked = (
+        {name: value[...] for name, value in vars(decoder.layers).items() if isinstance(value, nnx.Param)},
+        mask,
+        jnp.asarray(config.layer_rope, jnp.int32),
+        jnp.asarray(windows),
+    )
+
+    def step(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
+        weights, layer_mask, rope, window = xs
+        cos, sin = tables[0][rope], tables[1][rope]
+        x, record = _layer(config, x, weights, layer_mask, cos, sin, window, start)
+        return x, observe(record) if observe is not None else None
+
+    return jax.lax.scan(step, x, stacked)
+
+
+def logits_of(decoder: Decoder, x: jax.Array) -> jax.Array:
+    """Next-token logits: float32 [..., hidden] -> float32 [..., vocab]."""
+    config = decoder.config
+    x = rms_norm(x, decoder.final_norm[...], config)
+    table = decoder.embed[...] if decoder.head is None else decoder.head[...]
+    return soft_cap(product("...m,vm->...v", x, table), config.final_softcap)
+
+
+@jax.jit
+def forward_decoder(decoder: Decoder, tokens: jax.Array, mask: NeuronMask) -> jax.Array:
+    """`tokens` int32 [batch, time] -> logits float32 [batch, time, vocab], with the neurons of `mask` that are 0
+    switched off."""
+    x, _ = hidden_states(decoder, tokens, mask)
+    return logits_of(decoder, x)
+
+
+def _layer(
+    config: ModelConfig,
+    x: jax.Array,
+    w: dict[str, jax.Array],
+    mask: NeuronMask,
+    cos: jax.Array,
+    sin: jax.Array,
+    window: jax.Array,
+    start: jax.Array | None,
+) -> tuple[jax.Array, LayerRecord]:
+    """One decoder layer: x float32 [b, t, m] -> (x after the layer, what it computed)."""
+    with jax.named_scope("attention"):
+        y = rms_norm(x, w["attn_norm"], config)
+        q_raw = _project(y, w, "q", mask.attn_q, config.head_dim)
+        k_raw = _project(y, w, "k", mask.attn_k, config.head_dim)
+        v = _project(y, w, "v", mask.attn_v, config.head_dim)
+        q = rms_norm(q_raw, w["q_norm"], config) if config.qk_norm else q_raw
+        k = rms_norm(k_raw, w["k_norm"], config) if config.qk_norm else k_raw
+        heads = attend(config, rotate(q, cos, sin), rotate(k, cos, sin), v, window, start, w["o"].dtype)
+        y = product("bthk,mhk->btm", heads, w["o"])
+        if config.attn_out_bias:
+            y = y + w["o_bias"]
+        x = x + (rms_norm(y, w["attn_post_norm"], config) if config.post_norms else y)
+    with jax.named_scope("ffn"):
+        y = rms_norm(x, w["ffn_norm"], config)
+        gate, up = product("btm,fm->btf", y, w["gate"]), product("btm,fm->btf", y, w["up"])
+        if config.mlp_bias:
+            gate, up = gate + w["gate_bias"], up + w["up_bias"]
+        h = _ACTIVATIONS[config.activation](gate) * up * (mask.ffn_up * mask.ffn_down)
+        y = product("btf,mf->btm", h, w["down"])
+        if config.mlp_bias:
+            y = y + w["down_bias"]
+        x = x + (rms_norm(y, w["ffn_post_norm"], config) if config.post_norms else y)
+    return x, LayerRecord(q_raw, k_raw, q, k, v, cos, sin, window, heads, h, x, w)
+
+
+def _project(y: jax.Array, w: dict[str, jax.Array], name: str, mask: jax.Array, head_dim: int) -> jax.Array:
+    """Queries, keys or values [b, t, heads, k]; a masked neuron is 0, bias included, as if its weights were."""
+    x = product("btm,hkm->bthk", y, w[name])
+    if f"{name}_bias" in w:
+        x = x + w[f"{name}_bias"]
+    return x * mask.reshape(-1, head_dim)
+
+
+def attend(
+    config: ModelConfig,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    window: jax.Array,
+    start: jax.Array | None,
+    dtype: Any,
+) -> jax.Array:
+    """Causal attention over rotated q [b, t, h, k], k and v [b, t, g, k] -> [b, t, h, k], float32.
+
+    Works through blocks of queries, each against the keys up to its end: half the work of the square, and bounded memory.
+    Heads come first within a block, so that every product is a plain batched matrix product.
+    """
+    batch, time, _, size = q.shape
+    groups, shared = config.num_kv_heads, config.queries_per_group
+    q = q.astype(dtype).reshape(batch, time, groups, shared, size).transpose(0, 2, 3, 1, 4)
+    k, v = (x.astype(dtype).transpose(0, 2, 1, 3) for x in (k, v))
+    step = max(_QUERY_BLOCK, -(-time // _QUERY_BLOCKS))
+    blocks = []
+    for begin in range(0, time, step):
+        end = min(begin + step, time)
+        queries = q[:, :, :, begin:end].reshape(batch, groups, -1, size)
+        scores = product("bgqk,bgsk->bgqs", queries, k[:, :, :end]) * config.attn_scale
+        scores = soft_cap(scores, config.attn_softcap).reshape(batch, groups, shared, end - begin, end)
+        seen = visible(jnp.arange(begin, end), jnp.arange(end), window, start)[:, None, None]
+        weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
+        weights = weights.astype(dtype).reshape(batch, groups, -1, end)
+        out = product("bgqs,bgsk->bgqk", weights, v[:, :, :end])
+        blocks.append(out.reshape(batch, groups, shared, end - begin, size))
+    heads = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=3)
+    return heads.transpose(0, 3, 1, 2, 4).reshape(batch, time, -1, size)
+
+
+def visible(t: jax.Array, s: jax.Array, window: jax.Array, start: jax.Array | None) -> jax.Array:
+    """Whether a query at time t sees a key at time s: bool [batch or 1, t, s]."""
+    ago = t[:, None] - s[None, :]
+    seen = ((ago >= 0) & (ago < window))[None]
+    return seen if start is None else seen & (s[None, None, :] >= start[:, None, None])
+
+
+def product(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """An einsum in the dtype of `b` (the weights) with a float32 result: bfloat16 in, float32 accumulated and out."""
+    precision = jax.lax.Precision.HIGHEST if b.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jnp.einsum(letters, a.astype(b.dtype), b, precision=precision, preferred_element_type=jnp.float32)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
+    """Root-mean-square norm over the last axis, float32; Gemma's weight is an offset from 1."""
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.norm_eps)
+    return x * scale * (weight + config.norm_offset)
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(x / cap): keeps Gemma 2's scores within +-cap; the identity where there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """RoPE in the half-split layout of HF: x [b, t, heads, k], cos and sin [b or 1, t, k]."""
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return x * cos[:, :, None] + turned * sin[:, :, None]
+
+
+def rope_tables(ropes: tuple[Rope, ...], head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, float32 [ropes, b, t, k], for integer positions [b, t]."""
+    cos, sin = [], []
+    for rope in ropes:
+        angles = positions[..., None].astype(jnp.float32) * jnp.asarray(rope_frequencies(rope, head_dim))
+        angles = jnp.concatenate([angles, angles], axis=-1)
+        cos.append(jnp.cos(angles) * rope.attention_factor)
+        sin.append(jnp.sin(angles) * rope.attention_factor)
+    return jnp.stack(cos), jnp.stack(sin)
+
+
+def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """Radians per position of each pair, float32 [head_dim / 2]."""
+    plain = rope.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if rope.kind == "linear":
+        plain = plain / rope.factor
+    elif rope.kind == "llama3":
+        plain = _llama3_frequencies(rope, plain)
+    elif rope.kind == "yarn":
+        plain = _yarn_frequencies(rope, plain, head_dim)
+    return plain.astype(np.float32)
+
+
+def _llama3_frequencies(rope: Rope, plain: np.ndarray) -> np.ndarray:
+    """Llama 3.1: long waves are slowed by `factor`, short ones kept, those between blended."""
+    turns = rope.original_length * plain / (2 * np.pi)  # how often a pair turns within the original context
+    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blend = np.clip(blend, 0.0, 1.0)
+    return (1 - blend) * plain / rope.factor + blend * plain
+
+
+def _yarn_frequencies(rope: Rope, plain: np.ndarray, head_dim: int) -> np.ndarray:
+    """YaRN (Peng et al. 2023): pairs that turn often are kept, pairs that turn rarely are interpolated, a ramp
+    between."""
+
+    def pair_that_turns(times: float) -> float:
+        return head_dim * np.log(rope.original_length / (times * 2 * np.pi)) / (2 * np.log(rope.theta))
+
+    low, high = pair_that_turns(rope.beta_fast), pair_that_turns(rope.beta_slow)
+    if rope.truncate:
+        low, high = np.floor(low), np.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0, 1)
+    return plain / rope.factor * ramp + plain * (1 - ramp)
+
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}

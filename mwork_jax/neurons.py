@@ -1,0 +1,223 @@
+"""Neurons: the five groups, sets of them on the host, masks over them on the device.
+
+A neuron is one output row of W_Q, W_K, W_V or W_gate/W_up, or one input column of W_down. Each group is counted at its
+native width: with grouped queries, keys and values have G * d neurons, never H * d. `ffn_up[i]` and `ffn_down[i]` are
+the two ends of the same product act(gate) * up; they differ only when training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mwork_jax.config import ModelConfig
+from mwork_jax.errors import InputError
+from mwork_jax.files import read_json, write_json
+
+GROUPS = ("attn_q", "attn_k", "attn_v", "ffn_up", "ffn_down")
+ATTENTION_GROUPS = GROUPS[:3]
+FFN_GROUPS = GROUPS[3:]
+_FORMAT = "mwork-neuron-set-1"
+
+
+def group_widths(config: ModelConfig) -> dict[str, int]:
+    """Neurons per layer in each group, in the order of GROUPS."""
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return dict(zip(GROUPS, (queries, keys, keys, config.intermediate_size, config.intermediate_size), strict=True))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NeuronMask:
+    """Which neurons act: 1 keeps, 0 switches off. A pytree, so masks can be traced, stacked and vmapped.
+
+    Fields are float32 [layers, width]; `attn_q` has width H*d, `attn_k` and `attn_v` G*d, `ffn_up` and `ffn_down` F.
+    """
+
+    attn_q: jax.Array
+    attn_k: jax.Array
+    attn_v: jax.Array
+    ffn_up: jax.Array
+    ffn_down: jax.Array
+
+    @classmethod
+    def keep_all(cls, config: ModelConfig) -> NeuronMask:
+        """The mask that changes nothing."""
+        return cls(**{g: jnp.ones((config.num_layers, w), jnp.float32) for g, w in group_widths(config).items()})
+
+    def drop(self, neurons: NeuronSet) -> NeuronMask:
+        """This mask with `neurons` switched off as well. Raises InputError where the set is of another shape."""
+        fields = {}
+        for group in GROUPS:
+            kept, dropped = getattr(self, group), neurons.groups[group]
+            if kept.shape[-2:] != dropped.shape:
+                raise InputError(
+                    f"neuron set: {group} has {dropped.shape[0]} layers x {dropped.shape[1]} neurons, "
+                    f"the model has {kept.shape[-2]} x {kept.shape[-1]}; the set is of another model"
+                )
+            fields[group] = kept * jnp.asarray(~dropped, jnp.float32)
+        return NeuronMask(**fields)
+
+    @staticmethod
+    def stack(masks: list[NeuronMask]) -> NeuronMask:
+        """Several masks as one with a leading axis, for `jax.vmap`."""
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *masks)
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array = np.array(array, dtype=bool)
+    array.setflags(write=False)
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronSet:
+    """A set of neurons of one model, kept on the host with its provenance.
+
+    `groups` maps each of GROUPS to a read-only bool array [layers, width], True for a member. Sets of the same model
+    combine with `&`, `|`, `-`. Every operation gives a new set; `provenance` says where it came from (model, language,
+    corpus, rule).
+    """
+
+    groups: Mapping[str, np.ndarray]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if set(self.groups) != set(GROUPS):
+            raise InputError(f"neuron set: groups must be {', '.join(GROUPS)}, not {', '.join(map(str, self.groups))}")
+        frozen = {g: _frozen(self.groups[g]) for g in GROUPS}
+        object.__setattr__(self, "groups", MappingProxyType(frozen))
+        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+
+    @classmethod
+    def empty(cls, config: ModelConfig) -> NeuronSet:
+        """No neurons of a model of this shape."""
+        return cls({g: np.zeros((config.num_layers, w), bool) for g, w in group_widths(config).items()})
+
+    @property
+    def num_layers(self) -> int:
+        return self.groups[GROUPS[0]].shape[0]
+
+    def count(self) -> int:
+        """How many neurons, all groups together."""
+        return sum(int(members.sum()) for members in self.groups.values())
+
+    def counts(self) -> dict[str, np.ndarray]:
+        """How many neurons in each layer: {group: int [layers]}."""
+        return {g: members.sum(axis=1) for g, members in self.groups.items()}
+
+    def total(self) -> int:
+        """How many neurons the model has in these groups."""
+        return sum(members.size for members in self.groups.values())
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NeuronSet):
+            return NotImplemented
+        return self._shapes() == other._shapes() and all(
+            np.array_equal(self.groups[g], other.groups[g]) for g in GROUPS
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __and__(self, other: NeuronSet) -> NeuronSet:
+        return self._combine(other, np.logical_and, "and")
+
+    def __or__(self, other: NeuronSet) -> NeuronSet:
+        return self._combine(other, np.logical_or, "or")
+
+    def __sub__(self, other: NeuronSet) -> NeuronSet:
+        return self._combine(other, lambda a, b: a & ~b, "minus")
+
+    def in_layers(self, start: int, stop: int) -> NeuronSet:
+        """The members in layers start <= layer < stop. Raises InputError for a range outside the model."""
+        if not 0 <= start <= stop <= self.num_layers:
+            raise InputError(f"layers [{start}, {stop}) are outside the model, which has {self.num_layers} layers")
+        inside = np.zeros((self.num_layers, 1), bool)
+        inside[start:stop] = True
+        return self._derived({g: m & inside for g, m in self.groups.items()}, layers=[start, stop])
+
+    def in_groups(self, *names: str) -> NeuronSet:
+        """The members in the groups named."""
+        for name in names:
+            if name not in GROUPS:
+                raise InputError(f"{name!r} is not a neuron group; the groups are {', '.join(GROUPS)}")
+        return self._derived(
+            {g: m if g in names else np.zeros_like(m) for g, m in self.groups.items()}, only=list(names)
+        )
+
+    def random_like(self, seed: int) -> NeuronSet:
+        """As many neurons per layer and group, drawn at random from the whole layer and group.
+
+        A neuron in both `ffn_up` and `ffn_down` switches one product off, not two. So the number of products is
+        matched too: a position that the set has at both ends is drawn once and taken at both ends.
+        """
+        rng = np.random.default_rng(seed)
+        groups = {g: np.zeros_like(m) for g, m in self.groups.items()}
+        for layer in range(self.num_layers):
+            for group in ATTENTION_GROUPS:
+                members = self.groups[group][layer]
+                groups[group][layer, rng.permutation(members.size)[: members.sum()]] = True
+            up, down = self.groups["ffn_up"][layer], self.groups["ffn_down"][layer]
+            both, only_up, only_down = int((up & down).sum()), int((up & ~down).sum()), int((down & ~up).sum())
+            drawn = rng.permutation(up.size)
+            groups["ffn_up"][layer, drawn[: both + only_up]] = True
+            groups["ffn_down"][layer, drawn[:both]] = True
+            groups["ffn_down"][layer, drawn[both + only_up : both + only_up + only_down]] = True
+        return self._derived(groups, random_seed=seed)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the set as JSON, atomically: per group and layer, the sorted indices of its members."""
+        body = {
+            "format": _FORMAT,
+            "provenance": dict(self.provenance),
+            "widths": {g: m.shape[1] for g, m in self.groups.items()},
+            "layers": self.num_layers,
+            "count": self.count(),
+            "neurons": {g: [np.flatnonzero(row).tolist() for row in m] for g, m in self.groups.items()},
+        }
+        write_json(path, body)
+
+    @classmethod
+    def load(cls, path: str | Path) -> NeuronSet:
+        """The set that `save` wrote. Raises InputError, naming the file, where it is not one."""
+        body = read_json(path)
+        if not isinstance(body, dict) or body.get("format") != _FORMAT:
+            raise InputError(f"{path}: not a neuron set (its 'format' should be {_FORMAT!r})")
+        try:
+            groups = {}
+            for group in GROUPS:
+                members = np.zeros((body["layers"], body["widths"][group]), bool)
+                for layer, indices in enumerate(body["neurons"][group]):
+                    members[layer, np.asarray(indices, np.int64)] = True
+                groups[group] = members
+            return cls(groups, body["provenance"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: damaged neuron set ({type(error).__name__}: {error})") from None
+
+    def __repr__(self) -> str:
+        language = self.provenance.get("language")
+        return f"NeuronSet({self.count()} of {self.total()} neurons" + (f", {language})" if language else ")")
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {g: m.shape for g, m in self.groups.items()}
+
+    def _combine(self, other: NeuronSet, operation: Any, name: str) -> NeuronSet:
+        if self._shapes() != other._shapes():
+            raise InputError(
+                f"neuron sets of different models cannot be combined: {self._shapes()} and {other._shapes()}"
+            )
+        groups = {g: operation(self.groups[g], other.groups[g]) for g in GROUPS}
+        return NeuronSet(groups, {"operation": name, "of": [dict(self.provenance), dict(other.provenance)]})
+
+    def _derived(self, groups: dict[str, np.ndarray], **how: Any) -> NeuronSet:
+        return replace(self, groups=groups, provenance={**self.provenance, **how})

@@ -1,0 +1,67 @@
+"""Progress of long work on stderr: a bar on a terminal, plain lines elsewhere, both with the time left."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts units of work towards a total. Units should take about the same time each, or the time left is a guess."""
+
+    def __init__(self, total: float, *, quiet: bool = False):
+        self.total, self.done = total, 0.0
+        self._quiet = quiet
+        self._begin = self._last = time.monotonic()
+        self._skipped = 0.0
+        self._what = ""
+        self._bar = None
+        if not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            layout = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed} so far, {remaining} left"
+            plain = not (sys.stderr.encoding or "").lower().startswith("utf")
+            self._bar = tqdm(total=total, file=sys.stderr, bar_format=layout, ascii=plain, dynamic_ncols=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def say(self, what: str) -> None:
+        """Names the work that begins now."""
+        self._what = what
+        if self._bar is not None:
+            self._bar.set_description_str(f"{what:<28.28}")
+        elif not self._quiet:
+            self._line()
+
+    def add(self, units: float, *, free: bool = False) -> None:
+        """Counts work as done; `free` work was found finished and says nothing about speed."""
+        self.done += units
+        if free:
+            self._skipped += units
+        if self._bar is not None:
+            if free:
+                self._bar.initial += units
+            self._bar.update(units)
+        elif not self._quiet and time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
+            self._line()
+
+    def _line(self) -> None:
+        self._last = time.monotonic()
+        elapsed, worked = self._last - self._begin, self.done - self._skipped
+        left = (
+            f", about {_clock(elapsed / worked * (self.total - self.done))} left" if worked > 0.02 * self.total else ""
+        )
+        print(f"mwork: {100 * self.done / self.total:3.0f}% {self._what}{left}", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"

@@ -1,0 +1,129 @@
+"""Results as tables that people read: the change of loss by language, and Delta in the paper's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NAMES = {
+    "ar": "Arabic",
+    "de": "German",
+    "en": "English",
+    "es": "Spanish",
+    "fr": "French",
+    "id": "Indonesian",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ru": "Russian",
+    "sw": "Swahili",
+    "th": "Thai",
+    "tr": "Turkish",
+    "vi": "Vietnamese",
+    "zh": "Chinese",
+}
+_STAGES = ("under", "s_attn", "s_ffn", "gen")
+_STAGE_TITLES = ("Under", "S-ATTN", "S-FFN", "Gen")
+_PLAIN = str.maketrans({"Δ": "D", "✗": "x", "✓": ".", "±": "+-", "−": "-", "×": "x", "–": "-", "·": "*"})
+
+
+def text_report(results: Mapping[str, Any]) -> str:
+    """Both tables as aligned text."""
+    made = results["made_by"]
+    stages, settings = made["stages"], made["settings"]
+    last = stages["layers"] - stages["generation"]
+    head = (
+        f"{made['model']['source']} ({made['model']['dtype']}): rule {settings['rule']}, mode {settings['mode']}, "
+        f"{settings['documents']} documents per language to find neurons, {settings['held_out']} others to measure.\n"
+        f"Understanding: layers 1-{stages['understanding']}, task-solving: {stages['understanding'] + 1}-{last}, "
+        f"generation: {last + 1}-{stages['layers']}."
+    )
+    return "\n\n".join([head, _language_table(results), _delta_table(results["rows"])])
+
+
+def printable(text: str, encoding: str | None) -> str:
+    """The text with its few special signs replaced where the terminal cannot show them."""
+    try:
+        text.encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return text.translate(_PLAIN).encode("ascii", "replace").decode()
+    return text
+
+
+def _language_table(results: Mapping[str, Any]) -> str:
+    seeds = results["made_by"]["settings"]["seeds"]
+    rows: list[list[str]] = [
+        [
+            "language",
+            "neurons",
+            "share",
+            "own",
+            "en",
+            "times",
+            f"random ({seeds})",
+            "times",
+            *(t for t in _STAGE_TITLES),
+        ],
+    ]
+    for language, row in results["languages"].items():
+        everywhere, random = row["everywhere"], row["random"]
+        rows.append(
+            [
+                NAMES.get(language, language),
+                f"{row['neurons']:,}",
+                f"{100 * row['share']:.2f}%",
+                f"{everywhere['own']:+.2f}",
+                f"{everywhere['english']:+.2f}",
+                _ratio(row["own_to_english"]),
+                f"{random['own_mean']:+.2f} ±{_spread(random['own']):.2f}",
+                _ratio(row["own_to_random"]),
+                *(f"{row[s]['own']:+.2f}/{row[s]['english']:+.2f}" for s in _STAGES),
+            ]
+        )
+    title = (
+        "Change of held-out loss, nats per token, when a language's own neurons are off: in the language (own) and in\n"
+        "English (en); with as many random neurons off; and own/en with only one stage's neurons off."
+    )
+    return f"{title}\n\n{_aligned(rows, left=1)}"
+
+
+def _delta_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    table: list[list[str]] = [[*_STAGE_TITLES, "Neuron", "Eng", "n-Eng", "ΔEng", "Δn-Eng", "Δ", "95% interval"]]
+    for row in rows:
+        low, high = row["delta_ci95"]
+        table.append(
+            [
+                *("✗" if row[stage] else "✓" for stage in _STAGES),
+                "Random" if row["neurons"] == "random" else "Lang-Spec",
+                *(f"{row[name]:.2f}" for name in ("eng", "n_eng")),
+                *(f"{row[name]:+.2f}" for name in ("delta_eng", "delta_n_eng", "delta")),
+                f"{low:+.2f} to {high:+.2f}",
+            ]
+        )
+    items = rows[0]["n_items"]
+    title = (
+        "Delta = ΔEng - Δn-Eng, in the layout of the paper's Tables 2 to 5 (✗ = deactivated). Score: minus nats per\n"
+        f"token, higher is better. Intervals: paired bootstrap over {items} documents."
+    )
+    return f"{title}\n\n{_aligned(table, left=0)}"
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Standard deviation over seeds; 0 for a single one."""
+    mean = sum(values) / len(values)
+    return (sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)) ** 0.5
+
+
+def _ratio(times: float | None) -> str:
+    return "–" if times is None else f"{times:.1f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> str:
+    """Columns padded to their widest cell, the first `left` columns to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    return "\n".join(
+        [lines[0].rstrip(), "-" * (sum(widths) + 2 * len(widths) - 2), *(line.rstrip() for line in lines[1:])]
+    )

@@ -1,0 +1,128 @@
+"""Neuron scores of several languages to language-specific neurons (sections 2 and 3.1 of the paper).
+
+A neuron belongs to a language when it is activated for every document of it, or, with a tolerant rule, for at least a
+given share of them. Any rule is answered from the order statistics; the documents are not needed again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mwork_jax.detect import NeuronScores
+from mwork_jax.errors import InputError
+from mwork_jax.neurons import GROUPS, NeuronSet
+
+KINDS = ("epsilon", "top_k", "top_fraction")
+MODES = ("minus_english", "minus_shared", "all")
+DEFAULT_RULE = "top_fraction:0.25"
+ENGLISH = "en"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a neuron counts as activated, and for which share of the documents it must be.
+
+    epsilon: Imp >= value (the paper). top_k: among the `value` most important of its layer and group. top_fraction:
+    among that fraction of them, rounded, at least one.
+    """
+
+    kind: str
+    value: float
+    share: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """Reads `kind:value` or `kind:value@share`, as in `top_fraction:0.25@0.9`. Raises InputError for anything
+        else."""
+        kind, _, rest = text.partition(":")
+        value, _, share = rest.partition("@")
+        try:
+            rule = cls(kind, float(value), float(share or 1.0))
+        except ValueError:
+            rule = cls("", math.nan)
+        if not rule._makes_sense():
+            forms = (
+                "epsilon:X, top_k:K (whole), top_fraction:F (up to 1), each with @SHARE where fewer documents suffice"
+            )
+            raise InputError(f"rule {text!r} is not one of {forms}")
+        return rule
+
+    def _makes_sense(self) -> bool:
+        if self.kind not in KINDS or not (0 < self.value < math.inf and 0 < self.share <= 1):
+            return False
+        return {"top_k": self.value == round(self.value), "top_fraction": self.value <= 1}.get(self.kind, True)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.value:g}" + ("" if self.share == 1 else f"@{self.share:g}")
+
+
+def activated(scores: NeuronScores, rule: str | Rule) -> NeuronSet:
+    """The neurons activated for at least the rule's share of the documents.
+
+    At most floor((1 - share) * documents) documents may miss a neuron; the order statistic after them decides. Raises
+    InputError where more may miss it than the scores remember.
+    """
+    rule = Rule.parse(rule) if isinstance(rule, str) else rule
+    missing = math.floor((1 - rule.share) * scores.documents + 1e-9)
+    if missing >= scores.kept:
+        raise InputError(
+            f"rule {rule}: up to {missing} of {scores.documents} documents may miss a neuron, "
+            f"the scores remember {scores.kept}; score again with kept={missing + 1}"
+        )
+    groups = {}
+    for group in GROUPS:
+        if rule.kind == "epsilon":
+            groups[group] = scores.lowest[group][missing] >= rule.value
+        else:
+            width = scores.worst_rank[group].shape[-1]
+            limit = rule.value if rule.kind == "top_k" else max(1, round(rule.value * width))
+            groups[group] = scores.worst_rank[group][missing] < limit
+    return NeuronSet(
+        groups, {**scores.provenance, "documents": scores.documents, "tokens": scores.tokens, "rule": str(rule)}
+    )
+
+
+def select_neurons(
+    scores: Mapping[str, NeuronScores], rule: str | Rule = DEFAULT_RULE, mode: str = "minus_english"
+) -> dict[str, NeuronSet]:
+    """The neurons specific to each language: {language: NeuronSet}.
+
+    mode: `minus_english` takes the neurons of English away from every other language (Tables 2 to 6; under "en" is
+    English's whole set); `minus_shared` takes away what all the languages given share (the authors' code); `all` takes
+    nothing away (the paper's Table 1). Raises InputError for an unknown mode, too few languages for it, or scores of
+    different models.
+    """
+    if mode not in MODES:
+        raise InputError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    if not scores:
+        raise InputError("no scores to select from")
+    if mode == "minus_english" and ENGLISH not in scores:
+        raise InputError(f"mode minus_english needs scores of {ENGLISH!r}; there are {', '.join(scores)}")
+    if mode == "minus_shared" and len(scores) < 2:
+        raise InputError("mode minus_shared needs at least two languages")
+    models = {repr(s.provenance.get("model")) for s in scores.values()}
+    if len(models) > 1:
+        raise InputError("the scores are of different models; select from scores of one")
+    active = {language: activated(s, rule) for language, s in scores.items()}
+    if mode == "all":
+        taken = dict.fromkeys(active)
+    elif mode == "minus_english":
+        taken = {language: None if language == ENGLISH else active[ENGLISH] for language in active}
+    else:
+        shared = _shared(active)
+        taken = dict.fromkeys(active, shared)
+    return {language: _specific(language, own, taken[language], mode) for language, own in active.items()}
+
+
+def _shared(active: Mapping[str, NeuronSet]) -> NeuronSet:
+    groups = {g: np.logical_and.reduce([own.groups[g] for own in active.values()]) for g in GROUPS}
+    return NeuronSet(groups)
+
+
+def _specific(language: str, own: NeuronSet, taken: NeuronSet | None, mode: str) -> NeuronSet:
+    groups = (own if taken is None else own - taken).groups
+    return NeuronSet(groups, {**own.provenance, "language": language, "mode": mode})

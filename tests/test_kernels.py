@@ -1,0 +1,64 @@
+"""Every implementation of a kernel against its definition in float64."""
+
+import jax
+import numpy as np
+import pytest
+from mwork_kernels.qk_importance.api import IMPLEMENTATIONS, qk_importance
+from mwork_kernels.qk_importance.reference import qk_importance_reference
+
+CASES = {
+    "one token": {"time": 1},
+    "grouped": {"time": 17},
+    "multi-query, window, norm": {"time": 40, "kv_heads": 1, "window": 7, "gain": 0.1},
+    "window of one": {"time": 9, "window": 1},
+    "soft cap": {"time": 33, "softcap": 3.0},
+    "soft cap and norm, tiny": {"time": 33, "softcap": 3.0, "gain": 0.1, "spread": 1e-3},
+    "several strips": {"time": 150, "kv_heads": 4},
+    "tiny changes": {"time": 70, "spread": 1e-4},
+    "large changes": {"time": 70, "spread": 10.0, "gain": 0.1},
+    "overflowing changes": {"time": 70, "spread": 60.0},
+    "attention sink": {"time": 70, "spread": 2.0, "sink": 40.0},
+}
+
+
+def arguments(time, heads=4, kv_heads=2, size=8, window=1000, softcap=None, gain=None, spread=1.0, sink=None):
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    q, k = normal(2, time, heads, size) * spread, normal(2, time, kv_heads, size)
+    if sink is not None:  # all queries agree with the first key
+        q = np.abs(q)
+        k[:, 0] = sink
+    angles = np.arange(time)[:, None] * 50.0 ** -(np.arange(size // 2) / (size // 2))
+    angles = np.concatenate([angles, angles], axis=1)[None].astype(np.float32)
+    if sink is not None:
+        angles = angles * 0  # so that the sink is not turned away from
+    keywords = {"scale": size**-0.5, "softcap": softcap}
+    if gain is not None:
+        keywords |= {"q_gain": np.abs(normal(*q.shape)) * gain, "k_gain": np.abs(normal(*k.shape)) * gain}
+    rows = (rng.random((2, time)) > 0.2).astype(np.float32)
+    return (q, k, np.cos(angles), np.sin(angles), rows, np.int32(window)), keywords
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_importance_kernel_equals_the_definition(case, implementation):
+    args, keywords = arguments(**CASES[case])
+    expected = qk_importance_reference(*args, **keywords)
+    found = jax.jit(lambda *a: qk_importance(*a, **keywords, implementation=implementation))(*args)
+    for ours, exact in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=2e-5, atol=1e-9)
+
+
+def test_the_attention_sink_case_is_one():
+    (q, k, *_), keywords = arguments(**CASES["attention sink"])
+    scores = np.einsum("thk,shk->hts", q[0], np.repeat(k[0], 2, axis=1)) * keywords["scale"]
+    assert np.median(scores[:, :, 0] - scores[:, :, 1:].max(axis=-1)) > 5
+
+
+def test_a_named_implementation_never_falls_back():
+    args, keywords = arguments(3)
+    with pytest.raises(ValueError, match="no implementation 'cuda'"):
+        qk_importance(*args, **keywords, implementation="cuda")

@@ -1,0 +1,145 @@
+"""Sets and masks: algebra, matched random controls, files."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mwork_jax.config import ModelConfig
+from mwork_jax.errors import InputError
+from mwork_jax.neurons import ATTENTION_GROUPS, FFN_GROUPS, GROUPS, NeuronMask, NeuronSet, group_widths
+
+CONFIG = ModelConfig.from_hf(
+    {
+        "model_type": "llama",
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+)
+
+
+def some(seed=0, share=0.3, **provenance) -> NeuronSet:
+    rng = np.random.default_rng(seed)
+    groups = {g: rng.random((CONFIG.num_layers, w)) < share for g, w in group_widths(CONFIG).items()}
+    groups["ffn_down"] = groups["ffn_up"].copy()
+    return NeuronSet(groups, provenance)
+
+
+def test_groups_are_counted_at_native_width():
+    assert list(group_widths(CONFIG)) == list(GROUPS)
+    assert group_widths(CONFIG) == {"attn_q": 16, "attn_k": 8, "attn_v": 8, "ffn_up": 24, "ffn_down": 24}
+
+
+def test_algebra():
+    a, b = some(1), some(2)
+    assert (a & b).count() + (a - b).count() == a.count()
+    assert (a | b).count() == a.count() + b.count() - (a & b).count()
+    assert (a - a).count() == 0
+    assert (a | NeuronSet.empty(CONFIG)) == a
+    assert a != b
+    assert a.total() == 4 * (16 + 8 + 8 + 24 + 24)
+    assert sum(c.sum() for c in a.counts().values()) == a.count() == len(a)
+
+
+def test_layers_and_groups_partition_the_set():
+    a = some()
+    assert a.in_layers(0, 1).count() + a.in_layers(1, 4).count() == a.count()
+    assert (a.in_groups(*ATTENTION_GROUPS) | a.in_groups(*FFN_GROUPS)) == a
+    with pytest.raises(InputError, match="outside the model"):
+        a.in_layers(2, 5)
+    with pytest.raises(InputError, match="not a neuron group"):
+        a.in_groups("attn_o")
+
+
+def test_sets_cannot_be_changed():
+    a = some()
+    with pytest.raises(ValueError, match="read-only"):
+        a.groups["attn_q"][0, 0] = True
+    with pytest.raises(TypeError):
+        a.groups["attn_q"] = None
+
+
+def test_random_sets_match_layer_and_group_and_the_number_of_products():
+    a = some()
+    for seed in range(5):
+        r = a.random_like(seed)
+        assert r == a.random_like(seed)
+        for group, counts in a.counts().items():
+            np.testing.assert_array_equal(r.counts()[group], counts)
+        np.testing.assert_array_equal(r.groups["ffn_up"], r.groups["ffn_down"])
+    assert a.random_like(0) != a.random_like(1)
+
+
+def test_random_sets_match_ends_that_differ():
+    a = some()
+    groups = dict(a.groups)
+    groups["ffn_down"] = some(7).groups["ffn_down"]
+    a = NeuronSet(groups)
+    r = a.random_like(3)
+    off = [np.count_nonzero(s.groups["ffn_up"] | s.groups["ffn_down"], axis=1) for s in (a, r)]
+    np.testing.assert_array_equal(*off)
+
+
+def test_random_draws_are_uniform():
+    a = some(share=0.5).in_groups("attn_q")
+    hits = sum(a.random_like(seed).groups["attn_q"].astype(int) for seed in range(400))
+    share = a.counts()["attn_q"][:, None] / 16
+    assert np.abs(hits / 400 - share).max() < 0.12
+
+
+def test_mask_drops_what_the_set_holds():
+    a = some()
+    keep = NeuronMask.keep_all(CONFIG)
+    mask = keep.drop(a)
+    for group in GROUPS:
+        np.testing.assert_array_equal(np.asarray(getattr(mask, group)) == 0, a.groups[group])
+        assert np.asarray(getattr(keep, group)).all()
+    b = some(5)
+    both, union = mask.drop(b), keep.drop(a | b)
+    assert all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(both), jax.tree.leaves(union), strict=True))
+
+
+def test_a_set_of_another_model_is_refused():
+    wide = NeuronSet({g: np.zeros((4, 99), bool) for g in GROUPS})
+    with pytest.raises(InputError, match="of another model"):
+        NeuronMask.keep_all(CONFIG).drop(wide)
+    with pytest.raises(InputError, match="different models"):
+        _ = some() | wide
+
+
+def test_save_and_load(tmp_path):
+    a = some(language="de", rule="top_k:3", model={"source": "x"})
+    a.save(tmp_path / "de.json")
+    b = NeuronSet.load(tmp_path / "de.json")
+    assert a == b
+    assert dict(b.provenance) == dict(a.provenance)
+    assert json.loads((tmp_path / "de.json").read_text())["count"] == a.count()
+    assert [p.name for p in tmp_path.iterdir()] == ["de.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not a neuron set"),
+        ('{"format": "mwork-neuron-set-1"}', "damaged neuron set"),
+        ('{"format": "mwork-neuron-set-1", "layers": 1, "widths": {"attn_q": 2}, "neurons": {"attn_q": [[5]]}}', "damaged"),
+    ],
+)
+def test_files_that_are_not_sets(tmp_path, text, message):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        NeuronSet.load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file():
+    with pytest.raises(InputError, match="no such file"):
+        NeuronSet.load("nowhere.json")

@@ -1,0 +1,109 @@
+"""Rules and modes, against doing it document by document."""
+
+import numpy as np
+import pytest
+
+from mwork_jax.detect import NeuronScores
+from mwork_jax.errors import InputError
+from mwork_jax.neurons import GROUPS
+from mwork_jax.select import Rule, activated, select_neurons
+
+LAYERS, WIDTH, DOCUMENTS, KEPT = 3, 20, 12, 4
+
+
+def per_document(seed: int) -> np.ndarray:
+    """Importances [documents, layers, width], a few neurons steadily important."""
+    rng = np.random.default_rng(seed)
+    values = rng.random((DOCUMENTS, LAYERS, WIDTH)).astype(np.float32)
+    values[:, :, rng.choice(WIDTH, 6, replace=False)] += 0.8
+    return values
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    return np.argsort(np.argsort(-values, axis=-1, kind="stable"), axis=-1, kind="stable")
+
+
+def scores_of(values: np.ndarray, **provenance) -> NeuronScores:
+    lowest = np.sort(values, axis=0)[:KEPT]
+    worst = -np.sort(-ranks(values), axis=0)[:KEPT].astype(np.int32)
+    return NeuronScores(
+        dict.fromkeys(GROUPS, lowest),
+        dict.fromkeys(GROUPS, worst),
+        dict.fromkeys(GROUPS, values.mean(axis=0)),
+        DOCUMENTS,
+        100,
+        provenance,
+    )
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9, 0.75])
+@pytest.mark.parametrize("kind", ["epsilon:0.8", "top_k:5", "top_fraction:0.25"])
+def test_activated_equals_counting_documents(kind, share):
+    values = per_document(0)
+    rule = Rule.parse(f"{kind}@{share}")
+    if rule.kind == "epsilon":
+        active = values >= np.float32(rule.value)
+    else:
+        limit = rule.value if rule.kind == "top_k" else round(rule.value * WIDTH)
+        active = ranks(values) < limit
+    expected = active.sum(axis=0) >= share * DOCUMENTS - 1e-9
+    found = activated(scores_of(values), rule)
+    assert 0 < expected.sum() < expected.size
+    for group in GROUPS:
+        np.testing.assert_array_equal(found.groups[group], expected)
+
+
+def test_more_tolerance_than_remembered_is_refused():
+    with pytest.raises(InputError, match="kept=7"):
+        activated(scores_of(per_document(0)), "top_k:5@0.5")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "top_k", "top_k:", "top_k:0", "top_k:2.5", "top_fraction:1.5", "top_fraction:0", "epsilon:-1", "top_k:3@0",
+     "top_k:3@1.2", "lape:0.01", "epsilon:nan", "epsilon:inf"],
+)  # fmt: skip
+def test_rules_that_make_no_sense(text):
+    with pytest.raises(InputError, match="is not one of"):
+        Rule.parse(text)
+
+
+def test_rules_print_as_they_are_read():
+    for text in ("top_fraction:0.25", "top_k:100@0.9", "epsilon:0.5"):
+        assert str(Rule.parse(text)) == text
+
+
+def test_modes():
+    scores = {lang: scores_of(per_document(seed)) for seed, lang in enumerate(("en", "de", "ru"))}
+    active = {lang: activated(s, "top_k:8") for lang, s in scores.items()}
+    all_, minus_en, minus_shared = (
+        select_neurons(scores, "top_k:8", mode) for mode in ("all", "minus_english", "minus_shared")
+    )
+    shared = active["en"] & active["de"] & active["ru"]
+    for lang in scores:
+        assert all_[lang] == active[lang]
+        assert minus_shared[lang] == active[lang] - shared
+        assert minus_en[lang] == (active[lang] if lang == "en" else active[lang] - active["en"])
+        assert minus_en[lang].provenance["language"] == lang
+        assert minus_en[lang].provenance["rule"] == "top_k:8"
+    assert minus_en["de"].count() > 0
+
+
+@pytest.mark.parametrize(
+    ("languages", "mode", "message"),
+    [
+        (("de", "ru"), "minus_english", "needs scores of 'en'"),
+        (("de",), "minus_shared", "at least two languages"),
+        (("en", "de"), "minus_everything", "is not one of"),
+        ((), "all", "no scores"),
+    ],
+)
+def test_modes_that_cannot_be(languages, mode, message):
+    with pytest.raises(InputError, match=message):
+        select_neurons({lang: scores_of(per_document(0)) for lang in languages}, "top_k:8", mode)
+
+
+def test_scores_of_different_models_are_refused():
+    scores = {"en": scores_of(per_document(0), model="a"), "de": scores_of(per_document(1), model="b")}
+    with pytest.raises(InputError, match="different models"):
+        select_neurons(scores)

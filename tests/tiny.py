@@ -1,0 +1,108 @@
+"""Tiny random models of every family, in HF PyTorch and here with the same weights. The oracle of most tests."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mwork_jax.config import ModelConfig
+from mwork_jax.load import Model
+from mwork_jax.load.assemble import assemble
+from mwork_jax.model import Decoder
+
+torch = pytest.importorskip("torch", reason="the oracle of these tests is HF PyTorch")
+transformers = pytest.importorskip("transformers")
+
+HEADS = 4
+BASE = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": HEADS,
+    "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 1000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+_YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+_GEMMA = {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 12, "tie_word_embeddings": True}
+FAMILIES = {
+    "llama": ("Llama", {}),
+    "llama-tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama3": ("Llama", {"rope_parameters": _LLAMA3}),
+    "llama-linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}}),
+    "llama-yarn": ("Llama", {"rope_parameters": _YARN}),
+    "mistral": ("Mistral", {"sliding_window": 5, "head_dim": 16}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "gemma2": ("Gemma2", {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0}),
+    "gemma3": ("Gemma3", {**_GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+}
+# Families that differ in how a neuron acts; the others differ only in RoPE's numbers or in the head.
+DISTINCT = ["llama", "llama-biases", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"]
+KV_HEADS = {"multi-head": HEADS, "grouped": 2, "multi-query": 1}
+
+
+class TorchSource:
+    """A PyTorch model's state dict as a WeightSource."""
+
+    where = "torch"
+
+    def __init__(self, hf):
+        self.tensors = {name: tensor.detach().numpy() for name, tensor in hf.state_dict().items()}
+
+    def names(self):
+        return set(self.tensors)
+
+    def read(self, name):
+        return self.tensors[name]
+
+
+class Pair(NamedTuple):
+    hf: torch.nn.Module
+    decoder: Decoder
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.decoder.config
+
+    @property
+    def model(self) -> Model:
+        return Model(self.decoder, None, "tiny")
+
+
+def hf_model(family: str, kv_heads: int, **overrides):
+    """A random HF model whose every parameter matters (no zero biases, no unit norms)."""
+    name, extra = FAMILIES[family]
+    config_name = "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config"
+    settings = {**BASE, **extra, "num_key_value_heads": kv_heads, **overrides}
+    config = getattr(transformers, config_name)(**settings, attn_implementation="eager")
+    hf = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in hf.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 0.15 * noise if parameter.ndim > 1 else parameter.data + 0.1 * noise
+    return hf
+
+
+def decoder_of(hf) -> Decoder:
+    config = ModelConfig.from_hf(hf.config.to_dict(), where="tiny")
+    return assemble(config, TorchSource(hf), jnp.float32, lambda name, array: jnp.asarray(array))
+
+
+@cache
+def pair(family: str, kv_heads: int) -> Pair:
+    """Shared between tests: never change it."""
+    hf = hf_model(family, kv_heads)
+    return Pair(hf, decoder_of(hf))
+
+
+def tokens(batch: int, time: int, seed: int = 0, first: int | None = 1) -> np.ndarray:
+    """Random tokens, BOS (1) first unless `first` is None."""
+    drawn = np.random.default_rng(seed).integers(3, BASE["vocab_size"], (batch, time)).astype(np.int32)
+    if first is not None:
+        drawn[:, 0] = first
+    return drawn
