@@ -20,8 +20,8 @@ from mwork_jax.files import read_json
 _WHOLE = "flax_model.msgpack"
 _INDEX = "flax_model.msgpack.index.json"
 _FLOATS = ("float32", "float16", "bfloat16")
-# What Flax calls a layer's weight -> whether PyTorch has it the other way round. All are called `weight` there.
-_LEAVES = {"kernel": True, "embedding": False, "weight": False, "scale": False}
+# What Flax calls a weight -> whether PyTorch has it the other way round. All are called `weight` there.
+_LEAVES = {"kernel": True, "embedding": False, "weight": False}
 
 
 class FlaxCheckpoint:
@@ -87,8 +87,7 @@ def _leaves(tree: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
         yield keys, tree
         return
     for key, value in tree.items():
-        # Shards are written flat, their keys joined by slashes or given as lists of names.
-        yield from _leaves(value, (*keys, *str(key).split("/")))
+        yield from _leaves(value, (*keys, str(key)))
 
 
 def _restore(path: Path) -> dict[str, Any]:

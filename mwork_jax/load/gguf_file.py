@@ -45,9 +45,10 @@ _READ = {
     "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scale_linear", "attn_logit_softcapping",
     "final_logit_softcapping",
 }  # fmt: skip
+_NOT_ONE_NUMBER = {"rope.scaling.type", "attention.sliding_window_pattern"}
 _WITHOUT_EFFECT = {"vocab_size", "rope.scaling.finetuned", "expert_used_count", "tensor_data_layout"}
 _ONLY_AT = {"attention.causal": True, "rope.scaling.attn_factor": 1.0, "rope.scaling.yarn_attn_factor": 1.0}
-# The largest Gemmas divide q . k by the root of hidden / heads instead of the head size; GGUF leaves that to the reader.
+# The largest Gemmas divide q . k by the root of hidden / heads, not of the head size; GGUF leaves that to the reader.
 _GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 
 
@@ -62,11 +63,12 @@ class GGUFCheckpoint:
         """
         self._file = GGUFFile(path)
         self.where = self._file.where
-        self._arch = self._file.metadata.get("general.architecture")
-        if self._arch not in _MODEL_TYPES:
+        arch = self._file.metadata.get("general.architecture")
+        if not isinstance(arch, str) or arch not in _MODEL_TYPES:
             known = ", ".join(_MODEL_TYPES)
-            raise InputError(f"{self.where}: architecture {self._arch!r} is not supported; supported: {known}")
-        if self._file.metadata.get("split.count", 1) > 1:
+            raise InputError(f"{self.where}: architecture {arch!r:.80} is not supported; supported: {known}")
+        self._arch = arch
+        if self._file.metadata.get("split.count", 1) not in (0, 1):
             raise InputError(f"{self.where}: one part of several; join them first with llama-gguf-split --merge")
         self._gemma = self._arch.startswith("gemma")
         self._names = {self._hf_name(name): name for name in self._file.tensors if name != _LLAMA3_FACTORS}
@@ -109,7 +111,7 @@ class GGUFCheckpoint:
             if self._get(key, head_dim) != head_dim:
                 raise InputError(f"{self.where}: {self._arch}.{key} is {self._get(key)}, not the head size {head_dim}")
         tokens = self._file.metadata
-        ends = [tokens.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot")]
+        bos, *ends = (tokens.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos", "eot"))
         config = {
             "model_type": _MODEL_TYPES[self._arch],
             "vocab_size": vocab_size,
@@ -123,7 +125,7 @@ class GGUFCheckpoint:
             "max_position_embeddings": self._count("context_length"),
             "tie_word_embeddings": "lm_head.weight" not in self._names,
             "rope_theta": self._get("rope.freq_base", 10000.0),
-            "bos_token_id": tokens.get("tokenizer.ggml.bos_token_id"),
+            "bos_token_id": bos,
             "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)),
         }
         scaling = self._rope_scaling(head_dim, config["rope_theta"])
@@ -141,22 +143,24 @@ class GGUFCheckpoint:
             return biases if not window else {"model_type": "mistral", "sliding_window": window}
         if not self._gemma:
             if window:
-                raise InputError(f"{self.where}: {self._arch}.attention.sliding_window is not supported for {self._arch}")
+                raise InputError(
+                    f"{self.where}: {self._arch}.attention.sliding_window is not supported for {self._arch}"
+                )
             return {}
         largest = self._count("block_count") == _GEMMA_27B_LAYERS[self._arch]
         scale = {"query_pre_attn_scalar": hidden_per_head if largest else head_dim}
         if self._arch == "gemma2":  # the first Gemma 2 files lack these three; all models of the family share them
             return scale | {
                 "sliding_window": window or 4096,
-                "attn_logit_softcapping": self._get("attn_logit_softcapping", 50.0),
-                "final_logit_softcapping": self._get("final_logit_softcapping", 30.0),
+                "attn_logit_softcapping": self._get("attn_logit_softcapping", 50.0) or None,
+                "final_logit_softcapping": self._get("final_logit_softcapping", 30.0) or None,
             }
         return scale | {
             "sliding_window": self._count("attention.sliding_window"),
             "layer_types": self._layer_types(),
             "rope_local_base_freq": self._get("rope.freq_base_swa", 10000.0),
-            "attn_logit_softcapping": self._get("attn_logit_softcapping"),
-            "final_logit_softcapping": self._get("final_logit_softcapping"),
+            "attn_logit_softcapping": self._get("attn_logit_softcapping") or None,
+            "final_logit_softcapping": self._get("final_logit_softcapping") or None,
         }
 
     def _layer_types(self) -> list[str]:
@@ -164,8 +168,10 @@ class GGUFCheckpoint:
         layers, pattern = self._count("block_count"), self._get("attention.sliding_window_pattern", 6)
         if isinstance(pattern, np.ndarray):
             slides = [bool(flag) for flag in pattern]
-        else:
+        elif isinstance(pattern, int):
             slides = [pattern > 0 and (i + 1) % pattern != 0 for i in range(layers)]
+        else:
+            raise InputError(f"{self.where}: '{self._arch}.attention.sliding_window_pattern' is {pattern!r:.80}")
         return ["sliding_attention" if slide else "full_attention" for slide in slides]
 
     def _rope_scaling(self, head_dim: int, theta: float) -> dict[str, Any] | None:
@@ -173,7 +179,9 @@ class GGUFCheckpoint:
         kind = self._get("rope.scaling.type", "linear" if self._get("rope.scale_linear") else "none")
         if _LLAMA3_FACTORS in self._file.tensors:
             if kind != "none":
-                raise InputError(f"{self.where}: both {_LLAMA3_FACTORS} and rope scaling {kind!r}; one was expected")
+                raise InputError(
+                    f"{self.where}: both {_LLAMA3_FACTORS} and rope scaling {kind!r:.80}; one was expected"
+                )
             factors = self._file.array(_LLAMA3_FACTORS).astype(np.float64)
             return llama3_scaling(factors, head_dim, theta, f"{self.where}: {_LLAMA3_FACTORS}")
         factor = self._get("rope.scaling.factor", self._get("rope.scale_linear", 1.0))
@@ -189,7 +197,9 @@ class GGUFCheckpoint:
                 "beta_fast": self._get("rope.scaling.yarn_beta_fast", 32.0),
                 "beta_slow": self._get("rope.scaling.yarn_beta_slow", 1.0),
             }
-        raise InputError(f"{self.where}: rope scaling {kind!r} is not supported; supported: none, linear, yarn, llama3")
+        raise InputError(
+            f"{self.where}: rope scaling {kind!r:.80} is not supported; supported: none, linear, yarn, llama3"
+        )
 
     def _refuse_unknown(self) -> None:
         prefix = f"{self._arch}."
@@ -225,12 +235,15 @@ class GGUFCheckpoint:
         return array.reshape(heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
 
     def _kv_heads(self) -> int:
-        return self._count("attention.head_count_kv" if self._get("attention.head_count_kv") else "attention.head_count")
+        grouped = self._get("attention.head_count_kv")
+        return self._count("attention.head_count_kv" if grouped else "attention.head_count")
 
     def _get(self, key: str, default: Any = None) -> Any:
         value = self._file.metadata.get(f"{self._arch}.{key}", default)
         if isinstance(value, np.ndarray) and value.dtype != bool and value.size and (value == value[0]).all():
             return value[0].item()  # a per-layer list of one and the same number
+        if key not in _NOT_ONE_NUMBER and isinstance(value, (str, list, np.ndarray)):
+            raise InputError(f"{self.where}: '{self._arch}.{key}' is {value!r:.80}; one number is needed")
         return value
 
     def _need(self, key: str) -> Any:

@@ -35,7 +35,9 @@ class _Split(NamedTuple):
 def _splits() -> dict[str, _Split]:
     """By the name in tokenizer.ggml.pre."""
     llama3 = _Split(
-        pattern=rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}", whole_words=True, adds_bos=True
+        pattern=rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",
+        whole_words=True,
+        adds_bos=True,
     )
     qwen2 = _Split(pattern=rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}", nfc=True)
     names = dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), llama3) | dict.fromkeys(("gpt-2", "default"), _Split())
@@ -48,14 +50,21 @@ class _Vocabulary:
     def __init__(self, metadata: Mapping[str, Any], where: str):
         self.where = where
         self._metadata = metadata
-        self.texts: list[str] = metadata[f"{_PREFIX}tokens"]
+        self.texts = self.strings("tokens")
         types = self.get("token_type")
         self.types = np.full(len(self.texts), _NORMAL) if types is None else np.asarray(types)
-        if len(self.types) != len(self.texts):
-            raise InputError(f"{where}: {len(self.types)} token types for {len(self.texts)} tokens")
+        if self.types.shape != (len(self.texts),):
+            raise InputError(f"{where}: {self.types.size} token types for {len(self.texts)} tokens")
 
     def get(self, key: str, default: Any = None) -> Any:
         return self._metadata.get(_PREFIX + key, default)
+
+    def strings(self, key: str) -> list[str]:
+        """A list of texts (a copy), empty where the file has none. Raises InputError where it is something else."""
+        value = self.get(key, [])
+        if not isinstance(value, list):
+            raise InputError(f"{self.where}: {_PREFIX}{key} is {value!r:.80}; a list of texts is needed")
+        return value.copy()
 
     def of_type(self, kind: int) -> list[str]:
         return [self.texts[i] for i in np.flatnonzero(self.types == kind)]
@@ -85,16 +94,16 @@ def build_tokenizer(metadata: Mapping[str, Any], where: str) -> Any | None:
     where: the file, for messages. Raises InputError for a tokenizer or a pre-tokenizer that is not supported, or
     metadata that does not fit together.
     """
-    if not metadata.get(f"{_PREFIX}tokens"):
-        return None
     vocabulary = _Vocabulary(metadata, where)
+    if not vocabulary.texts:
+        return None
     model = vocabulary.get("model")
     if model == "llama":
         tokenizer, adds_bos = _sentencepiece(vocabulary), True
     elif model == "gpt2":
         tokenizer, adds_bos = _byte_level(vocabulary)
     else:
-        raise InputError(f"{where}: tokenizer {model!r} is not supported; supported: llama, gpt2")
+        raise InputError(f"{where}: tokenizer {model!r:.80} is not supported; supported: llama, gpt2")
     _add_ends(tokenizer, vocabulary, adds_bos)
     return _wrap(tokenizer, vocabulary, metadata)
 
@@ -107,9 +116,6 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Any:
     for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
         if np.any(vocabulary.get(key, False)):
             raise InputError(f"{vocabulary.where}: {_PREFIX}{key} is set, which is not supported for tokenizer 'llama'")
-    for i in np.flatnonzero(vocabulary.types == _USER_DEFINED):
-        # Gemma's runs of spaces are written with real spaces in the file; by then they are visible ones.
-        vocabulary.texts[i] = vocabulary.texts[i].replace(" ", _SPACE)
     merges = merges_from_scores(vocabulary.of_type(_NORMAL), _normal_scores(vocabulary))
     model = BPE(
         vocabulary.ids(),
@@ -124,7 +130,8 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Any:
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if prefix else spaces
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
-    # User-defined pieces are cut out after normalisation; a prefixed normaliser would prefix the pieces too.
+    # User-defined pieces are cut out before any merging. Gemma has runs of spaces among them, written with real spaces:
+    # normalised like the text, they match it. A normaliser that puts a space in front would do so to the pieces too.
     tokenizer.add_tokens([AddedToken(t, normalized=not prefix) for t in vocabulary.of_type(_USER_DEFINED)])
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in vocabulary.of_type(_CONTROL)])
     return tokenizer
@@ -132,8 +139,8 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Any:
 
 def _normal_scores(vocabulary: _Vocabulary) -> np.ndarray:
     scores = vocabulary.get("scores")
-    if scores is None or len(scores) != len(vocabulary.texts):
-        found = "no" if scores is None else len(scores)
+    if np.shape(scores) != (len(vocabulary.texts),):
+        found = "no" if scores is None else np.size(scores)
         raise InputError(f"{vocabulary.where}: {found} {_PREFIX}scores for {len(vocabulary.texts)} tokens")
     return np.asarray(scores)[vocabulary.types == _NORMAL]
 
@@ -161,14 +168,11 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[Any, bool]:
     from tokenizers.models import BPE
 
     splits, name = _splits(), vocabulary.get("pre", "default")
-    if name not in splits:
+    if not isinstance(name, str) or name not in splits:
         known = ", ".join(splits)
-        raise InputError(f"{vocabulary.where}: pre-tokenizer {name!r} is not supported; supported: {known}")
+        raise InputError(f"{vocabulary.where}: pre-tokenizer {name!r:.80} is not supported; supported: {known}")
     split, ids = splits[name], vocabulary.ids()
-    merges = [tuple(merge.split(" ")) for merge in vocabulary.get("merges", [])]
-    for merge in merges:
-        if len(merge) != 2 or merge[0] not in ids or merge[1] not in ids or "".join(merge) not in ids:
-            raise InputError(f"{vocabulary.where}: merge {' '.join(merge)!r} does not fit the vocabulary")
+    merges = _listed_merges(vocabulary, ids)
     tokenizer = Tokenizer(BPE(ids, merges, fuse_unk=False, byte_fallback=False, ignore_merges=split.whole_words))
     if split.nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -183,6 +187,17 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[Any, bool]:
     return tokenizer, split.adds_bos
 
 
+def _listed_merges(vocabulary: _Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The merges, best first. Raises InputError for one that does not join two tokens to a third."""
+    merges = []
+    for merge in vocabulary.strings("merges"):
+        left, _, right = merge.partition(" ")
+        if left not in ids or right not in ids or left + right not in ids:
+            raise InputError(f"{vocabulary.where}: merge {merge!r} does not fit the vocabulary")
+        merges.append((left, right))
+    return merges
+
+
 def _add_ends(tokenizer: Any, vocabulary: _Vocabulary, adds_bos: bool) -> None:
     """BOS and EOS around every text, as the file asks for."""
     from tokenizers.processors import TemplateProcessing
@@ -191,7 +206,9 @@ def _add_ends(tokenizer: Any, vocabulary: _Vocabulary, adds_bos: bool) -> None:
     ends = {name: vocabulary.special(name) for name, wants in wanted.items() if wants}
     missing = [name for name, text in ends.items() if text is None]
     if missing:
-        raise InputError(f"{vocabulary.where}: the tokenizer adds {missing[0]} but {_PREFIX}{missing[0]}_token_id is missing")
+        raise InputError(
+            f"{vocabulary.where}: the tokenizer adds {missing[0]} but {_PREFIX}{missing[0]}_token_id is missing"
+        )
     bos, eos = ends.get("bos"), ends.get("eos")
     first = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
     second = [f"{part.replace('$A', '$B')}:1" for part in first]

