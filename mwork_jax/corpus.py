@@ -177,7 +177,7 @@ def own_corpus(language: str) -> Corpus:
     """The project's own parallel documents in one of LANGUAGES."""
     if language not in LANGUAGES:
         raise InputError(
-            f"language {language!r} is not in the built-in data, which has {', '.join(LANGUAGES)}; use --data for others"
+            f"language {language!r} is not in the built-in data, ({', '.join(LANGUAGES)}); use --data for others"
         )
     name = f"documents.{language}.jsonl"
     with resources.as_file(resources.files("mwork_jax") / "data" / name) as path:

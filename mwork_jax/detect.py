@@ -187,11 +187,15 @@ def _score_batch(decoder: Decoder, state: _Running, tokens: jax.Array, rows: jax
 
 def _insert(sorted_: jax.Array, new: jax.Array, keep: Callable, push: Callable) -> jax.Array:
     """Inserts each of new [b, ...] into the sorted list along axis 0; what no longer fits falls out at its end."""
-    entries = list(sorted_)
-    for value in new:
-        for place, entry in enumerate(entries):
-            entries[place], value = keep(entry, value), push(entry, value)
-    return jnp.stack(entries)
+
+    def insert(entries: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
+        placed = []
+        for entry in entries:
+            placed.append(keep(entry, value))
+            value = push(entry, value)
+        return jnp.stack(placed), None
+
+    return jax.lax.scan(insert, sorted_, new)[0]
 
 
 def _importance(decoder: Decoder, tokens: jax.Array, rows: jax.Array) -> dict[str, jax.Array]:

@@ -250,8 +250,8 @@ def attend(
 ) -> jax.Array:
     """Causal attention over rotated q [b, t, h, k], k and v [b, t, g, k] -> [b, t, h, k], float32.
 
-    Works through blocks of queries, each against the keys up to its end: half the work of the square, and bounded memory.
-    Heads come first within a block, so that every product is a plain batched matrix product.
+    Works through blocks of queries, each against the keys up to its end: half the work of the square, and bounded
+    memory. Heads come first within a block, so that every product is a plain batched matrix product.
     """
     batch, time, _, size = q.shape
     groups, shared = config.num_kv_heads, config.queries_per_group

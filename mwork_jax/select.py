@@ -18,7 +18,7 @@ from mwork_jax.neurons import GROUPS, NeuronSet
 
 KINDS = ("epsilon", "top_k", "top_fraction")
 MODES = ("minus_english", "minus_shared", "all")
-DEFAULT_RULE = "top_fraction:0.25"
+DEFAULT_RULE = "top_fraction:0.05"
 ENGLISH = "en"
 
 

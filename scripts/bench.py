@@ -2,8 +2,8 @@
 
     python scripts/bench.py forward --json
 
-Every line gives seconds per call of each side (medians), and the median and range of the ratio pair by pair, so that a machine whose speed
-drifts cannot tilt the comparison.
+Every line gives seconds per call of each side (medians), and the median and range of the ratio pair by pair, so that a
+machine whose speed drifts cannot tilt the comparison.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.model import Decoder, forward_decoder, parameter_specs
 from mwork_jax.load.assemble import checkpoint_names
+from mwork_jax.model import Decoder, forward_decoder, parameter_specs
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
 
 # The shape of SmolLM2-135M. Speed does not depend on the values of the weights, so random ones do.
@@ -42,7 +42,8 @@ SMOLLM2 = {
 
 
 def paired(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> dict[str, float]:
-    """Times both in turn, after a warm-up of each; the ratio is theirs / ours, so more than 1 means that this project is faster."""
+    """Times both in turn, after a warm-up of each; the ratio is theirs / ours, so more than 1 means that this project
+    is faster."""
     ours(), theirs()
     times = [(_seconds(ours), _seconds(theirs)) for _ in range(rounds)]
     ratios = sorted(b / a for a, b in times)
@@ -62,7 +63,8 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def bench_forward(rounds: int) -> list[dict[str, Any]]:
-    """The masked forward pass against Hugging Face PyTorch without a mask, each side in the dtype that is faster for it."""
+    """The masked forward pass against Hugging Face PyTorch without a mask, each side in the dtype that is faster for
+    it."""
     config = ModelConfig.from_hf(SMOLLM2)
     decoders = {d: Decoder.random(config, jax.random.key(0), d) for d in ("float32", "bfloat16")}
     theirs = {d: _torch_model(config, decoders["float32"], d) for d in decoders}
@@ -119,10 +121,13 @@ def _torch_model(config: ModelConfig, decoder: Decoder, dtype: str) -> Any:
     import torch
     import transformers
 
-    hf = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{k: v for k, v in SMOLLM2.items() if k != "model_type"}))
-    arrays = {"embed": decoder.embed, "final_norm": decoder.final_norm} | {
-        f"layers.{n}": getattr(decoder.layers, n.removeprefix("layers.")) for n in map(_layer_name, parameter_specs(config)) if n
-    }
+    hf = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**{k: v for k, v in SMOLLM2.items() if k != "model_type"})
+    )
+    arrays = {"embed": decoder.embed, "final_norm": decoder.final_norm}
+    for name in parameter_specs(config):
+        if name.startswith("layers."):
+            arrays[name] = getattr(decoder.layers, name.removeprefix("layers."))
     state = {}
     for name, array in arrays.items():
         names = checkpoint_names(config, name)
@@ -132,10 +137,6 @@ def _torch_model(config: ModelConfig, decoder: Decoder, dtype: str) -> Any:
             state[tensor] = torch.from_numpy(row.reshape(tuple(like.shape)).copy())
     hf.load_state_dict(state, strict=False)
     return hf.eval().to(getattr(torch, dtype))
-
-
-def _layer_name(parameter: str) -> str:
-    return parameter.removeprefix("layers.") if parameter.startswith("layers.") else ""
 
 
 BENCHMARKS = {"forward": bench_forward}
@@ -152,11 +153,13 @@ def main() -> None:
         print(json.dumps({"benchmark": chosen.benchmark, "rows": rows}))
         return
     for row in rows:
-        print(
-            f"{row['benchmark']} {row['model']} {row['batch']} x {row['length']}: ours {row['ours_seconds']:.3f} s ({row['ours_dtype']}), "
-            f"{row['theirs']} {row['theirs_seconds']:.3f} s ({row['theirs_dtype']}), "
-            f"{row['ratio']:.2f} times as fast ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})",
-        )
+        print(_line(row))
+
+
+def _line(row: dict[str, Any]) -> str:
+    sides = f"ours {row['ours_seconds']:.3f} s ({row['ours_dtype']}), {row['theirs']} {row['theirs_seconds']:.3f} s"
+    ratio = f"{row['ratio']:.2f} times as fast ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+    return f"{row['model']} {row['batch']} x {row['length']}: {sides} ({row['theirs_dtype']}), {ratio}"
 
 
 if __name__ == "__main__":

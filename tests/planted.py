@@ -44,7 +44,9 @@ CONFIG = ModelConfig.from_hf(
 def planted_model(seed: int = 0) -> tuple[Model, dict[str, NeuronSet]]:
     """The model, and the neurons that were planted for each language."""
     rng = np.random.default_rng(seed)
-    arrays = {n: rng.normal(size=s.shape).astype(np.float32) * s.shape[-1] ** -0.5 for n, s in parameter_specs(CONFIG).items()}
+    arrays = {
+        n: rng.normal(size=s.shape).astype(np.float32) * s.shape[-1] ** -0.5 for n, s in parameter_specs(CONFIG).items()
+    }
     for name in arrays:
         if name.endswith("norm"):
             arrays[name][...] = 1.0
@@ -60,7 +62,9 @@ def planted_model(seed: int = 0) -> tuple[Model, dict[str, NeuronSet]]:
     arrays["layers.down"][:, :own] = 0
     for name in ("o", "down"):
         arrays[f"layers.{name}"] *= 0.05  # the language dimensions stay readable in the last layer
-    planted = {lang: {g: np.zeros((CONFIG.num_layers, w), bool) for g, w in group_widths(CONFIG).items()} for lang in LANGUAGES}
+    planted = {
+        lang: {g: np.zeros((CONFIG.num_layers, w), bool) for g, w in group_widths(CONFIG).items()} for lang in LANGUAGES
+    }
     for layer in range(CONFIG.num_layers):
         weights = {n.removeprefix("layers."): a[layer] for n, a in arrays.items() if n.startswith("layers.")}
         for dimension, places in enumerate(_places(rng, own)):
@@ -84,15 +88,21 @@ def _places(rng: np.random.Generator, kinds: int) -> list[dict[str, np.ndarray]]
         both = np.asarray([first, first + size // 2])
         queries = np.concatenate([(head * shared + r) * size + both for r in range(shared)])
         ffn = products[kind]
-        places.append({"attn_q": queries, "attn_k": head * size + both, "attn_v": values[kind], "ffn_up": ffn, "ffn_down": ffn})
+        places.append(
+            {"attn_q": queries, "attn_k": head * size + both, "attn_v": values[kind], "ffn_up": ffn, "ffn_down": ffn}
+        )
     return places
 
 
 def _plant(weights: dict[str, np.ndarray], places: dict[str, np.ndarray], dimension: int) -> None:
     """Makes the neurons at these places of a layer read one dimension of the residual stream and nothing else."""
     for name, group, strength in (
-        ("q", "attn_q", "qk"), ("k", "attn_k", "qk"), ("v", "attn_v", "v"), ("gate", "ffn_up", "ffn"), ("up", "ffn_up", "ffn"),
-    ):  # fmt: skip
+        ("q", "attn_q", "qk"),
+        ("k", "attn_k", "qk"),
+        ("v", "attn_v", "v"),
+        ("gate", "ffn_up", "ffn"),
+        ("up", "ffn_up", "ffn"),
+    ):
         rows = weights[name].reshape(-1, CONFIG.hidden_size)
         rows[places[group]] = 0
         rows[places[group], dimension] = _STRENGTH[strength]

@@ -36,7 +36,9 @@ def test_weights_make_means_per_token():
 def test_interval_equals_a_resampling_loop():
     rng = np.random.default_rng(3)
     before = {lang: rng.normal(size=40) for lang in ("en", "de", "th")}
-    after = {lang: {"en": before["en"] - 0.1 * rng.random(40), lang: before[lang] - rng.random(40)} for lang in ("de", "th")}
+    after = {
+        lang: {"en": before["en"] - 0.1 * rng.random(40), lang: before[lang] - rng.random(40)} for lang in ("de", "th")
+    }
     found = delta(before, after)
     draws = []
     for _ in range(4000):

@@ -128,7 +128,10 @@ def test_save_and_load(tmp_path):
         ("{", "not valid JSON"),
         ("[]", "not a neuron set"),
         ('{"format": "mwork-neuron-set-1"}', "damaged neuron set"),
-        ('{"format": "mwork-neuron-set-1", "layers": 1, "widths": {"attn_q": 2}, "neurons": {"attn_q": [[5]]}}', "damaged"),
+        (
+            '{"format": "mwork-neuron-set-1", "layers": 1, "widths": {"attn_q": 2}, "neurons": {"attn_q": [[5]]}}',
+            "damaged",
+        ),
     ],
 )
 def test_files_that_are_not_sets(tmp_path, text, message):

@@ -57,7 +57,7 @@ class TorchSource:
     def names(self):
         return set(self.tensors)
 
-    def read(self, name):
+    def read(self, name, dtype=None):
         return self.tensors[name]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+
 from .xla import qk_importance_xla
 
 IMPLEMENTATIONS = {"xla": qk_importance_xla}

@@ -55,26 +55,35 @@ def assemble(
     _check_names(config, source)
     arrays = {}
     for name, spec in parameter_specs(config).items():
-        host = np.empty(spec.shape, np.float32 if spec.keep_float32 else jnp.dtype(dtype))
-        names = checkpoint_names(config, name)
-        rows = host if name.startswith("layers.") else host[None]
-        for row, tensor_name in zip(rows, names, strict=True):
-            tensor = source.read(tensor_name)
-            if not _fits(tensor, row):
-                shapes = f"has shape {tensor.shape}, the configuration needs {row.shape}"
-                raise InputError(f"{source.where}: {tensor_name} {shapes}")
-            row[...] = tensor.reshape(row.shape)
-        arrays[name] = place(name, host)
-        del host, rows
+        kind = jnp.dtype(jnp.float32 if spec.keep_float32 else dtype)
+        arrays[name] = place(name, _parameter(config, source, name, spec.shape, kind))
     return Decoder(config, arrays)
 
 
-def _fits(tensor: np.ndarray, row: np.ndarray) -> bool:
-    """Whether a tensor is the row, its heads merged: q [h, k, m] is [h*k, m] in a checkpoint, o [m, h, k] is [m, h*k]."""
-    merged = {(row.size,)} if row.ndim == 2 else set()
-    if row.ndim == 3:
-        merged = {(row.shape[0] * row.shape[1], row.shape[2]), (row.shape[0], row.shape[1] * row.shape[2])}
-    return tensor.shape == row.shape or tensor.shape in merged
+def _parameter(
+    config: ModelConfig, source: WeightSource, name: str, shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+    """One parameter on the host: a tensor of the checkpoint as it is, or the tensors of all layers stacked."""
+    names = checkpoint_names(config, name)
+    if not name.startswith("layers."):
+        return _tensor(source, names[0], shape, dtype).astype(dtype, copy=False)
+    stacked = np.empty(shape, dtype)
+    for row, tensor_name in zip(stacked, names, strict=True):
+        row[...] = _tensor(source, tensor_name, row.shape, dtype)
+    return stacked
+
+
+def _tensor(source: WeightSource, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """One tensor with its heads apart. Raises InputError where the checkpoint has it in a shape that does not fit."""
+    tensor = source.read(name, dtype)
+    merged = {shape}
+    if len(shape) == 3:  # q [h, k, m] is [h*k, m] in a checkpoint, o [m, h, k] is [m, h*k]
+        merged |= {(shape[0] * shape[1], shape[2]), (shape[0], shape[1] * shape[2])}
+    if len(shape) == 2:
+        merged.add((shape[0] * shape[1],))
+    if tensor.shape not in merged:
+        raise InputError(f"{source.where}: {name} has shape {tensor.shape}, the configuration needs {shape}")
+    return tensor.reshape(shape)
 
 
 def _check_names(config: ModelConfig, source: WeightSource) -> None:

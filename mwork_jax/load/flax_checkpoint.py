@@ -47,7 +47,7 @@ class FlaxCheckpoint:
         """Tensor names as in a PyTorch checkpoint."""
         return set(self._arrays)
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:  # stored as floats
         """One tensor, [out, in], in the dtype it is stored in. Raises KeyError for a name not in `names()`."""
         return self._arrays[name]
 

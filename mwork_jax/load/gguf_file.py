@@ -77,12 +77,13 @@ class GGUFCheckpoint:
         """Tensor names as in a PyTorch checkpoint; a tensor that has no place there keeps its GGUF name."""
         return set(self._names)
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, [out, in], as HF means it: float32 where the file is quantised, else the file's own float type.
+    def read(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:
+        """One tensor, [out, in], as HF means it: of `dtype` where the file is quantised, else the file's own float
+        type.
 
         Raises KeyError for a name that `names()` does not have.
         """
-        array = self._file.array(self._names[name])
+        array = self._file.array(self._names[name], dtype)
         if self._arch == "llama" and ".q_proj." in name:
             return self._unpermuted(array, self._count("attention.head_count"), name)
         if self._arch == "llama" and ".k_proj." in name:

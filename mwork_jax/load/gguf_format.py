@@ -64,8 +64,8 @@ class GGUFFile:
             self.metadata[key] = self._value(key)
         self.tensors = self._read_tensors(tensor_count)
 
-    def array(self, name: str) -> np.ndarray:
-        """One tensor. F32, F16 and BF16 are views of the file; quantised types come as new float32 arrays."""
+    def array(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:
+        """One tensor. F32, F16 and BF16 are views of the file; quantised types come as new arrays of `dtype`."""
         tensor = self.tensors[name]
         if tensor.kind in _PLAIN_TYPES:
             dtype = _PLAIN_TYPES[tensor.kind]
@@ -74,7 +74,7 @@ class GGUFFile:
         kind = GGMLQuantizationType[tensor.kind]
         flat = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.offset)
         packed = flat.reshape(-1, tensor.nbytes * tensor.shape[-1] // math.prod(tensor.shape))
-        out = np.empty((len(packed), tensor.shape[-1]), np.float32)
+        out = np.empty((len(packed), tensor.shape[-1]), dtype)
         step = max(1, _BLOCK_BYTES // packed.shape[1])
         for begin in range(0, len(packed), step):
             out[begin : begin + step] = quants.dequantize(packed[begin : begin + step], kind)

@@ -48,7 +48,7 @@ class SafetensorsFolder:
     def names(self) -> set[str]:
         return set(self._file_of)
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:  # stored as floats
         return self._files[self._file_of[name]].get_tensor(name)
 
 

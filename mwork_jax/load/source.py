@@ -16,6 +16,7 @@ class WeightSource(Protocol):
         """All tensor names, as in a PyTorch checkpoint: `model.layers.0.self_attn.q_proj.weight`."""
         ...
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor in PyTorch's orientation, [out, in]; float32, float16 or bfloat16."""
+    def read(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:
+        """One tensor in PyTorch's orientation, [out, in]: in the float type it is stored in, quantised ones in
+        `dtype`."""
         ...
