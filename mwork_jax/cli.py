@@ -1,5 +1,7 @@
-"""The command `mwork`. Results go to stdout and to files, progress to stderr; what the user got wrong is one line and
-status 2."""
+"""The command `mwork`. Results go to stdout and to files, progress to stderr.
+
+What the user got wrong is one line on stderr and exit status 2.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,19 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mwork_jax.corpus import LANGUAGES, Batching, Corpus, own_corpus, read_corpus
+from mwork_jax.detect import NeuronScores, score_neurons
 from mwork_jax.errors import InputError
+from mwork_jax.files import output_folder, write_text
+from mwork_jax.load import load_model
+from mwork_jax.progress import Progress
+from mwork_jax.report import printable, text_report
+from mwork_jax.run import RunSettings, choose_documents, run
+from mwork_jax.select import DEFAULT_RULE, MODES, Rule, select_neurons
 
 _INTERRUPTED = 130
 
@@ -37,8 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    from mwork_jax.report import printable
-
     line = " ".join(message.split())
     print(printable(f"mwork: {line}", sys.stderr.encoding), file=sys.stderr)
     return 2
@@ -101,8 +110,6 @@ def _add_run(commands: Any) -> None:
 
 
 def _add_rule(parser: argparse.ArgumentParser) -> None:
-    from mwork_jax.select import DEFAULT_RULE, MODES
-
     parser.add_argument(
         "--rule",
         default=DEFAULT_RULE,
@@ -141,13 +148,8 @@ def _add_select(commands: Any) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> None:
-    from mwork_jax.files import prepare_folder, write_text
-    from mwork_jax.load import load_model
-    from mwork_jax.report import printable, text_report
-    from mwork_jax.run import run
-
     settings, corpora = _run_settings(chosen)
-    out = prepare_folder(chosen.out)
+    out = output_folder(chosen.out)
     model = load_model(chosen.model, dtype=chosen.dtype)
     settings.split(model.config.num_layers)
     results = run(model, corpora, settings, out)
@@ -160,12 +162,8 @@ def _run(chosen: argparse.Namespace) -> None:
         print(f"\nEverything is in {out}: results.json, table.txt, neurons/, scores/.")
 
 
-def _run_settings(chosen: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+def _run_settings(chosen: argparse.Namespace) -> tuple[RunSettings, dict[str, Corpus]]:
     """The settings and the documents, checked before the model takes its time to load."""
-    from mwork_jax.corpus import LANGUAGES, Corpus, own_corpus, read_corpus
-    from mwork_jax.run import RunSettings, choose_documents
-    from mwork_jax.select import MODES, Rule
-
     Rule.parse(chosen.rule)
     _one_of("--mode", chosen.mode, MODES)
     _at_least("--seeds", chosen.seeds, 1)
@@ -185,35 +183,30 @@ def _run_settings(chosen: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     if chosen.quick:
         settings = settings.quick()
     given = {"documents": chosen.documents, "held_out": chosen.held_out}
-    settings = replace_given(settings, given)
-    corpora = {}
-    for language in languages:
-        if not files:
-            corpora[language] = own_corpus(language)
-            continue
-        if language not in files:
-            raise InputError(f"--data has no documents for {language!r}; it has {', '.join(files)}")
-        texts = read_corpus(files[language])
-        first = settings.documents
-        corpora[language] = Corpus(language, tuple(texts[:first]), tuple(texts[first:]), str(files[language]))
+    settings = _replace_given(settings, given)
+    if files and not set(languages) <= set(files):
+        missing = ", ".join(sorted(set(languages) - set(files)))
+        raise InputError(f"--data has no documents for {missing!r}; it has {', '.join(files)}")
+    if files:
+        corpora = {language: _own_documents(language, files[language], settings.documents) for language in languages}
+    else:
+        corpora = {language: own_corpus(language) for language in languages}
     choose_documents(corpora, settings)
     return settings, corpora
 
 
-def replace_given(settings: Any, given: dict[str, Any]) -> Any:
-    """The settings with those values that were given on the command line."""
-    from dataclasses import replace
+def _own_documents(language: str, path: str, documents: int) -> Corpus:
+    """The first `documents` of a file find neurons, the others are there to measure on."""
+    texts = read_corpus(path)
+    return Corpus(language, tuple(texts[:documents]), tuple(texts[documents:]), path)
 
+
+def _replace_given(settings: RunSettings, given: dict[str, Any]) -> RunSettings:
+    """The settings with those values that were given on the command line."""
     return replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 
 def _detect(chosen: argparse.Namespace) -> None:
-    from mwork_jax.corpus import Batching, read_corpus
-    from mwork_jax.detect import score_neurons
-    from mwork_jax.files import prepare_folder
-    from mwork_jax.load import load_model
-    from mwork_jax.progress import Progress
-
     _at_least("--max-tokens", chosen.max_tokens, 2)
     corpora = {language: read_corpus(path) for language, path in _pairs("--corpus", chosen.corpus).items()}
     for language, documents in corpora.items():
@@ -222,7 +215,7 @@ def _detect(chosen: argparse.Namespace) -> None:
             if chosen.documents > len(documents):
                 raise InputError(f"--corpus {language}: {chosen.documents} documents asked, there are {len(documents)}")
             corpora[language] = documents[: chosen.documents]
-    out = prepare_folder(chosen.out)
+    out = output_folder(chosen.out)
     model = load_model(chosen.model, dtype=chosen.dtype)
     written = {}
     with Progress(sum(map(len, corpora.values()))) as bar:
@@ -254,9 +247,6 @@ def _detect(chosen: argparse.Namespace) -> None:
 
 
 def _select(chosen: argparse.Namespace) -> None:
-    from mwork_jax.detect import NeuronScores
-    from mwork_jax.select import select_neurons
-
     folder = Path(chosen.folder)
     paths = sorted((folder / "scores").glob("*.safetensors"))
     if not paths:

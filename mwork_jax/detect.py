@@ -10,6 +10,7 @@ does not grow.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -75,8 +76,12 @@ class NeuronScores:
             "tokens": self.tokens,
             "provenance": dict(self.provenance),
         }
+        metadata = {"mwork": json.dumps(header, ensure_ascii=False)}
         with atomic_path(path) as temporary:
-            save_file(arrays, temporary, metadata={"mwork": json.dumps(header, ensure_ascii=False)})
+            try:
+                save_file(arrays, temporary, metadata=metadata)
+            except SafetensorError as error:  # its own kind of error for a full disk
+                raise OSError(errno.EIO, str(error), str(path)) from None
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronScores:

@@ -66,16 +66,11 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
 
 
-def prepare_folder(path: str | Path) -> Path:
-    """An existing, writable folder at `path`, or InputError."""
+def output_folder(path: str | Path) -> Path:
+    """The path, if a folder is or can be made there and written to; else InputError. Makes nothing yet."""
     path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".mwork-", dir=path)
-        os.close(handle)
-        os.unlink(name)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot write there ({error.strerror}); choose another output folder with --out"
-        ) from None
-    return path
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return path
+    reason = "no permission" if there.is_dir() else f"{there} is not a folder"
+    raise InputError(f"{path}: cannot write there ({reason}); choose another output folder with --out")

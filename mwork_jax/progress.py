@@ -38,7 +38,7 @@ class Progress:
         self._what = what
         if self._bar is not None:
             self._bar.set_description_str(f"{what:<28.28}")
-        elif not self._quiet:
+        elif not self._quiet and self._due():
             self._line()
 
     def add(self, units: float, *, free: bool = False) -> None:
@@ -50,8 +50,11 @@ class Progress:
             if free:
                 self._bar.initial += units
             self._bar.update(units)
-        elif not self._quiet and time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
+        elif not self._quiet and self._due():
             self._line()
+
+    def _due(self) -> bool:
+        return self.done == 0 or time.monotonic() - self._last > _SECONDS_BETWEEN_LINES
 
     def _line(self) -> None:
         self._last = time.monotonic()

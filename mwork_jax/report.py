@@ -32,8 +32,9 @@ def text_report(results: Mapping[str, Any]) -> str:
     stages, settings = made["stages"], made["settings"]
     last = stages["layers"] - stages["generation"]
     head = (
-        f"{made['model']['source']} ({made['model']['dtype']}): rule {settings['rule']}, mode {settings['mode']}, "
-        f"{settings['documents']} documents per language to find neurons, {settings['held_out']} others to measure.\n"
+        f"{made['model']['source']} ({made['model']['dtype']})\n"
+        f"Rule {settings['rule']}, mode {settings['mode']}; {settings['documents']} documents per language to find "
+        f"neurons, {settings['held_out']} others to measure.\n"
         f"Understanding: layers 1-{stages['understanding']}, task-solving: {stages['understanding'] + 1}-{last}, "
         f"generation: {last + 1}-{stages['layers']}."
     )

@@ -44,7 +44,8 @@ SMOLLM2 = {
 def paired(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> dict[str, float]:
     """Times both in turn, after a warm-up of each; the ratio is theirs / ours, so more than 1 means that this project
     is faster."""
-    ours(), theirs()
+    ours()
+    theirs()
     times = [(_seconds(ours), _seconds(theirs)) for _ in range(rounds)]
     ratios = sorted(b / a for a, b in times)
     return {

@@ -181,17 +181,13 @@ def traps(model, tokens):
         def weights(s, causal):
             return jax.nn.softmax(jnp.where(seen, s, -1e30) if causal else s, axis=-1)
 
-        def moved(scale, causal, removed):
-            return jnp.linalg.norm(
-                weights((scores - removed) * scale, causal) - weights(scores * scale, causal), axis=(1, 2)
-            )
-
         def of_queries(scale, causal):
-            parts = [
-                moved(scale, causal, q_raw[None, :, :, j].transpose(2, 1, 0) * k_raw[:, :, j].T[:, None])
-                for j in range(q.shape[-1])
-            ]
-            return jnp.stack(parts, axis=-1).reshape(-1)
+            before = weights(scores * scale, causal)
+            moved = []
+            for j in range(q.shape[-1]):
+                removed = jnp.einsum("th,sh->hts", q_raw[:, :, j], k_raw[:, :, j])
+                moved.append(jnp.linalg.norm(weights((scores - removed) * scale, causal) - before, axis=(1, 2)))
+            return jnp.stack(moved, axis=-1).reshape(-1)
 
         x = record.hidden[0]  # the feed-forward's input is not recorded; any hidden state shows the trap
         up = product("tm,fm->tf", rms_norm(x, record.weights["ffn_norm"], config), record.weights["up"])

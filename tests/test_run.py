@@ -1,0 +1,321 @@
+"""The whole loop on a small model: results, interruption and repetition, and the command line as a user meets it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import mwork_jax as mw
+from mwork_jax.cli import main
+from mwork_jax.report import text_report
+
+QUICK = (
+    "--languages",
+    "en,de,th",
+    "--documents",
+    "3",
+    "--held-out",
+    "2",
+    "--seeds",
+    "2",
+    "--rule",
+    "top_fraction:0.25",
+)
+
+
+def mwork(*arguments, expect=0, capture=None):
+    status = main([str(a) for a in arguments])
+    output = capture.readouterr() if capture else None
+    assert status == expect, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    mwork("run", "--model", tiny_folder, "--out", out, *QUICK)
+    return out
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_results_say_what_made_them(finished, tiny_folder):
+    made = results(finished)["made_by"]
+    assert made["model"]["source"] == str(tiny_folder)
+    assert made["settings"]["languages"] == ["en", "de", "th"]
+    assert made["stages"] == {"layers": 4, "understanding": 1, "generation": 0}
+    assert made["versions"]["mwork-jax"] == mw.__version__
+    assert {p.name for p in finished.iterdir()} == {"results.json", "table.txt", "neurons", "scores", "cells"}
+
+
+def test_rows_have_the_fields_others_rely_on(finished):
+    fields = {
+        "table", "task", "model", "under", "s_attn", "s_ffn", "gen", "neurons", "seeds", "eng", "n_eng", "delta_eng",
+        "delta_n_eng", "delta", "delta_ci95", "n_items", "languages",
+    }  # fmt: skip
+    rows = results(finished)["rows"]
+    assert len(rows) == 6
+    for row in rows:
+        assert fields <= set(row)
+        assert row["delta"] == pytest.approx(row["delta_eng"] - row["delta_n_eng"])
+        assert row["delta_ci95"][0] <= row["delta"] <= row["delta_ci95"][1]
+        assert row["n_items"] == 6
+
+
+def test_a_language_s_row_equals_doing_it_by_hand(finished, tiny_folder):
+    from mwork_jax.corpus import own_corpus
+
+    model = mw.load_model(tiny_folder)
+    scores = {lang: mw.score_neurons(model, own_corpus(lang).detection[:3]) for lang in ("en", "de", "th")}
+    german = mw.select_neurons(scores, "top_fraction:0.25")["de"]
+    keep = mw.NeuronMask.keep_all(model.config)
+    documents = own_corpus("de").held_out[:2]
+    before, after = (mw.held_out_loss(model, documents, m).per_token for m in (keep, keep.drop(german)))
+    row = results(finished)["languages"]["de"]
+    assert row["neurons"] == german.count()
+    assert mw.NeuronSet.load(finished / "neurons" / "de.json") == german
+    assert row["everywhere"]["own"] == pytest.approx(after - before, abs=1e-5)
+    random = [mw.held_out_loss(model, documents, keep.drop(german.random_like(s))).per_token - before for s in (0, 1)]
+    assert row["random"]["own"] == pytest.approx(random, abs=1e-5)
+    assert row["random"]["own_mean"] == pytest.approx(np.mean(random), abs=1e-5)
+
+
+def test_the_table_shows_the_results(finished):
+    text = text_report(results(finished))
+    assert text + "\n" == (finished / "table.txt").read_text()
+    for word in ("German", "Thai", "Lang-Spec", "Random", "Δn-Eng"):
+        assert word in text
+    assert max(map(len, text.splitlines()[1:])) <= 125, "it should fit a terminal and a paper"
+
+
+def test_running_again_computes_nothing(finished, tiny_folder, monkeypatch):
+    before = (finished / "results.json").read_bytes()
+
+    def never(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("mwork_jax.run.score_neurons", never)
+    monkeypatch.setattr("mwork_jax.run.held_out_loss", never)
+    mwork("run", "--model", tiny_folder, "--out", finished, *QUICK)
+    assert (finished / "results.json").read_bytes() == before
+
+
+def test_other_settings_recompute_what_changed(finished, tiny_folder, tmp_path, monkeypatch):
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    monkeypatch.setattr("mwork_jax.run.score_neurons", lambda *a, **k: pytest.fail("scores do not depend on the rule"))
+    mwork("run", "--model", tiny_folder, "--out", out, *QUICK[:-1], "top_k:5")
+    assert results(out)["languages"]["de"]["neurons"] != results(finished)["languages"]["de"]["neurons"]
+
+
+def test_killed_at_any_moment_the_next_run_gives_the_same(finished, tiny_folder, tmp_path):
+    command = [sys.executable, "-m", "mwork_jax.cli", "run", "--model", tiny_folder, "--out", tmp_path / "out", *QUICK]
+    expected = results(finished)
+    for seconds in (3.5, 6.0):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    found = results(tmp_path / "out")
+    assert found["languages"] == expected["languages"]
+    assert found["rows"] == expected["rows"]
+
+
+def test_ctrl_c_is_one_line_and_the_work_goes_on(tiny_folder, tmp_path):
+    command = [sys.executable, "-m", "mwork_jax.cli", "run", "--model", tiny_folder, "--out", tmp_path, *QUICK]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("scores/*.safetensors")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "interrupted; what was finished is kept" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "results.json").exists()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert (tmp_path / "results.json").exists()
+
+
+def test_json_is_one_object_and_progress_goes_to_stderr(finished, tiny_folder, capsys):
+    output = mwork("run", "--model", tiny_folder, "--out", finished, *QUICK, "--json", capture=capsys)
+    assert json.loads(output.out)["languages"]["de"]["neurons"] > 0
+    assert "mwork:" in output.err
+
+
+def test_own_documents(tiny_folder, tmp_path, capsys):
+    for lang, words in (("en", "red blue green grey"), ("xx", "rojo azul verde gris")):
+        lines = [f"{words} {i} {words[::-1]}" for i in range(6)]
+        (tmp_path / f"{lang}.txt").write_text("\n".join(lines))
+    data = (f"en={tmp_path}/en.txt", f"xx={tmp_path}/xx.txt")
+    mwork(
+        "run",
+        "--model",
+        tiny_folder,
+        "--out",
+        tmp_path / "out",
+        "--data",
+        *data,
+        "--documents",
+        4,
+        "--held-out",
+        2,
+        "--seeds",
+        1,
+    )
+    assert list(results(tmp_path / "out")["languages"]) == ["xx"]
+    output = mwork(
+        "run", "--model", tiny_folder, "--out", tmp_path / "o2", "--data", *data, "--documents", 5, "--held-out", 2,
+        expect=2, capture=capsys,
+    )  # fmt: skip
+    assert "2 held-out documents asked, there are 1" in output.err
+    assert not (tmp_path / "o2").exists()
+
+
+def test_detect_then_select(tiny_folder, tmp_path, capsys):
+    for lang in ("en", "de"):
+        (tmp_path / f"{lang}.txt").write_text(f"some text in {lang}\nand more of it {lang * 5}\n")
+    corpora = ("--corpus", f"en={tmp_path}/en.txt", "--corpus", f"de={tmp_path}/de.txt")
+    output = mwork("detect", "--model", tiny_folder, *corpora, "--out", tmp_path / "out", "--json", capture=capsys)
+    assert json.loads(output.out)["de"]["documents"] == 2
+    output = mwork("select", tmp_path / "out", "--rule", "top_k:7", "--mode", "all", "--json", capture=capsys)
+    found = mw.NeuronSet.load(json.loads(output.out)["de"]["file"])
+    assert found.count() == json.loads(output.out)["de"]["count"] > 0
+    assert found.provenance["corpus"] == f"{tmp_path}/de.txt"
+
+
+def test_an_ugly_terminal(finished, tiny_folder):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "TERM": "dumb", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "mwork_jax.cli", "run", "--model", tiny_folder, "--out", finished, *QUICK]
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode("ascii")
+    assert "Dn-Eng" in text
+    assert "?" not in text
+
+
+BAD = {
+    "no such model": (["run", "--model", "./nowhere"], "no such model"),
+    "unknown language": (["run", "--languages", "en,xx"], "language 'xx' is not in the built-in data"),
+    "without English": (["run", "--languages", "de,th"], "must include en"),
+    "English alone": (["run", "--languages", "en"], "at least one language other than en"),
+    "too many documents": (["run", "--documents", "33"], "33 detection documents asked, there are 32"),
+    "no documents": (["run", "--documents", "0"], "ask for 1 to 32"),
+    "rule": (["run", "--rule", "best:3"], "rule 'best:3' is not one of"),
+    "mode": (["run", "--mode", "minus"], "--mode minus: it must be one of minus_english"),
+    "seeds": (["run", "--seeds", "0"], "--seeds 0: it must be at least 1"),
+    "not a number": (["run", "--documents", "many"], "invalid int value: 'many'"),
+    "unknown option": (["run", "--fast"], "unrecognized arguments: --fast"),
+    "unknown command": (["dance"], "invalid choice: 'dance'"),
+    "no command": ([], "required: COMMAND"),
+    "data without language": (["run", "--data", "file.txt"], "LANG=FILE is needed"),
+    "data twice": (["run", "--data", "en=a", "en=b"], "'en' is given twice"),
+    "data missing": (["run", "--data", "en=nowhere.txt", "de=nowhere.txt"], "nowhere.txt: no such file"),
+    "data language": (["run", "--languages", "en,de", "--data", "en=a", "fr=b"], "has no documents for 'de'"),
+    "nothing to select from": (["select", "."], "no scores/LANG.safetensors"),
+    "corpus missing": (["detect", "--corpus", "en=nowhere.txt"], "nowhere.txt: no such file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(case, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = BAD[case]
+    output = mwork(*arguments, expect=2, capture=capsys)
+    assert message in output.err
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("mwork: ")
+    assert output.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_that_do_not_fit(tiny_folder, tmp_path, capsys):
+    output = mwork(
+        "run", "--model", tiny_folder, "--n1", 3, "--n2", 2, "--out", tmp_path, *QUICK, expect=2, capture=capsys
+    )
+    assert "do not fit a model of 4 layers" in output.err
+
+
+def test_corpora_that_cannot_be_scored(tiny_folder, tmp_path, capsys):
+    for name, content, message in (
+        ("empty.txt", b"", "no documents"),
+        ("latin.txt", b"caf\xe9", "not UTF-8"),
+        ("short.txt", b"long enough\n", ""),
+    ):
+        (tmp_path / name).write_bytes(content)
+        corpus = f"en={tmp_path}/{name}"
+        output = mwork(
+            "detect",
+            "--model",
+            tiny_folder,
+            "--corpus",
+            corpus,
+            "--out",
+            tmp_path / "out",
+            expect=2 if message else 0,
+            capture=capsys,
+        )
+        assert message in output.err
+
+
+def test_a_document_of_one_token(tmp_path, capsys):
+    from transformers import AutoTokenizer
+
+    del AutoTokenizer
+    model = mw.Model(mw.Decoder.random(_small(), _key()), None, "x")
+    with pytest.raises(mw.InputError, match="document 1 has 1 token; at least two are needed"):
+        mw.score_neurons(model, [np.asarray([5])])
+
+
+def _small():
+    from planted import CONFIG
+
+    return CONFIG
+
+
+def _key():
+    import jax
+
+    return jax.random.key(0)
+
+
+@pytest.mark.skipif(os.name != "posix" or not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line(finished, tiny_folder, tmp_path, monkeypatch, capsys):
+    import errno
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    output = mwork("run", "--model", tiny_folder, "--out", out, *QUICK[:-1], "top_k:3", expect=2, capture=capsys)
+    assert "No space left on device" in output.err
+    assert "Traceback" not in output.err
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before, "nothing lost, nothing half-written"
+
+
+def test_an_output_folder_that_cannot_be(tiny_folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    output = mwork("run", "--model", tiny_folder, "--out", tmp_path / "file" / "out", *QUICK, expect=2, capture=capsys)
+    assert "cannot write there" in output.err
+
+
+@pytest.mark.parametrize("command", ["run", "detect", "select"])
+def test_help_has_one_example(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out.count("example:") == 1
