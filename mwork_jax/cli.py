@@ -92,7 +92,7 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--out", default="mwork-results", help="output folder (default: mwork-results)")
     parser.add_argument("--languages", help="comma-separated codes, en among them (default: all that the data has)")
     parser.add_argument("--documents", type=int, help="documents per language to find neurons on (default: 32)")
-    parser.add_argument("--held-out", type=int, help="other documents per language to measure on (default: 16)")
+    parser.add_argument("--held-out", type=int, help="other documents per language to measure on (default: 12)")
     parser.add_argument(
         "--data",
         nargs="+",

@@ -7,7 +7,7 @@ the same number of rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -50,16 +50,14 @@ class Batching:
 
 
 def bucket_length(length: int, longest: int) -> int:
-    """The shape a document of `length` tokens runs in: a multiple of a power of two, at most 50 % longer, never over
-    `longest`."""
-    bucket = 16
-    while bucket < length:
-        half = bucket + bucket // 2
-        if half >= length:
-            bucket = half
-            break
-        bucket *= 2
-    return min(bucket, longest)
+    """The shape a document of `length` tokens runs in: at least 16, at most a quarter longer, never over `longest`.
+
+    Buckets are the powers of two and three steps between each two: 16, 20, 24, 28, 32, 40 ...
+    """
+    step = 4
+    while step * 8 < length:
+        step *= 2
+    return min(max(16, -(-length // step) * step), longest)
 
 
 def encoded(
@@ -93,11 +91,10 @@ def _predicted_bytes(model: Model, document: Document, whole: np.ndarray, max_to
     return len(text.encode()) - len(first.encode())
 
 
-def batches(documents: Iterable[Encoded], batching: Batching) -> Iterator[Batch]:
-    """Batches of a stream, as soon as a bucket is full; what is left over at the end comes last, the shortest bucket
-    first.
+def stream_batches(documents: Iterable[Encoded], batching: Batching) -> Iterator[Batch]:
+    """Batches of a stream, each as soon as its bucket is full; what is left over at the end comes last.
 
-    Holds at most one batch per bucket, however many documents come.
+    Holds at most one batch per bucket, however many documents come, and every batch of a bucket has the same shape.
     """
     waiting: dict[int, list[tuple[int, np.ndarray]]] = {}
     for place, document in enumerate(documents):
@@ -106,8 +103,23 @@ def batches(documents: Iterable[Encoded], batching: Batching) -> Iterator[Batch]
         rows.append((place, document.tokens))
         if len(rows) == batching.rows(bucket):
             yield _pad(waiting.pop(bucket), bucket, batching.rows(bucket))
-    for bucket in sorted(waiting):
-        yield _pad(waiting[bucket], bucket, batching.rows(bucket))
+    # From the longest down, shorter documents fill the rows that longer ones leave empty: fewer batches in all.
+    left = [(bucket, row) for bucket in sorted(waiting, reverse=True) for row in waiting[bucket]]
+    while left:
+        bucket = left[0][0]
+        size = batching.rows(bucket)
+        yield _pad([row for _, row in left[:size]], bucket, size)
+        left = left[size:]
+
+
+def list_batches(documents: Sequence[Encoded], batching: Batching) -> Iterator[Batch]:
+    """Batches of documents that are all there: sorted by length, so that little is padded and no row is empty."""
+    order = sorted(range(len(documents)), key=lambda i: -documents[i].tokens.size)
+    while order:
+        bucket = bucket_length(documents[order[0]].tokens.size, batching.max_tokens)
+        size = min(len(order), batching.rows(bucket))
+        yield _pad([(i, documents[i].tokens) for i in order[:size]], bucket, size)
+        order = order[size:]
 
 
 def _pad(documents: list[tuple[int, np.ndarray]], bucket: int, rows: int) -> Batch:

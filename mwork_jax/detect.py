@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.corpus import Batching, Document, Encoded, batches, encoded
+from mwork_jax.corpus import Batching, Document, Encoded, encoded, list_batches, stream_batches
 from mwork_jax.errors import InputError
 from mwork_jax.files import atomic_path
 from mwork_jax.load import Model
@@ -120,7 +120,7 @@ def score_neurons(
         raise InputError(f"kept is {kept}; at least 1 is needed")
     state = _Running.empty(model.config, kept)
     count = tokens = 0
-    for batch in batches(encoded(model, documents, batching.max_tokens), batching):
+    for batch in stream_batches(encoded(model, documents, batching.max_tokens), batching):
         rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos)
         state = _score_batch(model.decoder, state, batch.tokens, rows, batch.documents >= 0)
         count += int((batch.documents >= 0).sum())
@@ -142,7 +142,7 @@ def importance(model: Model, document: Document, *, include_bos: bool = False) -
     """Imp(N | document) of every neuron: {group: float32 [layers, width]}. The document is str or int32 [time], of any
     length."""
     (ready,) = encoded(model, [document], max_tokens=model.config.max_length, where="importance")
-    batch = next(batches([ready], Batching(max_tokens=ready.tokens.size, tokens_per_batch=1)))
+    (batch,) = list_batches([ready], Batching(max_tokens=model.config.max_length))
     rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos)
     scores = _importance_batch(model.decoder, batch.tokens, rows)
     return {g: np.asarray(s[0]) for g, s in scores.items()}

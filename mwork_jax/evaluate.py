@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.corpus import Batching, Document, Encoded, batches, encoded
+from mwork_jax.corpus import Batching, Document, Encoded, encoded, list_batches
 from mwork_jax.load import Model
 from mwork_jax.model import Decoder, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask
@@ -48,7 +48,7 @@ def held_out_loss(
     documents: Sequence[Document | Encoded],
     mask: NeuronMask,
     *,
-    batching: Batching = Batching(),
+    batching: Batching = Batching(tokens_per_batch=2048),
     progress: Callable[[int], None] | None = None,
 ) -> HeldOutLoss:
     """The loss of each document with the neurons of `mask` that are 0 switched off. One program serves every mask.
@@ -59,12 +59,11 @@ def held_out_loss(
     ready = list(encoded(model, documents, batching.max_tokens, where="held-out documents"))
     nats = np.zeros(len(ready))
     done = 0
-    for batch in batches(ready, batching):
+    for batch in list_batches(ready, batching):
         positions, predicted = _predicted_positions(batch.lengths, batch.tokens.shape[1])
         losses = np.asarray(_losses(model.decoder, batch.tokens, positions, predicted, mask), np.float64)
-        real = batch.documents >= 0
-        nats[batch.documents[real]] = losses[real]
-        done += int(real.sum())
+        nats[batch.documents] = losses
+        done += len(losses)
         if progress is not None:
             progress(done)
     sizes = np.asarray([(d.tokens.size - 1, d.bytes) for d in ready])

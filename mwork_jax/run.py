@@ -38,7 +38,7 @@ class RunSettings:
 
     languages: tuple[str, ...] = LANGUAGES
     documents: int = 32
-    held_out: int = 16
+    held_out: int = 12
     rule: str = DEFAULT_RULE
     mode: str = "minus_english"
     seeds: int = 5
@@ -173,7 +173,7 @@ class _Cells:
 
     def __init__(self, model: Model, corpora: Mapping[str, Corpus], settings: RunSettings, out: Path, bar: Progress):
         self.model, self.bar = model, bar
-        self.batching = Batching(max_tokens=settings.max_tokens)
+        self.batching = Batching(max_tokens=settings.max_tokens, tokens_per_batch=2048)
         self.ledger = Ledger(out / "cells")
         self.documents = {lang: self._encode(c) for lang, c in corpora.items()}
         self.keys = {lang: fingerprint(c.held_out) for lang, c in corpora.items()}

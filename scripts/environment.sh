@@ -10,7 +10,7 @@ prepare_environment() { # $1: extras to install, e.g. demo
     if [ ! -x .venv/bin/python ]; then
       local found=""
       for candidate in python3.13 python3.12 python3.11 python3; do
-        if command -v "$candidate" > /dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        if command -v "$candidate" > /dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
           found="$candidate"
           break
         fi

@@ -8,7 +8,7 @@ from tiny import pair
 
 import mwork_jax.detect as detect
 import mwork_jax.model
-from mwork_jax.corpus import Batching
+from mwork_jax.corpus import Batching, bucket_length
 from mwork_jax.detect import NeuronScores, importance, score_neurons
 from mwork_jax.errors import InputError
 from mwork_jax.neurons import GROUPS
@@ -83,10 +83,10 @@ def test_a_stream_is_never_held_and_shapes_compile_once():
     model = pair("llama", 2).model
     detect._score_batch.clear_cache()
     score_neurons(model, stream(20), batching=SMALL)
-    programs, few = detect._score_batch._cache_size(), max(most)
+    few = max(most)
     most.clear()
     score_neurons(model, stream(200), batching=SMALL)
-    assert detect._score_batch._cache_size() == programs <= 4
+    assert detect._score_batch._cache_size() <= len({bucket_length(n, 40) for n in range(2, 41)})
     assert max(most) <= few + 2, "ten times the documents must not be held at once"
 
 

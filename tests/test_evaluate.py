@@ -6,7 +6,16 @@ from test_model import random_neurons, zero_neurons
 from tiny import pair, torch
 
 import mwork_jax.evaluate as evaluate
-from mwork_jax.corpus import Batching, Encoded, batches, bucket_length, encoded, own_corpus, read_corpus
+from mwork_jax.corpus import (
+    Batching,
+    Encoded,
+    bucket_length,
+    encoded,
+    list_batches,
+    own_corpus,
+    read_corpus,
+    stream_batches,
+)
 from mwork_jax.deactivate import EACH_STAGE, EVERYWHERE, Setting, StageSplit
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate import held_out_loss
@@ -67,9 +76,10 @@ def test_bytes_are_counted_for_text_only():
     assert found.per_byte == pytest.approx(found.nats.sum() / 70)
 
 
-def test_batches_lose_nothing_and_have_few_shapes():
+@pytest.mark.parametrize("batches", [stream_batches, list_batches])
+def test_batches_lose_nothing_and_have_few_shapes(batches):
     batching = Batching(max_tokens=50, tokens_per_batch=100)
-    ready = list(encoded(pair("llama", 2).model, documents(40), 50))
+    ready = list(encoded(pair("llama", 2).model, documents(200), 50))
     seen, shapes = {}, set()
     for batch in batches(ready, batching):
         shapes.add(batch.tokens.shape)
@@ -77,15 +87,22 @@ def test_batches_lose_nothing_and_have_few_shapes():
         for row, place in enumerate(batch.documents):
             if place >= 0:
                 seen[int(place)] = batch.tokens[row, : batch.lengths[row]]
-    assert sorted(seen) == list(range(40))
+    assert sorted(seen) == list(range(200))
     assert all(np.array_equal(seen[i], ready[i].tokens) for i in seen)
-    assert len(shapes) <= 5
+    assert len(shapes) <= len({bucket_length(n, 50) for n in range(2, 51)}) + (batches is list_batches)
 
 
-def test_buckets_waste_at_most_half():
+def test_a_stream_ends_in_full_batches():
+    ready = [Encoded(np.ones(n, np.int32), 0) for n in [40] * 9 + [30, 20, 10]]
+    rows = [(b.tokens.shape[1], (b.documents >= 0).sum()) for b in stream_batches(ready, Batching(64, 160))]
+    assert rows == [(40, 4), (40, 4), (40, 4)]
+
+
+def test_buckets_waste_at_most_a_quarter():
     for length in range(2, 3000):
         bucket = bucket_length(length, 4096)
-        assert length <= bucket <= max(16, 1.5 * length)
+        assert length <= bucket <= max(16, 1.25 * length)
+    assert len({bucket_length(n, 4096) for n in range(2, 4097)}) == 33
     assert bucket_length(500, 400) == 400
 
 
