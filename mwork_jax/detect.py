@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from mwork_kernels.qk_importance import qk_importance  # pyright: ignore[reportMissingImports]
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -33,6 +32,7 @@ from mwork_jax.files import atomic_path
 from mwork_jax.load import Model
 from mwork_jax.model import Decoder, LayerRecord, hidden_states
 from mwork_jax.neurons import GROUPS, NeuronMask, group_widths
+from mwork_kernels.qk_importance import qk_importance  # pyright: ignore[reportMissingImports]
 
 _FORMAT = "mwork-neuron-scores-1"
 DEFAULT_KEPT = 8

@@ -12,9 +12,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A small random Llama with a byte-level tokenizer, as a folder in Hugging Face layout."""
-    from tiny import hf_model
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
+
+    from tiny import hf_model
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *sorted(alphabet)])}

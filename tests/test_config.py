@@ -1,10 +1,10 @@
 """Configurations: read as HF means them, in both of its formats, or refused by name."""
 
 import pytest
-from tiny import FAMILIES, hf_model
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
 from mwork_jax.errors import InputError
+from tiny import FAMILIES, hf_model
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,

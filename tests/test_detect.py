@@ -2,17 +2,17 @@
 neurons."""
 
 import numpy as np
-import planted
 import pytest
-from tiny import pair
 
 import mwork_jax.detect as detect
 import mwork_jax.model
+import planted
 from mwork_jax.corpus import Batching, bucket_length
 from mwork_jax.detect import NeuronScores, importance, score_neurons
 from mwork_jax.errors import InputError
 from mwork_jax.neurons import GROUPS
 from mwork_jax.select import select_neurons
+from tiny import pair
 
 SMALL = Batching(max_tokens=40, tokens_per_batch=96)
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
-from tiny import hf_model, pair, tokens
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
@@ -17,6 +16,7 @@ from mwork_jax.load.assemble import assemble
 from mwork_jax.load.flax_checkpoint import FlaxCheckpoint
 from mwork_jax.model import forward_decoder
 from mwork_jax.neurons import NeuronMask
+from tiny import hf_model, pair, tokens
 
 WHOLE = "flax_model.msgpack"
 

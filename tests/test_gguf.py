@@ -6,15 +6,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from gguf_writing import llama3_factors, model_parts, write_gguf
-from tiny import BASE, hf_model, tokens, torch
 
+from gguf_writing import llama3_factors, model_parts, write_gguf
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.load.assemble import assemble
 from mwork_jax.load.gguf_file import GGUFCheckpoint, llama3_scaling
 from mwork_jax.model import forward_decoder
 from mwork_jax.neurons import NeuronMask
+from tiny import BASE, hf_model, tokens, torch
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import DISTINCT, FAMILIES, KV_HEADS, pair, tokens, torch
 
 import mwork_jax.detect as detect
 from mwork_jax.neurons import GROUPS, group_widths
+from tiny import DISTINCT, FAMILIES, KV_HEADS, pair, tokens, torch
 
 RELATIVE = 1e-4
 SAMPLE = 6  # neurons per group and layer

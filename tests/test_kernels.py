@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+
 from mwork_kernels.qk_importance.api import IMPLEMENTATIONS, qk_importance
 from mwork_kernels.qk_importance.reference import qk_importance_reference
 

@@ -6,9 +6,9 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import hf_model, tokens, torch
 
 import mwork_jax as mw
+from tiny import hf_model, tokens, torch
 
 TOLERANCE = 1e-5
 
