@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from test_model import random_neurons, zero_neurons
-from tiny import pair, torch
 
 import mwork_jax.evaluate as evaluate
 from mwork_jax.corpus import (
@@ -20,6 +18,8 @@ from mwork_jax.deactivate import EACH_STAGE, EVERYWHERE, Setting, StageSplit
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate import held_out_loss
 from mwork_jax.neurons import GROUPS, NeuronMask
+from test_model import random_neurons, zero_neurons
+from tiny import pair, torch
 
 
 def documents(count=7, seed=0):

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import DISTINCT, FAMILIES, KV_HEADS, hf_model, pair, tokens, torch
 
 from mwork_jax.model import Decoder, forward_decoder, hidden_states, logits_of
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
+from tiny import DISTINCT, FAMILIES, KV_HEADS, hf_model, pair, tokens, torch
 
 TOLERANCE = 1e-5
 MODULES = {
