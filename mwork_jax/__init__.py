@@ -16,7 +16,8 @@ from mwork_jax.corpus import Batching, read_corpus
 from mwork_jax.deactivate import Setting, StageSplit
 from mwork_jax.detect import NeuronScores, importance, score_neurons
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate import HeldOutLoss, held_out_loss
+from mwork_jax.evaluate import HeldOutLoss, LogLikelihood, held_out_loss, log_likelihood
+from mwork_jax.generate import generate
 from mwork_jax.load import Model, load_model
 from mwork_jax.metrics import Delta, delta
 from mwork_jax.model import Decoder, forward_decoder
@@ -31,6 +32,7 @@ __all__ = [
     "Delta",
     "HeldOutLoss",
     "InputError",
+    "LogLikelihood",
     "Model",
     "ModelConfig",
     "NeuronMask",
@@ -42,9 +44,11 @@ __all__ = [
     "activated",
     "delta",
     "forward",
+    "generate",
     "held_out_loss",
     "importance",
     "load_model",
+    "log_likelihood",
     "read_corpus",
     "score_neurons",
     "select_neurons",

@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mwork_jax.corpus import LANGUAGES, Batching, Corpus, own_corpus, read_corpus
-from mwork_jax.detect import NeuronScores, score_neurons
+from mwork_jax.corpus import LANGUAGES, Corpus, encoded, own_corpus, read_corpus
+from mwork_jax.deactivate import StageSplit
+from mwork_jax.detect import NeuronScores
 from mwork_jax.errors import InputError
-from mwork_jax.files import output_folder, write_text
+from mwork_jax.files import output_folder, read_json, write_json, write_text
 from mwork_jax.load import load_model
+from mwork_jax.metrics import ENGLISH
+from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import Progress
-from mwork_jax.report import printable, text_report
-from mwork_jax.run import RunSettings, choose_documents, run
+from mwork_jax.report import printable, table_report, text_report
+from mwork_jax.run import DETECTION_COST, RunSettings, choose_documents, kept_scores, run
 from mwork_jax.select import DEFAULT_RULE, MODES, Rule, select_neurons
+from mwork_jax.sweep import SweepSettings, prepare, run_table
+from mwork_jax.tables import tables_named
+from mwork_jax.tasks import task_named
 
 _INTERRUPTED = 130
 
@@ -49,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(message: str) -> int:
     line = " ".join(message.split())
-    print(printable(f"mwork: {line}", sys.stderr.encoding), file=sys.stderr)
+    print(printable(f"mwork: {line}", getattr(sys.stderr, "encoding", None)), file=sys.stderr)
     return 2
 
 
@@ -61,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_detect(commands)
     _add_select(commands)
+    _add_evaluate(commands)
     return parser
 
 
@@ -100,7 +108,7 @@ def _add_run(commands: Any) -> None:
         help="own documents, text or JSONL: the first --documents find neurons, the next --held-out measure",
     )
     _add_rule(parser)
-    parser.add_argument("--seeds", type=int, default=5, help="random controls per language (default: 5)")
+    parser.add_argument("--seeds", type=int, help="random controls per language (default: 5)")
     parser.add_argument("--n1", type=int, help="layers of the understanding stage (default: a quarter)")
     parser.add_argument("--n2", type=int, help="layers of the generation stage (default: an eighth)")
     parser.add_argument("--max-tokens", type=int, default=512, help="longer documents are cut here (default: 512)")
@@ -147,6 +155,29 @@ def _add_select(commands: Any) -> None:
     _add_rule(parser)
 
 
+def _add_evaluate(commands: Any) -> None:
+    what = "one of the paper's Tables 2 to 5, or all: a task under every deactivation setting"
+    example = "mwork evaluate --table 2 --data xquad --languages en,de --neurons results --items 50 --out tables"
+    parser = _command(commands, "evaluate", _evaluate, what, example)
+    _add_model(parser)
+    tables = "2 (understanding), 3 (reasoning), 4 (knowledge), 5 (generation) or all"
+    parser.add_argument("--table", required=True, help=tables)
+    parser.add_argument("--out", default="mwork-tables", help="output folder (default: mwork-tables)")
+    parser.add_argument(
+        "--neurons",
+        default="mwork-results",
+        help="folder of `mwork run` or `mwork select`, with neurons/LANG.json (default: mwork-results)",
+    )
+    parser.add_argument("--data", help="official files, or a folder of them (default: the project's own small set)")
+    parser.add_argument("--languages", default="en,de", help="comma-separated codes, en among them (default: en,de)")
+    parser.add_argument("--task", help="another task for the table, such as xcopa or headlines")
+    parser.add_argument("--items", type=int, help="score the first so many items of each language (default: all)")
+    parser.add_argument("--shots", type=int, default=0, help="worked examples before each item (default: 0)")
+    parser.add_argument("--seeds", type=int, default=5, help="random controls per language (default: 5)")
+    parser.add_argument("--n1", type=int, help="layers of the understanding stage (default: a quarter)")
+    parser.add_argument("--n2", type=int, help="layers of the generation stage (default: an eighth)")
+
+
 def _run(chosen: argparse.Namespace) -> None:
     settings, corpora = _run_settings(chosen)
     out = output_folder(chosen.out)
@@ -158,7 +189,7 @@ def _run(chosen: argparse.Namespace) -> None:
     if chosen.json:
         print(json.dumps(results))
     else:
-        print(printable(text, sys.stdout.encoding))
+        print(printable(text, getattr(sys.stdout, "encoding", None)))
         print(f"\nEverything is in {out}: results.json, table.txt, neurons/, scores/.")
 
 
@@ -166,23 +197,22 @@ def _run_settings(chosen: argparse.Namespace) -> tuple[RunSettings, dict[str, Co
     """The settings and the documents, checked before the model takes its time to load."""
     Rule.parse(chosen.rule)
     _one_of("--mode", chosen.mode, MODES)
-    _at_least("--seeds", chosen.seeds, 1)
+    _at_least("--seeds", 1 if chosen.seeds is None else chosen.seeds, 1)
     _at_least("--max-tokens", chosen.max_tokens, 2)
     files = _pairs("--data", chosen.data) if chosen.data else {}
     available = tuple(files) or (("en", "de", "zh") if chosen.quick else LANGUAGES)
-    languages = tuple(dict.fromkeys(chosen.languages.split(","))) if chosen.languages else available
+    languages = available if chosen.languages is None else _languages(chosen.languages)
     settings = RunSettings(
         languages=languages,
         rule=chosen.rule,
         mode=chosen.mode,
-        seeds=chosen.seeds,
         n1=chosen.n1,
         n2=chosen.n2,
         max_tokens=chosen.max_tokens,
     )
     if chosen.quick:
         settings = settings.quick()
-    given = {"documents": chosen.documents, "held_out": chosen.held_out}
+    given = {"documents": chosen.documents, "held_out": chosen.held_out, "seeds": chosen.seeds}
     settings = _replace_given(settings, given)
     if files and not set(languages) <= set(files):
         missing = ", ".join(sorted(set(languages) - set(files)))
@@ -208,42 +238,56 @@ def _replace_given(settings: RunSettings, given: dict[str, Any]) -> RunSettings:
 
 def _detect(chosen: argparse.Namespace) -> None:
     _at_least("--max-tokens", chosen.max_tokens, 2)
-    corpora = {language: read_corpus(path) for language, path in _pairs("--corpus", chosen.corpus).items()}
-    for language, documents in corpora.items():
-        if chosen.documents is not None:
-            _at_least("--documents", chosen.documents, 1)
-            if chosen.documents > len(documents):
-                raise InputError(f"--corpus {language}: {chosen.documents} documents asked, there are {len(documents)}")
-            corpora[language] = documents[: chosen.documents]
+    files = _pairs("--corpus", chosen.corpus)
+    corpora = {language: _first(read_corpus(path), chosen.documents, path) for language, path in files.items()}
     out = output_folder(chosen.out)
     model = load_model(chosen.model, dtype=chosen.dtype)
+    # All of them before any work, so that a document that cannot be used is found at once.
+    ready = {lang: list(encoded(model, d, chosen.max_tokens, where=files[lang])) for lang, d in corpora.items()}
     written = {}
-    with Progress(sum(map(len, corpora.values()))) as bar:
-        for language, documents in corpora.items():
-            bar.say(f"detect {language}")
-            done = 0
+    with Progress(DETECTION_COST * sum(map(len, ready.values()))) as bar:
+        for lang, documents in ready.items():
+            bos = chosen.include_bos
+            kept = kept_scores(model, lang, documents, files[lang], chosen.max_tokens, out, bar, include_bos=bos)
+            path = out / "scores" / f"{lang}.safetensors"
+            written[lang] = {"file": str(path), "documents": kept.documents, "tokens": kept.tokens}
+    lines = [f"{lang}: {w['documents']} documents, {w['tokens']} tokens -> {w['file']}" for lang, w in written.items()]
+    _print(chosen, written, lines)
 
-            def step(count: int) -> None:
-                nonlocal done
-                bar.add(count - done)
-                done = count
 
-            scores = score_neurons(
-                model,
-                documents,
-                include_bos=chosen.include_bos,
-                batching=Batching(max_tokens=chosen.max_tokens),
-                provenance={"language": language, "corpus": _pairs("--corpus", chosen.corpus)[language]},
-                progress=step,
-            )
-            path = out / "scores" / f"{language}.safetensors"
-            scores.save(path)
-            written[language] = {"file": str(path), "documents": scores.documents, "tokens": scores.tokens}
-    _print(
-        chosen,
-        written,
-        [f"{lang}: {w['documents']} documents, {w['tokens']} tokens -> {w['file']}" for lang, w in written.items()],
-    )
+def _first(documents: list[str], count: int | None, where: str) -> list[str]:
+    if count is None:
+        return documents
+    _at_least("--documents", count, 1)
+    if count > len(documents):
+        raise InputError(f"{where}: {count} documents asked, there are {len(documents)}")
+    return documents[:count]
+
+
+def _evaluate(chosen: argparse.Namespace) -> None:
+    _at_least("--seeds", chosen.seeds, 1)
+    settings = SweepSettings(_languages(chosen.languages), chosen.items, chosen.shots, chosen.seeds)
+    tables = tables_named(chosen.table)
+    exams = [prepare(task_named(chosen.task or table.task), chosen.data, settings) for table in tables]
+    out = output_folder(chosen.out)
+    if (out / "results.json").exists() and "tables" not in read_json(out / "results.json"):
+        raise InputError(f"{out}: holds the results of `mwork run`; choose another output folder with --out")
+    folder = Path(chosen.neurons) / "neurons"
+    paths = {lang: folder / f"{lang}.json" for lang in settings.languages if lang != ENGLISH}
+    absent = [str(path) for path in paths.values() if not path.exists()]
+    if absent:
+        raise InputError(f"{absent[0]}: no such file; `mwork run` and `mwork select` write it, --neurons says where")
+    found = {lang: NeuronSet.load(path) for lang, path in paths.items()}
+    model = load_model(chosen.model, dtype=chosen.dtype)
+    split = StageSplit.of(model.config.num_layers, chosen.n1, chosen.n2)
+    done = [run_table(model, t, e, found, split, settings, out) for t, e in zip(tables, exams, strict=True)]
+    results = {"format": "mwork-results-1", "tables": done, "rows": [row for table in done for row in table["rows"]]}
+    write_json(out / "results.json", results)
+    text = "\n\n".join(map(table_report, done))
+    if chosen.json:
+        print(json.dumps(results))
+    else:
+        print(printable(text, getattr(sys.stdout, "encoding", None)))
 
 
 def _select(chosen: argparse.Namespace) -> None:
@@ -277,8 +321,20 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
             raise InputError(f"{option} {item}: LANG=FILE is needed, as in {option} de=german.txt")
         if language in pairs:
             raise InputError(f"{option} {item}: {language!r} is given twice")
-        pairs[language] = path
+        pairs[_code(option, language)] = path
     return pairs
+
+
+def _languages(text: str) -> tuple[str, ...]:
+    """Comma-separated language codes, each once."""
+    return tuple(dict.fromkeys(_code("--languages", part.strip()) for part in text.split(",")))
+
+
+def _code(option: str, language: str) -> str:
+    """A language code, which names files too. InputError for anything that is not letters, digits, - and _."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", language):
+        raise InputError(f"{option}: {language!r} is not a language code; letters, digits, - and _, as in en,de,zh-TW")
+    return language
 
 
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:

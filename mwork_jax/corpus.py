@@ -1,12 +1,12 @@
 """Documents on their way to the device: read from files, tokenized, cut, padded to few shapes, batched.
 
-A shape is a program to compile, so lengths are rounded up to a short list of buckets and every batch of a bucket has
-the same number of rows.
+A shape is a program to compile, so lengths are rounded up to a short list of buckets. In a stream every batch of a
+bucket also has the same number of rows; of a list, the last batch has only the rows that are left.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,18 +16,19 @@ from typing import NamedTuple
 import numpy as np
 
 from mwork_jax.errors import InputError
-from mwork_jax.files import read_text
+from mwork_jax.files import read_jsonl, read_text
 from mwork_jax.load import Model
 
 LANGUAGES = ("en", "de", "fr", "es", "ru", "zh", "vi", "th", "ar", "sw")  # of the project's own data set
 Document = str | np.ndarray
+_BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 class Encoded(NamedTuple):
     """One tokenized document."""
 
     tokens: np.ndarray  # int32 [time]
-    bytes: int  # UTF-8 bytes that the tokens after the first stand for
+    bytes: int  # UTF-8 bytes that the tokens after the first stand for; 0 where the text is not known
 
 
 class Batch(NamedTuple):
@@ -40,10 +41,18 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Batching:
-    """How documents become batches. tokens_per_batch bounds rows x bucket; max_tokens cuts longer documents."""
+    """How documents become batches. tokens_per_batch bounds rows x bucket; max_tokens cuts longer documents.
+
+    Raises InputError for max_tokens < 2 (nothing would be predicted) and tokens_per_batch < 1.
+    """
 
     max_tokens: int = 512
     tokens_per_batch: int = 1024
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_tokens", 2), ("tokens_per_batch", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"batching: {name} is {getattr(self, name)}; it must be {least} or more")
 
     def rows(self, bucket: int) -> int:
         return max(1, self.tokens_per_batch // bucket)
@@ -65,8 +74,10 @@ def encoded(
 ) -> Iterator[Encoded]:
     """Tokenizes a stream of documents, cut at `max_tokens`. What is encoded already passes through.
 
-    Raises InputError for a document of fewer than two tokens and for an empty stream.
+    Raises InputError for a document of fewer than two tokens, for an empty stream, and for one document in its place.
     """
+    if isinstance(documents, str | bytes | Encoded):
+        raise InputError(f"{where}: documents come as a list, also when there is only one")
     place = -1
     for place, document in enumerate(documents):
         if isinstance(document, Encoded):
@@ -134,39 +145,24 @@ def _pad(documents: list[tuple[int, np.ndarray]], bucket: int, rows: int) -> Bat
 def read_corpus(path: str | Path) -> list[str]:
     """The documents of a file, without empty ones.
 
-    `.jsonl`: one object per line with a "text". Anything else: plain text, documents separated by blank lines, or one
-    per line where there is no blank line. Raises InputError where the file is missing, not UTF-8, not of that form, or
-    without a document.
+    `.jsonl`: one object per line with a "text". Anything else: plain text, documents separated by blank lines (spaces
+    and tabs may stand in them), or one per line where there is no blank line. Lines end in LF, CRLF or CR, never in
+    another separator, such as a form feed or U+2028. Raises InputError where the file is missing, not UTF-8, not of
+    that form, or without a document.
     """
-    text = read_text(path)
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     if Path(path).suffix == ".jsonl":
         documents = [_text_of(row, f"{path}:{n}") for n, row in read_jsonl(path)]
-    elif "\n\n" in text.strip().replace("\r\n", "\n"):
-        documents = [" ".join(part.split()) for part in text.replace("\r\n", "\n").split("\n\n")]
+    elif _BLANK_LINES.search(text.strip()):
+        documents = [" ".join(part.split()) for part in _BLANK_LINES.split(text)]
     else:
-        documents = [line.strip() for line in text.splitlines()]
+        documents = [line.strip() for line in text.split("\n")]
     documents = [d for d in documents if d.strip()]
     if not documents:
         raise InputError(
             f"{path}: no documents; plain text (blank lines between documents) or JSONL with a 'text' is needed"
         )
     return documents
-
-
-def read_jsonl(path: str | Path) -> list[tuple[int, dict]]:
-    """(line number, object) for each line of a JSONL file that is not empty."""
-    rows = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not valid JSON ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: a JSON object is needed on each line")
-        rows.append((number, row))
-    return rows
 
 
 def _text_of(row: dict, where: str) -> str:
@@ -187,12 +183,16 @@ class Corpus:
 
 def own_corpus(language: str) -> Corpus:
     """The project's own parallel documents in one of LANGUAGES."""
+    rows = own_rows("documents", language)
+    by_split = {s: tuple(r["text"] for r in rows if r["split"] == s) for s in ("detect", "held_out")}
+    return Corpus(language, by_split["detect"], by_split["held_out"], f"mwork-jax data, documents.{language}.jsonl")
+
+
+def own_rows(kind: str, language: str) -> list[dict]:
+    """The project's own "documents", "knowledge" or "arithmetic" in one of LANGUAGES, as data/README.md describes."""
     if language not in LANGUAGES:
         raise InputError(
             f"language {language!r} is not in the built-in data, ({', '.join(LANGUAGES)}); use --data for others"
         )
-    name = f"documents.{language}.jsonl"
-    with resources.as_file(resources.files("mwork_jax") / "data" / name) as path:
-        rows = [row for _, row in read_jsonl(path)]
-    by_split = {s: tuple(r["text"] for r in rows if r["split"] == s) for s in ("detect", "held_out")}
-    return Corpus(language, by_split["detect"], by_split["held_out"], f"mwork-jax data, {name}")
+    with resources.as_file(resources.files("mwork_jax") / "data" / f"{kind}.{language}.jsonl") as path:
+        return [row for _, row in read_jsonl(path)]

@@ -30,8 +30,16 @@ class StageSplit:
 
     @classmethod
     def default(cls, layers: int) -> StageSplit:
-        """A quarter and an eighth of the layers, rounded: 8 and 4 of 32, the only example the paper publishes."""
-        return cls(layers, round(layers / 4), round(layers / 8))
+        """A quarter and an eighth of the layers, rounded, at least one: 8 and 4 of 32, the paper's only example."""
+        first = max(1, round(layers / 4))
+        return cls(layers, first, min(max(1, round(layers / 8)), layers - first))
+
+    @classmethod
+    def of(cls, layers: int, understanding: int | None, generation: int | None) -> StageSplit:
+        """The split with N1 and N2 as given, the default where None."""
+        default = cls.default(layers)
+        first = default.understanding if understanding is None else understanding
+        return cls(layers, first, default.generation if generation is None else generation)
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,13 @@ class NeuronScores:
                 if header.get("format") != _FORMAT:
                     raise InputError(f"{path}: not neuron scores (its header should say {_FORMAT!r})")
                 tables = {t: {g: file.get_tensor(f"{t}.{g}") for g in GROUPS} for t in ("lowest", "worst_rank", "mean")}
+                return cls(**tables, **{n: header[n] for n in ("documents", "tokens", "provenance")})
+        except InputError:
+            raise
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: damaged neuron scores ({str(error).splitlines()[0]})") from None
-        return cls(**tables, documents=header["documents"], tokens=header["tokens"], provenance=header["provenance"])
 
 
 def score_neurons(
@@ -240,7 +242,7 @@ def _ffn_importance(rows: jax.Array, record: LayerRecord) -> jax.Array:
     """Imp[k] = ||h[:, k]|| ||W_down[:, k]||: zeroing one neuron removes a rank-one term, whose norm separates. [b,
     f]."""
     weights = jnp.square(record.weights["down"].astype(jnp.float32)).sum(axis=0)
-    return jnp.sqrt(jnp.einsum("bt,btf->bf", rows, jnp.square(record.product)) * weights)
+    return jnp.sqrt(jnp.sum(rows[:, :, None] * jnp.square(record.product), axis=1) * weights)
 
 
 def _value_importance(config: ModelConfig, rows: jax.Array, record: LayerRecord) -> jax.Array:

@@ -1,4 +1,5 @@
-"""Held-out loss under a neuron mask: the cheapest and most sensitive measure of what deactivation does."""
+"""What a model makes of given text under a neuron mask: held-out loss, the cheapest and most sensitive measure of what
+deactivation does, and the log-likelihood of continuations, for multiple choice."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.corpus import Batching, Document, Encoded, encoded, list_batches
+from mwork_jax.corpus import Batch, Batching, Document, Encoded, encoded, list_batches
+from mwork_jax.errors import InputError
 from mwork_jax.load import Model
 from mwork_jax.model import Decoder, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask
 
+NORMALISATIONS = ("none", "token", "byte")  # of log-likelihoods
 _ROWS = 128  # positions whose logits exist at once: a vocabulary is too wide for a whole batch
 
 
@@ -35,7 +38,7 @@ class HeldOutLoss:
     def per_byte(self) -> float:
         """Nats per UTF-8 byte of the documents, over all documents: comparable between tokenizers. NaN for token
         arrays."""
-        return float(self.nats.sum() / self.bytes.sum()) if self.bytes.sum() else float("nan")
+        return float(self.nats.sum() / self.bytes.sum()) if self.bytes.all() else float("nan")
 
     @property
     def scores(self) -> np.ndarray:
@@ -60,20 +63,114 @@ def held_out_loss(
     nats = np.zeros(len(ready))
     done = 0
     for batch in list_batches(ready, batching):
-        positions, predicted = _predicted_positions(batch.lengths, batch.tokens.shape[1])
-        losses = np.asarray(_losses(model.decoder, batch.tokens, positions, predicted, mask), np.float64)
-        nats[batch.documents] = losses
-        done += len(losses)
+        nats[batch.documents] = _batch_nats(model.decoder, batch, np.ones_like(batch.lengths), mask)
+        done += len(batch.documents)
         if progress is not None:
             progress(done)
     sizes = np.asarray([(d.tokens.size - 1, d.bytes) for d in ready])
     return HeldOutLoss(nats, sizes[:, 0], sizes[:, 1])
 
 
-def _predicted_positions(lengths: np.ndarray, bucket: int) -> tuple[np.ndarray, np.int32]:
-    """Flat indices of the positions that predict a real token, first in an int32 [rows * bucket] array, and how many
-    they are."""
-    predicts = np.arange(bucket)[None, :] < lengths[:, None] - 1
+@dataclass(frozen=True, eq=False)
+class LogLikelihood:
+    """How likely each continuation is after its context: natural log-probability float64 [n], its tokens int [n], its
+    UTF-8 bytes int [n] (0 for token arrays, whose text is not known)."""
+
+    nats: np.ndarray
+    tokens: np.ndarray
+    bytes: np.ndarray
+
+    def scores(self, normalisation: str) -> np.ndarray:
+        """float64 [n], higher is better: the sum of the log-probabilities ("none"), or that per "token" or "byte".
+
+        Raises InputError for another name, and for "byte" where the text is not known.
+        """
+        if normalisation not in NORMALISATIONS:
+            raise InputError(f"normalisation {normalisation!r} is not one of {', '.join(NORMALISATIONS)}")
+        if normalisation == "none":
+            return self.nats
+        sizes = self.tokens if normalisation == "token" else self.bytes
+        if not sizes.all():
+            raise InputError("continuations given as tokens have no bytes to normalise by; use 'none' or 'token'")
+        return self.nats / sizes
+
+
+def log_likelihood(
+    model: Model,
+    contexts: Sequence[Document],
+    continuations: Sequence[Document],
+    mask: NeuronMask,
+    *,
+    tokens_per_batch: int = 2048,
+    progress: Callable[[int], None] | None = None,
+) -> LogLikelihood:
+    """The log-probability of continuations[i] right after contexts[i], with the neurons of `mask` that are 0 switched
+    off. One program serves every mask.
+
+    Both are str, or both int32 [time]. Text is tokenized as a whole: a token that reaches over the boundary counts as
+    part of the continuation, since it is not what the context alone would end with. Nothing is cut. progress is called
+    with the number of pairs done. Raises InputError, naming the pair, for a context without a token, an empty
+    continuation, a mixture of text and tokens, or a pair longer than the model's context.
+    """
+    if isinstance(contexts, str) or isinstance(continuations, str):
+        raise InputError("contexts and continuations come as lists, also when there is only one of each")
+    if len(contexts) != len(continuations):
+        raise InputError(f"{len(contexts)} contexts and {len(continuations)} continuations; each needs the other")
+    if not len(contexts):
+        raise InputError("contexts: there are none; at least one is needed")
+    pairs = [_pair(model, a, b, f"pair {i + 1}") for i, (a, b) in enumerate(zip(contexts, continuations, strict=True))]
+    ready, begins = [pair for pair, _ in pairs], np.asarray([begin for _, begin in pairs])
+    nats = np.zeros(len(ready))
+    done = 0
+    for batch in list_batches(ready, Batching(model.config.max_length, tokens_per_batch)):
+        nats[batch.documents] = -_batch_nats(model.decoder, batch, begins[batch.documents], mask)
+        done += len(batch.documents)
+        if progress is not None:
+            progress(done)
+    sizes = np.asarray([pair.tokens.size for pair in ready])
+    return LogLikelihood(nats, sizes - begins, np.asarray([pair.bytes for pair in ready]))
+
+
+def _pair(model: Model, context: Document, continuation: Document, where: str) -> tuple[Encoded, int]:
+    """Context and continuation as one, with the bytes of the continuation, and the index of its first token."""
+    if isinstance(context, str) != isinstance(continuation, str):
+        raise InputError(f"{where}: context and continuation must be both text or both tokens")
+    if not len(continuation):
+        raise InputError(f"{where}: the continuation is empty")
+    first = model.encode(context, where=f"{where}, context")
+    if isinstance(context, str) and isinstance(continuation, str):
+        whole, size = model.encode(context + continuation, where=where), len(continuation.encode())
+        begin = _shared_length(first, whole)
+    else:
+        second = model.encode(continuation, where=f"{where}, continuation")
+        whole, size, begin = np.concatenate([first, second]), 0, first.size
+    if not begin:
+        raise InputError(f"{where}: no token comes before the continuation; give a context, or a BOS as one")
+    if begin == whole.size:
+        raise InputError(f"{where}: the continuation adds no token to the context")
+    if whole.size > model.config.max_length:
+        raise InputError(f"{where} has {whole.size} tokens; the model's context is {model.config.max_length}")
+    return Encoded(whole, size), begin
+
+
+def _shared_length(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens a and b begin with in common."""
+    shorter = min(a.size, b.size)
+    differ = np.flatnonzero(a[:shorter] != b[:shorter])
+    return int(differ[0]) if differ.size else shorter
+
+
+def _batch_nats(decoder: Decoder, batch: Batch, begins: np.ndarray, mask: NeuronMask) -> np.ndarray:
+    """Nats of each row's tokens from index begins [rows] on: float64 [rows]."""
+    positions, predicted = _predicted_positions(begins, batch.lengths, batch.tokens.shape[1])
+    return np.asarray(_losses(decoder, batch.tokens, positions, predicted, mask), np.float64)
+
+
+def _predicted_positions(begins: np.ndarray, lengths: np.ndarray, bucket: int) -> tuple[np.ndarray, np.int32]:
+    """Flat indices of the positions that predict a token from index `begins` on, first in an int32 [rows * bucket]
+    array, and how many they are."""
+    times = np.arange(bucket)[None, :]
+    predicts = (times >= begins[:, None] - 1) & (times < lengths[:, None] - 1)
     flat = np.flatnonzero(predicts)
     positions = np.zeros(-(-predicts.size // _ROWS) * _ROWS, np.int32)
     positions[: flat.size] = flat

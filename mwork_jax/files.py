@@ -12,6 +12,8 @@ from typing import Any
 
 from mwork_jax.errors import InputError
 
+_EXTREME = "JSON that cannot be read; it should be nested less deeply, its numbers have fewer digits"
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -60,10 +62,35 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
+    """The value in a JSON file. Raises InputError where the file cannot be read or is not JSON."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+    except (RecursionError, ValueError):
+        raise InputError(f"{path}: {_EXTREME}") from None
+
+
+def read_jsonl(path: str | Path) -> list[tuple[int, dict]]:
+    """(line number, object) for each line of a JSONL file that is not empty.
+
+    Lines end in a line feed only: JSON strings may hold other separators, such as U+2028, as they are.
+    """
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not valid JSON ({error.msg})") from None
+        except (RecursionError, ValueError):
+            raise InputError(f"{path}:{number}: {_EXTREME}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}:{number}: a JSON object is needed on each line")
+        rows.append((number, row))
+    return rows
 
 
 def output_folder(path: str | Path) -> Path:

@@ -25,13 +25,14 @@ class Ledger:
         self.folder = Path(folder)
 
     def get(self, key: Mapping[str, Any]) -> Any | None:
-        """The value put under an equal key, or None. A damaged file counts as not there: it is computed and written
-        again."""
+        """The value put under an equal key, or None. A damaged file, or one of another key, counts as not there: it is
+        computed and written again."""
         path = self._path(key)
         if not path.exists():
             return None
         try:
-            return read_json(path)["value"]
+            cell = read_json(path)
+            return cell["value"] if cell["key"] == json.loads(json.dumps(dict(key))) else None
         except (InputError, KeyError, TypeError):
             return None
 

@@ -157,26 +157,112 @@ def hidden_states(
     invisible. Returns (float32 [batch, time, hidden] before the final norm, observe's results stacked over layers, or
     None).
     """
+    times = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+
+    def attention(kept: None, _: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, window: jax.Array) -> Any:
+        return attend(decoder.config, q, k, v, window, start, decoder.dtype), kept
+
+    x, _, observed = _scan_layers(decoder, tokens, mask, _positions(times, start), attention, None, observe)
+    return x, observed
+
+
+class KeyValueCache(NamedTuple):
+    """Rotated keys and values of the times so far, in the weights' dtype; both [layers, b, s, g, k]."""
+
+    k: jax.Array
+    v: jax.Array
+
+    @classmethod
+    def empty(cls, decoder: Decoder, batch: int, time: int) -> KeyValueCache:
+        """Room for `time` tokens of each of `batch` rows."""
+        c = decoder.config
+        shape = (c.num_layers, batch, time, c.num_kv_heads, c.head_dim)
+        return cls(jnp.zeros(shape, decoder.dtype), jnp.zeros(shape, decoder.dtype))
+
+    @property
+    def time(self) -> int:
+        """How many times there is room for."""
+        return self.k.shape[2]
+
+    def write(self, layer: jax.Array, now: int | jax.Array, k: jax.Array, v: jax.Array) -> KeyValueCache:
+        """With k and v [b, t, g, k] of one layer at times now, now + 1 ..."""
+        at = (layer, 0, now, 0, 0)
+        k, v = (
+            jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), at)
+            for old, new in zip(self, (k, v), strict=True)
+        )
+        return KeyValueCache(k, v)
+
+
+def extend(
+    decoder: Decoder,
+    cache: KeyValueCache,
+    tokens: jax.Array,
+    mask: NeuronMask,
+    *,
+    now: int | jax.Array,
+    start: jax.Array | None = None,
+) -> tuple[jax.Array, KeyValueCache]:
+    """`hidden_states` of tokens int32 [batch, time] at times now, now + 1 ..., which also see the earlier times that
+    the cache holds.
+
+    Returns (float32 [batch, time, hidden] before the final norm, the cache with these times written). A `now` that is
+    a Python number spares attention the times after it. The cache must have room: where it has none, the last times
+    are overwritten.
+    """
+    times = now + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+
+    def attention(
+        cache: KeyValueCache, layer: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, window: jax.Array
+    ) -> tuple[jax.Array, KeyValueCache]:
+        cache = cache.write(layer, now, k, v)
+        k, v = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
+        return attend(decoder.config, q, k, v, window, start, decoder.dtype, now), cache
+
+    # Carried from layer to layer and not scanned over: a carry is updated in place, a scanned output is a copy.
+    x, cache, _ = _scan_layers(decoder, tokens, mask, _positions(times, start), attention, cache, None)
+    return x, cache
+
+
+def _positions(times: jax.Array, start: jax.Array | None) -> jax.Array:
+    """RoPE positions [b or 1, t] of times [t]: they count from each row's first real token."""
+    return times[None] if start is None else jnp.maximum(times[None] - start[:, None], 0)
+
+
+def _scan_layers(
+    decoder: Decoder,
+    tokens: jax.Array,
+    mask: NeuronMask,
+    positions: jax.Array,
+    attention: Callable[..., tuple[jax.Array, Any]],
+    kept: Any,
+    observe: Callable[[LayerRecord], Any] | None,
+) -> tuple[jax.Array, Any, Any]:
+    """All layers, one after the other: (residual stream [b, t, m], `kept` after the last layer, what was observed).
+
+    attention: (kept, layer, q, k, v, window) -> (heads [b, t, h, k], kept), with q and k rotated.
+    """
     config = decoder.config
     x = decoder.embed[...][tokens].astype(jnp.float32) * config.embed_scale
-    times = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    positions = times if start is None else jnp.maximum(times - start[:, None], 0)
     tables = rope_tables(config.ropes, config.head_dim, positions)
     windows = np.array([w if w != FULL_ATTENTION else np.iinfo(np.int32).max for w in config.windows], np.int32)
     stacked = (
         {name: value[...] for name, value in vars(decoder.layers).items() if isinstance(value, nnx.Param)},
         mask,
+        jnp.arange(config.num_layers, dtype=jnp.int32),
         jnp.asarray(config.layer_rope, jnp.int32),
         jnp.asarray(windows),
     )
 
-    def step(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
-        weights, layer_mask, rope, window = xs
+    def step(carry: Any, xs: Any) -> tuple[Any, Any]:
+        x, kept = carry
+        weights, layer_mask, layer, rope, window = xs
         cos, sin = tables[0][rope], tables[1][rope]
-        x, record = _layer(config, x, weights, layer_mask, cos, sin, window, start)
-        return x, observe(record) if observe is not None else None
+        x, kept, record = _layer(config, x, weights, layer_mask, cos, sin, window, partial(attention, kept, layer))
+        return (x, kept), observe(record) if observe is not None else None
 
-    return jax.lax.scan(step, x, stacked)
+    (x, kept), observed = jax.lax.scan(step, (x, kept), stacked)
+    return x, kept, observed
 
 
 def logits_of(decoder: Decoder, x: jax.Array) -> jax.Array:
@@ -203,9 +289,9 @@ def _layer(
     cos: jax.Array,
     sin: jax.Array,
     window: jax.Array,
-    start: jax.Array | None,
-) -> tuple[jax.Array, LayerRecord]:
-    """One decoder layer: x float32 [b, t, m] -> (x after the layer, what it computed)."""
+    attention: Callable[..., tuple[jax.Array, Any]],
+) -> tuple[jax.Array, Any, LayerRecord]:
+    """One decoder layer: x float32 [b, t, m] -> (x after the layer, what attention keeps, what the layer computed)."""
     with jax.named_scope("attention"):
         y = rms_norm(x, w["attn_norm"], config)
         q_raw = _project(y, w, "q", mask.attn_q, config.head_dim)
@@ -213,7 +299,7 @@ def _layer(
         v = _project(y, w, "v", mask.attn_v, config.head_dim)
         q = rms_norm(q_raw, w["q_norm"], config) if config.qk_norm else q_raw
         k = rms_norm(k_raw, w["k_norm"], config) if config.qk_norm else k_raw
-        heads = attend(config, rotate(q, cos, sin), rotate(k, cos, sin), v, window, start, w["o"].dtype)
+        heads, kept = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, window)
         y = product("bthk,mhk->btm", heads, w["o"])
         if config.attn_out_bias:
             y = y + w["o_bias"]
@@ -228,7 +314,7 @@ def _layer(
         if config.mlp_bias:
             y = y + w["down_bias"]
         x = x + (rms_norm(y, w["ffn_post_norm"], config) if config.post_norms else y)
-    return x, LayerRecord(q_raw, k_raw, q, k, v, cos, sin, window, heads, h, x, w)
+    return x, kept, LayerRecord(q_raw, k_raw, q, k, v, cos, sin, window, heads, h, x, w)
 
 
 def _project(y: jax.Array, w: dict[str, jax.Array], name: str, mask: jax.Array, head_dim: int) -> jax.Array:
@@ -247,11 +333,14 @@ def attend(
     window: jax.Array,
     start: jax.Array | None,
     dtype: Any,
+    now: int | jax.Array = 0,
 ) -> jax.Array:
-    """Causal attention over rotated q [b, t, h, k], k and v [b, t, g, k] -> [b, t, h, k], float32.
+    """Causal attention over rotated q [b, t, h, k] at times now + t, k and v [b, s, g, k] at times s -> [b, t, h, k],
+    float32.
 
-    Works through blocks of queries, each against the keys up to its end: half the work of the square, and bounded
-    memory. Heads come first within a block, so that every product is a plain batched matrix product.
+    Works through blocks of queries, each, where `now` is a Python number, against the keys up to its end: half the
+    work of the square, and bounded memory. Heads come first within a block, so that every product is a plain batched
+    matrix product.
     """
     batch, time, _, size = q.shape
     groups, shared = config.num_kv_heads, config.queries_per_group
@@ -261,13 +350,14 @@ def attend(
     blocks = []
     for begin in range(0, time, step):
         end = min(begin + step, time)
+        keys = now + end if isinstance(now, int) else k.shape[2]
         queries = q[:, :, :, begin:end].reshape(batch, groups, -1, size)
-        scores = product("bgqk,bgsk->bgqs", queries, k[:, :, :end]) * config.attn_scale
-        scores = soft_cap(scores, config.attn_softcap).reshape(batch, groups, shared, end - begin, end)
-        seen = visible(jnp.arange(begin, end), jnp.arange(end), window, start)[:, None, None]
+        scores = product("bgqk,bgsk->bgqs", queries, k[:, :, :keys]) * config.attn_scale
+        scores = soft_cap(scores, config.attn_softcap).reshape(batch, groups, shared, end - begin, keys)
+        seen = visible(now + jnp.arange(begin, end), jnp.arange(keys), window, start)[:, None, None]
         weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
-        weights = weights.astype(dtype).reshape(batch, groups, -1, end)
-        out = product("bgqs,bgsk->bgqk", weights, v[:, :, :end])
+        weights = weights.astype(dtype).reshape(batch, groups, -1, keys)
+        out = product("bgqs,bgsk->bgqk", weights, v[:, :, :keys])
         blocks.append(out.reshape(batch, groups, shared, end - begin, size))
     heads = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=3)
     return heads.transpose(0, 3, 1, 2, 4).reshape(batch, time, -1, size)

@@ -77,6 +77,21 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     return array
 
 
+def _members(rows: list[list[int]], layers: int, width: int, group: str) -> np.ndarray:
+    """One group of a saved set as bool [layers, width]. Raises InputError where `rows` are not indices into it."""
+    if len(rows) != layers:
+        raise InputError(f"{group} has {len(rows)} layers, not the {layers} that 'layers' says")
+    members = np.zeros((layers, width), bool)
+    for layer, indices in enumerate(rows):
+        wrong = [i for i in indices if type(i) is not int or not 0 <= i < width]
+        if wrong:
+            raise InputError(f"{group}, layer {layer}: {wrong[0]!r:.40} is not an index from 0 to {width - 1}")
+        members[layer, np.asarray(indices, np.int64)] = True
+        if members[layer].sum() != len(indices):
+            raise InputError(f"{group}, layer {layer}: an index is listed twice; each should be there once")
+    return members
+
+
 @dataclass(frozen=True, eq=False)
 class NeuronSet:
     """A set of neurons of one model, kept on the host with its provenance.
@@ -117,6 +132,12 @@ class NeuronSet:
         """How many neurons the model has in these groups."""
         return sum(members.size for members in self.groups.values())
 
+    def __copy__(self) -> NeuronSet:
+        return self  # nothing in a set can change, so it is its own copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NeuronSet:
+        return self
+
     def __len__(self) -> int:
         return self.count()
 
@@ -144,7 +165,7 @@ class NeuronSet:
             raise InputError(f"layers [{start}, {stop}) are outside the model, which has {self.num_layers} layers")
         inside = np.zeros((self.num_layers, 1), bool)
         inside[start:stop] = True
-        return self._derived({g: m & inside for g, m in self.groups.items()}, layers=[start, stop])
+        return self._derived({g: m & inside for g, m in self.groups.items()}, layers=[int(start), int(stop)])
 
     def in_groups(self, *names: str) -> NeuronSet:
         """The members in the groups named."""
@@ -173,7 +194,7 @@ class NeuronSet:
             groups["ffn_up"][layer, drawn[: both + only_up]] = True
             groups["ffn_down"][layer, drawn[:both]] = True
             groups["ffn_down"][layer, drawn[both + only_up : both + only_up + only_down]] = True
-        return self._derived(groups, random_seed=seed)
+        return self._derived(groups, random_seed=int(seed))
 
     def save(self, path: str | Path) -> None:
         """Writes the set as JSON, atomically: per group and layer, the sorted indices of its members."""
@@ -194,14 +215,14 @@ class NeuronSet:
         if not isinstance(body, dict) or body.get("format") != _FORMAT:
             raise InputError(f"{path}: not a neuron set (its 'format' should be {_FORMAT!r})")
         try:
-            groups = {}
-            for group in GROUPS:
-                members = np.zeros((body["layers"], body["widths"][group]), bool)
-                for layer, indices in enumerate(body["neurons"][group]):
-                    members[layer, np.asarray(indices, np.int64)] = True
-                groups[group] = members
-            return cls(groups, body["provenance"])
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+            groups = {g: _members(body["neurons"][g], body["layers"], body["widths"][g], g) for g in GROUPS}
+            neurons, count = cls(groups, body["provenance"]), body["count"]
+            if neurons.count() != count:
+                raise InputError(f"'count' is {count}, but {neurons.count()} neurons are listed")
+            return neurons
+        except InputError as error:
+            raise InputError(f"{path}: damaged neuron set ({error})") from None
+        except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
             raise InputError(f"{path}: damaged neuron set ({type(error).__name__}: {error})") from None
 
     def __repr__(self) -> str:

@@ -30,15 +30,20 @@ def text_report(results: Mapping[str, Any]) -> str:
     """Both tables as aligned text."""
     made = results["made_by"]
     stages, settings = made["stages"], made["settings"]
-    last = stages["layers"] - stages["generation"]
+    first, last = stages["understanding"], stages["layers"] - stages["generation"]
     head = (
         f"{made['model']['source']} ({made['model']['dtype']})\n"
         f"Rule {settings['rule']}, mode {settings['mode']}; {settings['documents']} documents per language to find "
         f"neurons, {settings['held_out']} others to measure.\n"
-        f"Understanding: layers 1-{stages['understanding']}, task-solving: {stages['understanding'] + 1}-{last}, "
-        f"generation: {last + 1}-{stages['layers']}."
+        f"Understanding: layers {_span(0, first)}, task-solving: {_span(first, last)}, "
+        f"generation: {_span(last, stages['layers'])}."
     )
     return "\n\n".join([head, _language_table(results), _delta_table(results["rows"])])
+
+
+def _span(start: int, stop: int) -> str:
+    """Layers start <= layer < stop as people count them."""
+    return f"{start + 1}-{stop}" if start < stop else "none"
 
 
 def printable(text: str, encoding: str | None) -> str:
@@ -87,7 +92,29 @@ def _language_table(results: Mapping[str, Any]) -> str:
     return f"{title}\n\n{_aligned(rows, left=1)}"
 
 
+def table_report(table: Mapping[str, Any]) -> str:
+    """One of Tables 2 to 5 in the paper's layout, with intervals and the original scores."""
+    task, stages = table["task"], table["stages"]
+    score = task["score"]
+    original = ", ".join(f"{NAMES.get(lang, lang)} {scores[score]:.1f}" for lang, scores in table["original"].items())
+    items = next(iter(table["data"].values()))["items"]
+    title = (
+        f"Table {table['table']}: {table['stage']}, {task['name']} ({score}, points), {items} items per language, "
+        f"N1 = {stages['understanding']}, N2 = {stages['generation']}\n"
+        f"{table['model']['source']} ({table['model']['dtype']}); original: {original}"
+    )
+    return f"{title}\n\n{_rows_in_the_paper_s_layout(table['rows'], 1)}"
+
+
 def _delta_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    title = (
+        "Delta = ΔEng - Δn-Eng, in the layout of the paper's Tables 2 to 5 (✗ = deactivated). Score: minus nats per\n"
+        f"token, higher is better. Intervals: paired bootstrap over {rows[0]['n_items']} documents."
+    )
+    return f"{title}\n\n{_rows_in_the_paper_s_layout(rows, 2)}"
+
+
+def _rows_in_the_paper_s_layout(rows: Sequence[Mapping[str, Any]], digits: int) -> str:
     table: list[list[str]] = [[*_STAGE_TITLES, "Neuron", "Eng", "n-Eng", "ΔEng", "Δn-Eng", "Δ", "95% interval"]]
     for row in rows:
         low, high = row["delta_ci95"]
@@ -95,17 +122,12 @@ def _delta_table(rows: Sequence[Mapping[str, Any]]) -> str:
             [
                 *("✗" if row[stage] else "✓" for stage in _STAGES),
                 "Random" if row["neurons"] == "random" else "Lang-Spec",
-                *(f"{row[name]:.2f}" for name in ("eng", "n_eng")),
-                *(f"{row[name]:+.2f}" for name in ("delta_eng", "delta_n_eng", "delta")),
-                f"{low:+.2f} to {high:+.2f}",
+                *(f"{row[name]:.{digits}f}" for name in ("eng", "n_eng")),
+                *(f"{row[name]:+.{digits}f}" for name in ("delta_eng", "delta_n_eng", "delta")),
+                f"{low:+.{digits}f} to {high:+.{digits}f}",
             ]
         )
-    items = rows[0]["n_items"]
-    title = (
-        "Delta = ΔEng - Δn-Eng, in the layout of the paper's Tables 2 to 5 (✗ = deactivated). Score: minus nats per\n"
-        f"token, higher is better. Intervals: paired bootstrap over {items} documents."
-    )
-    return f"{title}\n\n{_aligned(table, left=0)}"
+    return _aligned(table, left=0)
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -6,12 +6,13 @@ them, so an interrupted run, or one repeated with other settings, computes only 
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from mwork_jax.deactivate import EACH_STAGE, EVERYWHERE, Setting, StageSplit
 from mwork_jax.detect import NeuronScores, score_neurons
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate import held_out_loss
-from mwork_jax.files import write_json
+from mwork_jax.files import read_json, write_json
 from mwork_jax.ledger import Ledger, fingerprint
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, delta
@@ -29,7 +30,7 @@ from mwork_jax.progress import Progress
 from mwork_jax.select import DEFAULT_RULE, select_neurons
 
 EVALUATOR = "held_out_loss-1"  # its version: results of another one are not mixed in
-_DETECTION_COST = 3.0  # how much longer than evaluating a document scoring it takes, for the time left
+DETECTION_COST = 3.0  # how much longer than evaluating a document scoring it takes, for the time left
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,7 @@ class RunSettings:
         )
 
     def split(self, layers: int) -> StageSplit:
-        default = StageSplit.default(layers)
-        n1 = default.understanding if self.n1 is None else self.n1
-        n2 = default.generation if self.n2 is None else self.n2
-        return StageSplit(layers, n1, n2)
+        return StageSplit.of(layers, self.n1, self.n2)
 
 
 def run(
@@ -66,20 +64,52 @@ def run(
     missing."""
     chosen = choose_documents(corpora, settings)
     split = settings.split(model.config.num_layers)
+    documents = {lang: _encoded(model, corpus, settings.max_tokens) for lang, corpus in chosen.items()}
+    _drop_results_of_others(out, made := _made_by(model, chosen, settings, split))
     work = _work(chosen, settings)
     with progress or Progress(work) as bar:
         bar.total = work
-        scores = {lang: _scores(model, c, settings, out, bar) for lang, c in chosen.items()}
+        scores = {
+            lang: kept_scores(model, lang, documents[lang].detection, corpus.origin, settings.max_tokens, out, bar)
+            for lang, corpus in chosen.items()
+        }
         found = select_neurons(scores, settings.rule, settings.mode)
         for language, neurons in found.items():
             neurons.save(out / "neurons" / f"{language}.json")
-        cells = _Cells(model, chosen, settings, out, bar)
-        losses = {
-            c.name: {lang: cells.loss(c, lang) for lang in c.scored} for c in conditions(found, split, settings.seeds)
-        }
-    results = _results(model, chosen, settings, split, found, losses)
+        cells = _Cells(model, {lang: d.held_out for lang, d in documents.items()}, settings, out, bar)
+        wanted = conditions(found, split, settings.seeds)
+        losses = {c.name: {lang: cells.loss(c, lang) for lang in c.scored} for c in wanted}
+    results = _results(made, model.source, list(chosen), settings.seeds, found, losses)
     write_json(out / "results.json", results)
     return results
+
+
+class _Documents(NamedTuple):
+    """One language's documents as tokens."""
+
+    detection: list[Encoded]
+    held_out: list[Encoded]
+
+
+def _encoded(model: Model, corpus: Corpus, max_tokens: int) -> _Documents:
+    """Tokenized before any work begins, so that a document that cannot be used is found at once."""
+    parts = {"": corpus.detection, ", held out": corpus.held_out}
+    return _Documents(
+        *(list(encoded(model, texts, max_tokens, where=corpus.origin + part)) for part, texts in parts.items())
+    )
+
+
+def _drop_results_of_others(out: Path, made: Mapping[str, Any]) -> None:
+    """Removes results that the run which begins now would leave standing beside neurons that they are not of."""
+    path = out / "results.json"
+    if path.exists():
+        try:
+            same = read_json(path)["made_by"] == json.loads(json.dumps(made))
+        except (InputError, KeyError, TypeError):
+            same = False
+        if not same:
+            path.unlink()
+            (out / "table.txt").unlink(missing_ok=True)
 
 
 def choose_documents(corpora: Mapping[str, Corpus], settings: RunSettings) -> dict[str, Corpus]:
@@ -96,9 +126,8 @@ def choose_documents(corpora: Mapping[str, Corpus], settings: RunSettings) -> di
             ("held-out", len(corpus.held_out), settings.held_out),
         ):
             if there < asked or asked < 1:
-                raise InputError(
-                    f"{corpus.origin}: {asked} {name} documents asked, there are {there}; ask for 1 to {there}"
-                )
+                needed = f"--documents and --held-out need {settings.documents} + {settings.held_out} in all"
+                raise InputError(f"{corpus.origin}: {asked} {name} documents asked, there are {there}; {needed}")
         chosen[language] = replace(
             corpus, detection=corpus.detection[: settings.documents], held_out=corpus.held_out[: settings.held_out]
         )
@@ -134,52 +163,66 @@ def _work(chosen: Mapping[str, Corpus], settings: RunSettings) -> float:
     others = len(chosen) - 1
     masks = 1 + len(EACH_STAGE) + settings.seeds
     evaluated = settings.held_out * (len(chosen) + others * masks * 2)
-    return _DETECTION_COST * settings.documents * len(chosen) + evaluated
+    return DETECTION_COST * settings.documents * len(chosen) + evaluated
 
 
-def _scores(model: Model, corpus: Corpus, settings: RunSettings, out: Path, bar: Progress) -> NeuronScores:
-    """One language's scores, from the folder where it has them for the same model and documents."""
-    path = out / "scores" / f"{corpus.language}.safetensors"
-    key = {"model": model.identity, "documents": fingerprint(corpus.detection), "max_tokens": settings.max_tokens}
-    bar.say(f"detect {corpus.language}")
+def kept_scores(
+    model: Model,
+    language: str,
+    documents: Sequence[Encoded],
+    origin: str,
+    max_tokens: int,
+    out: Path,
+    bar: Progress,
+    *,
+    include_bos: bool = False,
+) -> NeuronScores:
+    """One language's scores: from `out/scores` where they were made of the same tokens by the same model, or made
+    now."""
+    path = out / "scores" / f"{language}.safetensors"
+    key = fingerprint([model.identity, _tokens(documents), max_tokens, include_bos])
+    bar.say(f"detect {language}")
     if path.exists():
         try:
             scores = NeuronScores.load(path)
         except InputError:
             scores = None  # damaged: made again
-        if scores is not None and scores.provenance.get("key") == fingerprint(key):
-            bar.add(_DETECTION_COST * len(corpus.detection), free=True)
+        if scores is not None and scores.provenance.get("key") == key:
+            bar.add(DETECTION_COST * len(documents), free=True)
             return scores
     done = 0
 
     def step(count: int) -> None:
         nonlocal done
-        bar.add(_DETECTION_COST * (count - done))
+        bar.add(DETECTION_COST * (count - done))
         done = count
 
     scores = score_neurons(
         model,
-        corpus.detection,
-        batching=Batching(max_tokens=settings.max_tokens),
-        provenance={"language": corpus.language, "corpus": corpus.origin, "key": fingerprint(key)},
+        documents,
+        include_bos=include_bos,
+        batching=Batching(max_tokens=max_tokens),
+        provenance={"language": language, "corpus": origin, "key": key},
         progress=step,
     )
     scores.save(path)
     return scores
 
 
+def _tokens(documents: Sequence[Encoded]) -> list[Any]:
+    return [[d.tokens.tolist(), d.bytes] for d in documents]
+
+
 class _Cells:
     """Losses, each computed once: a cell is one condition on one language's held-out documents."""
 
-    def __init__(self, model: Model, corpora: Mapping[str, Corpus], settings: RunSettings, out: Path, bar: Progress):
-        self.model, self.bar = model, bar
+    def __init__(
+        self, model: Model, documents: Mapping[str, list[Encoded]], settings: RunSettings, out: Path, bar: Progress
+    ):
+        self.model, self.documents, self.bar = model, documents, bar
         self.batching = Batching(max_tokens=settings.max_tokens, tokens_per_batch=2048)
         self.ledger = Ledger(out / "cells")
-        self.documents = {lang: self._encode(c) for lang, c in corpora.items()}
-        self.keys = {lang: fingerprint(c.held_out) for lang, c in corpora.items()}
-
-    def _encode(self, corpus: Corpus) -> list[Encoded]:
-        return list(encoded(self.model, corpus.held_out, self.batching.max_tokens, where=f"{corpus.origin}, held out"))
+        self.keys = {lang: fingerprint(_tokens(d)) for lang, d in documents.items()}
 
     def loss(self, condition: Condition, language: str) -> dict[str, list[float]]:
         """{"nats", "tokens", "bytes"} of each held-out document of `language` with the condition's neurons off."""
@@ -188,52 +231,69 @@ class _Cells:
             "evaluator": EVALUATOR,
             "model": self.model.identity,
             "documents": self.keys[language],
-            "max_tokens": self.batching.max_tokens,
             "off": fingerprint({g: np.flatnonzero(m).tolist() for g, m in condition.neurons.groups.items()}),
         }
         self.bar.say(f"{condition.name} on {language}")
         known = self.ledger.get(key)
-        if known is None:
-            mask = NeuronMask.keep_all(self.model.config).drop(condition.neurons)
-            found = held_out_loss(self.model, documents, mask, batching=self.batching)
-            known = {"nats": found.nats.tolist(), "tokens": found.tokens.tolist(), "bytes": found.bytes.tolist()}
-            self.ledger.put(key, known)
-            self.bar.add(len(documents))
-        else:
+        if known is not None and _is_loss(known, len(documents)):
             self.bar.add(len(documents), free=True)
+            return known
+        mask = NeuronMask.keep_all(self.model.config).drop(condition.neurons)
+        found = held_out_loss(self.model, documents, mask, batching=self.batching)
+        if not np.isfinite(found.nats).all():
+            raise InputError(f"{condition.name} on {language}: the loss is not finite; are the model's weights sound?")
+        known = {"nats": found.nats.tolist(), "tokens": found.tokens.tolist(), "bytes": found.bytes.tolist()}
+        self.ledger.put(key, known)
+        self.bar.add(len(documents))
         return known
+
+
+def _is_loss(value: Any, documents: int) -> bool:
+    """Whether a cell's value is what `_Cells.loss` wrote; a damaged one is computed again."""
+    fields = ("nats", "tokens", "bytes")
+    return isinstance(value, dict) and all(
+        isinstance(value.get(f), list)
+        and len(value[f]) == documents
+        and all(isinstance(x, int | float) for x in value[f])
+        for f in fields
+    )
 
 
 Losses = Mapping[str, Mapping[str, Mapping[str, list[float]]]]  # condition -> language -> nats, tokens, bytes
 
 
+def _made_by(model: Model, chosen: Mapping[str, Corpus], settings: RunSettings, split: StageSplit) -> dict[str, Any]:
+    """What a run is determined by: model, documents, settings, versions."""
+    packages = {p: version(p) for p in ("mwork-jax", "jax", "flax", "numpy", "transformers")}
+    return {
+        "model": model.identity,
+        "settings": asdict(settings),
+        "stages": asdict(split),
+        "data": {
+            lang: {"origin": c.origin, "fingerprint": fingerprint([c.detection, c.held_out])}
+            for lang, c in chosen.items()
+        },
+        "evaluator": EVALUATOR,
+        "versions": packages | {"python": platform.python_version()},
+    }
+
+
 def _results(
-    model: Model,
-    chosen: Mapping[str, Corpus],
-    settings: RunSettings,
-    split: StageSplit,
+    made: Mapping[str, Any],
+    source: str,
+    languages: list[str],
+    seeds: int,
     found: Mapping[str, NeuronSet],
     losses: Losses,
 ) -> dict[str, Any]:
     """What results.json says: who made it, one row per language, and the rows of the Delta table."""
-    others = [lang for lang in chosen if lang != ENGLISH]
+    others = [lang for lang in languages if lang != ENGLISH]
     return {
         "format": "mwork-results-1",
-        "made_by": {
-            "model": model.identity,
-            "settings": asdict(settings),
-            "stages": asdict(split),
-            "data": {
-                lang: {"origin": c.origin, "fingerprint": fingerprint([c.detection, c.held_out])}
-                for lang, c in chosen.items()
-            },
-            "evaluator": EVALUATOR,
-            "versions": {p: version(p) for p in ("mwork-jax", "jax", "flax", "numpy", "transformers")}
-            | {"python": platform.python_version()},
-        },
-        "original": {lang: _loss(losses["original"][lang]) for lang in chosen},
-        "languages": {lang: _language_row(lang, found[lang], losses, settings.seeds) for lang in others},
-        "rows": [_delta_row(model, others, losses, kind, setting, settings.seeds) for kind, setting in _table_rows()],
+        "made_by": made,
+        "original": {lang: _loss(losses["original"][lang]) for lang in languages},
+        "languages": {lang: _language_row(lang, found[lang], losses, seeds) for lang in others},
+        "rows": [_delta_row(source, others, losses, kind, setting, seeds) for kind, setting in _table_rows()],
     }
 
 
@@ -275,7 +335,7 @@ def _table_rows() -> Iterator[tuple[str, Setting]]:
 
 
 def _delta_row(
-    model: Model, others: list[str], losses: Losses, kind: str, setting: Setting, seeds: int
+    source: str, others: list[str], losses: Losses, kind: str, setting: Setting, seeds: int
 ) -> dict[str, Any]:
     """One row in the layout of Tables 2 to 5; scores are minus nats per token, so higher is better; True in a stage
     means off."""
@@ -297,7 +357,7 @@ def _delta_row(
     return {
         "table": "held-out loss",
         "task": "held_out_loss",
-        "model": model.source,
+        "model": source,
         **asdict(setting),
         "neurons": "random" if kind == "random" else "lang-spec",
         "seeds": seeds if kind == "random" else 0,

@@ -104,9 +104,7 @@ def select_neurons(
         raise InputError(f"mode minus_english needs scores of {ENGLISH!r}; there are {', '.join(scores)}")
     if mode == "minus_shared" and len(scores) < 2:
         raise InputError("mode minus_shared needs at least two languages")
-    models = {repr(s.provenance.get("model")) for s in scores.values()}
-    if len(models) > 1:
-        raise InputError("the scores are of different models; select from scores of one")
+    _check_alike(scores)
     active = {language: activated(s, rule) for language, s in scores.items()}
     if mode == "all":
         taken = dict.fromkeys(active)
@@ -116,6 +114,16 @@ def select_neurons(
         shared = _shared(active)
         taken = dict.fromkeys(active, shared)
     return {language: _specific(language, own, taken[language], mode) for language, own in active.items()}
+
+
+def _check_alike(scores: Mapping[str, NeuronScores]) -> None:
+    """Scores are comparable only where they are of one model and were made in the same way."""
+    first, *others = scores
+    for name in ("model", "include_bos", "max_tokens"):
+        for other in others:
+            if scores[first].provenance.get(name) != scores[other].provenance.get(name):
+                kind = "of different models" if name == "model" else f"made with different {name}"
+                raise InputError(f"the scores of {first!r} and {other!r} are {kind}; score both anew in the same way")
 
 
 def _shared(active: Mapping[str, NeuronSet]) -> NeuronSet:

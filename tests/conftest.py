@@ -24,7 +24,9 @@ def tiny_folder(tmp_path_factory):
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     folder = tmp_path_factory.mktemp("tiny-llama")
-    hf_model("llama", 2, vocab_size=len(vocabulary), num_hidden_layers=4).save_pretrained(folder)
+    hf_model("llama", 2, vocab_size=len(vocabulary), num_hidden_layers=4, max_position_embeddings=4096).save_pretrained(
+        folder
+    )
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     ).save_pretrained(folder)

@@ -50,7 +50,7 @@ def test_results_say_what_made_them(finished, tiny_folder):
     made = results(finished)["made_by"]
     assert made["model"]["source"] == str(tiny_folder)
     assert made["settings"]["languages"] == ["en", "de", "th"]
-    assert made["stages"] == {"layers": 4, "understanding": 1, "generation": 0}
+    assert made["stages"] == {"layers": 4, "understanding": 1, "generation": 1}
     assert made["versions"]["mwork-jax"] == mw.__version__
     assert {p.name for p in finished.iterdir()} == {"results.json", "table.txt", "neurons", "scores", "cells"}
 
@@ -118,17 +118,55 @@ def test_other_settings_recompute_what_changed(finished, tiny_folder, tmp_path, 
 
 
 def test_killed_at_any_moment_the_next_run_gives_the_same(finished, tiny_folder, tmp_path):
-    command = [sys.executable, "-m", "mwork_jax.cli", "run", "--model", tiny_folder, "--out", tmp_path / "out", *QUICK]
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "mwork_jax.cli", "run", "--model", tiny_folder, "--out", out, *QUICK]
     expected = results(finished)
-    for seconds in (3.5, 6.0):
+    for begun in ("scores/*.safetensors", "cells/*.json"):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
+        while not list(out.glob(begun)) and process.poll() is None:
+            time.sleep(0.02)
+        assert process.poll() is None, "it should be killed in the middle"
         process.send_signal(signal.SIGKILL)
         process.wait()
+        assert not (out / "results.json").exists()
     subprocess.run(command, check=True, capture_output=True)
-    found = results(tmp_path / "out")
+    found = results(out)
     assert found["languages"] == expected["languages"]
     assert found["rows"] == expected["rows"]
+
+
+def test_other_results_do_not_stay_beside_new_neurons(finished, tiny_folder, tmp_path, monkeypatch):
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    monkeypatch.setattr("mwork_jax.run.held_out_loss", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    mwork("run", "--model", tiny_folder, "--out", out, *QUICK[:-1], "top_k:5", expect=130)
+    assert not (out / "results.json").exists()
+    assert not (out / "table.txt").exists()
+
+
+def test_a_damaged_cell_is_computed_again(finished, tiny_folder, tmp_path):
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    for i, cell in enumerate(sorted((out / "cells").iterdir())[:3]):
+        cell.write_text(("{", '{"value": {"nats": [1]}}', "[]")[i])
+    mwork("run", "--model", tiny_folder, "--out", out, *QUICK)
+    assert results(out)["rows"] == results(finished)["rows"]
+
+
+def test_another_tokenizer_is_another_run(finished, tiny_folder, tmp_path):
+    import shutil
+
+    folder, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(tiny_folder, folder)
+    shutil.copytree(finished, out)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))  # no BOS any more
+    mwork("run", "--model", folder, "--out", out, *QUICK)
+    assert results(out)["original"] != results(finished)["original"]
 
 
 def test_ctrl_c_is_one_line_and_the_work_goes_on(tiny_folder, tmp_path):
@@ -209,7 +247,7 @@ BAD = {
     "without English": (["run", "--languages", "de,th"], "must include en"),
     "English alone": (["run", "--languages", "en"], "at least one language other than en"),
     "too many documents": (["run", "--documents", "33"], "33 detection documents asked, there are 32"),
-    "no documents": (["run", "--documents", "0"], "ask for 1 to 32"),
+    "no documents": (["run", "--documents", "0"], "0 detection documents asked"),
     "rule": (["run", "--rule", "best:3"], "rule 'best:3' is not one of"),
     "mode": (["run", "--mode", "minus"], "--mode minus: it must be one of minus_english"),
     "seeds": (["run", "--seeds", "0"], "--seeds 0: it must be at least 1"),
@@ -221,6 +259,8 @@ BAD = {
     "data twice": (["run", "--data", "en=a", "en=b"], "'en' is given twice"),
     "data missing": (["run", "--data", "en=nowhere.txt", "de=nowhere.txt"], "nowhere.txt: no such file"),
     "data language": (["run", "--languages", "en,de", "--data", "en=a", "fr=b"], "has no documents for 'de'"),
+    "a path as language": (["detect", "--corpus", "../x=file.txt"], "'../x' is not a language code"),
+    "a trailing comma": (["run", "--languages", "en,de,"], "'' is not a language code"),
     "nothing to select from": (["select", "."], "no scores/LANG.safetensors"),
     "corpus missing": (["detect", "--corpus", "en=nowhere.txt"], "nowhere.txt: no such file"),
 }
@@ -246,49 +286,36 @@ def test_stages_that_do_not_fit(tiny_folder, tmp_path, capsys):
 
 
 def test_corpora_that_cannot_be_scored(tiny_folder, tmp_path, capsys):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    path = folder / "tokenizer.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "post_processor": None})
+    )  # no BOS: a letter is one token
+    (tmp_path / "good.txt").write_text("long enough\n")
     for name, content, message in (
         ("empty.txt", b"", "no documents"),
         ("latin.txt", b"caf\xe9", "not UTF-8"),
-        ("short.txt", b"long enough\n", ""),
+        ("short.txt", b"long enough\nx\n", "short.txt: document 2 has 1 token; at least two are needed"),
     ):
         (tmp_path / name).write_bytes(content)
-        corpus = f"en={tmp_path}/{name}"
-        output = mwork(
-            "detect",
-            "--model",
-            tiny_folder,
-            "--corpus",
-            corpus,
-            "--out",
-            tmp_path / "out",
-            expect=2 if message else 0,
-            capture=capsys,
-        )
+        corpora = ("--corpus", f"en={tmp_path}/good.txt", "--corpus", f"de={tmp_path}/{name}")
+        output = mwork("detect", "--model", folder, *corpora, "--out", tmp_path / "out", expect=2, capture=capsys)
         assert message in output.err
+        assert output.err.count("\n") == 1
+        assert not (tmp_path / "out").exists(), "nothing is written before everything was read"
 
 
-def test_a_document_of_one_token(tmp_path, capsys):
-    from transformers import AutoTokenizer
-
-    del AutoTokenizer
-    model = mw.Model(mw.Decoder.random(_small(), _key()), None, "x")
-    with pytest.raises(mw.InputError, match="document 1 has 1 token; at least two are needed"):
-        mw.score_neurons(model, [np.asarray([5])])
-
-
-def _small():
-    from planted import CONFIG
-
-    return CONFIG
+def test_detecting_again_computes_nothing(tiny_folder, tmp_path, monkeypatch):
+    (tmp_path / "en.txt").write_text("some text\nand more\n")
+    command = ("detect", "--model", tiny_folder, "--corpus", f"en={tmp_path}/en.txt", "--out", tmp_path / "out")
+    mwork(*command)
+    monkeypatch.setattr("mwork_jax.run.score_neurons", lambda *a, **k: pytest.fail("computed again"))
+    mwork(*command)
 
 
-def _key():
-    import jax
-
-    return jax.random.key(0)
-
-
-@pytest.mark.skipif(os.name != "posix" or not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_full_disk_is_one_line(finished, tiny_folder, tmp_path, monkeypatch, capsys):
     import errno
     import shutil
@@ -304,7 +331,22 @@ def test_a_full_disk_is_one_line(finished, tiny_folder, tmp_path, monkeypatch, c
     output = mwork("run", "--model", tiny_folder, "--out", out, *QUICK[:-1], "top_k:3", expect=2, capture=capsys)
     assert "No space left on device" in output.err
     assert "Traceback" not in output.err
-    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before, "nothing lost, nothing half-written"
+    after = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert set(before) - set(after) <= {out / "results.json", out / "table.txt"}
+    assert all(before[p] == content for p, content in after.items()), "nothing half-written"
+
+
+def test_a_full_disk_while_scores_are_saved(tiny_folder, tmp_path, monkeypatch, capsys):
+    from safetensors import SafetensorError
+
+    def full(arrays, path, metadata):
+        path.write_bytes(b"half of it")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("mwork_jax.detect.save_file", full)
+    output = mwork("run", "--model", tiny_folder, "--out", tmp_path / "out", *QUICK, expect=2, capture=capsys)
+    assert "No space left on device" in output.err
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
 
 
 def test_an_output_folder_that_cannot_be(tiny_folder, tmp_path, capsys):

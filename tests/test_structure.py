@@ -16,9 +16,10 @@ FLOORS = [
     ["model"],
     ["load"],
     ["corpus"],
-    ["detect", "evaluate"],
+    ["detect", "evaluate", "generate", "tasks"],
     ["select", "deactivate"],
-    ["run"],
+    ["tables"],
+    ["run", "sweep"],
     ["cli"],
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -102,12 +102,13 @@ def _one_head(
             capped = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
             probability = jax.nn.softmax(jnp.where(seen, capped, -1e30), axis=-1)
             gains = (x["q_gain"][t][:, None], x["k_gain"][None, :end]) if "q_gain" in x else (None, None)
-            return jnp.stack(
-                [
-                    weight @ _rows_changed(_cut(whole, t, end), scores, capped, probability, seen, gain, softcap)
-                    for whole, gain in zip((queries, keys), gains, strict=True)
-                ]
-            )
+            sides = zip((queries, keys), gains, strict=True)
+            changed = [
+                _rows_changed(_cut(whole, t, end), scores, capped, probability, seen, gain, softcap)
+                for whole, gain in sides
+            ]
+            # A plain sum, not a product: matrix units would round the squares.
+            return jnp.sum(weight[:, None] * jnp.stack(changed), axis=1)
 
         totals = totals + jax.lax.map(one_block, starts).sum(axis=0)
     return totals[0], totals[1]

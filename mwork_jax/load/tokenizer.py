@@ -9,6 +9,7 @@ import numpy as np
 
 from mwork_jax.errors import InputError
 
+_LAST = int(np.iinfo(np.int32).max)
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -26,14 +27,30 @@ def folder_tokenizer(folder: Path) -> Any | None:
 
 def encode(tokenizer: Any | None, document: str | np.ndarray, *, where: str = "document") -> np.ndarray:
     """A document as int32 [time]: text through the tokenizer (with the special tokens the model expects), arrays as
-    they are."""
+    they are. Raises InputError for text that is not Unicode, and for what no vocabulary holds."""
     if isinstance(document, str):
         if tokenizer is None:
             raise InputError(f"{where}: the model has no tokenizer; give int32 token arrays instead of text")
+        _check_unicode(document, where)
         return np.asarray(tokenizer(document)["input_ids"], np.int32)
     tokens = np.asarray(document)
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
         raise InputError(
             f"{where}: tokens must be a one-dimensional integer array, not {tokens.dtype} of shape {tokens.shape}"
         )
+    if tokens.size:
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high > _LAST:
+            wrong = low if low < 0 else high
+            raise InputError(f"{where}: token {wrong} is outside the vocabulary; token ids go from 0 to {_LAST} at most")
     return tokens.astype(np.int32)
+
+
+def _check_unicode(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: character {error.start + 1} is half a surrogate pair (U+{ord(text[error.start]):04X}); "
+            "text must be valid Unicode"
+        ) from None

@@ -1,0 +1,230 @@
+"""Greedy generation under a neuron mask: a batch of prompts, a key/value cache, one compiled loop.
+
+Prompts are padded on the left, so that every row's next token falls on the same time. The mask, the number of new
+tokens and the prompts are traced: one program per shape serves any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+
+from mwork_jax.corpus import Batch, Batching, Document, Encoded, bucket_length, list_batches
+from mwork_jax.errors import InputError
+from mwork_jax.load import Model
+from mwork_jax.model import Decoder, KeyValueCache, extend, logits_of
+from mwork_jax.neurons import NeuronMask
+
+_STOP_STEPS = 16  # how often the loop comes back to the host to look for stop strings
+_TAIL = 8  # tokens of the prompt that new ones are decoded with
+
+
+class Decoded(NamedTuple):
+    """What greedy decoding gave: tokens int32 [batch, room], 0 after the end of a row; lengths int32 [batch], the EOS
+    that ended a row included; steps int32 [], how many tokens the longest row took."""
+
+    tokens: jax.Array
+    lengths: jax.Array
+    steps: jax.Array
+
+
+class _State(NamedTuple):
+    """Decoding under way: the cache, what is decoded, and bool [batch], which rows are done."""
+
+    cache: KeyValueCache
+    decoded: Decoded
+    done: jax.Array
+
+
+@dataclass(frozen=True)
+class _WithRoom(Batching):
+    """Batches whose rows take `room` tokens besides the prompt."""
+
+    room: int = 0
+
+    def rows(self, bucket: int) -> int:
+        return max(1, self.tokens_per_batch // (bucket + self.room))
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Document],
+    mask: NeuronMask,
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    tokens_per_batch: int = 8192,
+    progress: Callable[[int], None] | None = None,
+) -> list[str] | list[np.ndarray]:
+    """The most likely next tokens of each prompt, one after the other, with the neurons of `mask` that are 0 switched
+    off.
+
+    prompts: str, or int32 [time] as they are. A row ends with an EOS token of the configuration, before the first of
+    the `stop` strings, or after `max_new_tokens`. tokens_per_batch bounds rows x (prompt + new tokens), and with it the
+    cache; progress is called with the number of prompts done. Returns texts in the order of the prompts, without
+    special tokens; where the model has no tokenizer, int32 [new tokens] each, EOS included.
+
+    Raises InputError for no prompts, an empty prompt, one that leaves no room for the new tokens within the model's
+    context, and stop strings that are empty or that no tokenizer can find.
+    """
+    _check(model, prompts, max_new_tokens, stop)
+    longest = model.config.max_length
+    room = bucket_length(max_new_tokens, longest)
+    ready = list(_encoded_prompts(model, prompts, max_new_tokens))
+    results: list = [None] * len(ready)
+    done = 0
+    for batch in list_batches(ready, _WithRoom(longest, tokens_per_batch, room)):
+        new = _new_tokens(model, batch, mask, max_new_tokens, room, stop)
+        for place, tokens in zip(batch.documents, new, strict=True):
+            prompt = ready[place].tokens
+            results[place] = tokens if model.tokenizer is None else _cut(_text(model, prompt, tokens), stop)
+        done += len(new)
+        if progress is not None:
+            progress(done)
+    return results
+
+
+@partial(jax.jit, static_argnames="room")
+def decode_tokens(
+    decoder: Decoder, tokens: jax.Array, start: jax.Array, mask: NeuronMask, max_new_tokens: jax.Array, room: int
+) -> Decoded:
+    """Greedy decoding as a pure function, for jit and for vmap over masks.
+
+    tokens: int32 [batch, time], padded on the left; start: int32 [batch], where each row's first real token is;
+    max_new_tokens: int32, from 1 to `room`, which is a shape. Stops as soon as every row (of every mask) is done.
+    """
+    return _advance(decoder, _begin(decoder, tokens, start, mask, room), start, mask, max_new_tokens).decoded
+
+
+def _begin(decoder: Decoder, tokens: jax.Array, start: jax.Array, mask: NeuronMask, room: int) -> _State:
+    """Runs the prompts, fills the cache and chooses the first new token."""
+    batch, time = tokens.shape
+    cache = KeyValueCache.empty(decoder, batch, time + room)
+    x, cache = extend(decoder, cache, tokens, mask, now=0, start=start)
+    nothing = Decoded(jnp.zeros((batch, room), jnp.int32), jnp.zeros(batch, jnp.int32), jnp.int32(0))
+    return _append(decoder, _State(cache, nothing, jnp.zeros(batch, bool)), x)
+
+
+def _advance(decoder: Decoder, state: _State, start: jax.Array, mask: NeuronMask, until: jax.Array) -> _State:
+    """Chooses tokens until there are `until` of them or every row is done."""
+    prompt_time = state.cache.time - state.decoded.tokens.shape[1]
+
+    def unfinished(state: _State) -> jax.Array:
+        return (state.decoded.steps < until) & ~_all_done(state.done)
+
+    def step(state: _State) -> _State:
+        last = state.decoded.steps - 1
+        token = jax.lax.dynamic_slice_in_dim(state.decoded.tokens, last, 1, axis=1)
+        x, cache = extend(decoder, state.cache, token, mask, now=prompt_time + last, start=start)
+        return _append(decoder, state._replace(cache=cache), x)
+
+    return jax.lax.while_loop(unfinished, step, state)
+
+
+_run_prompts = jax.jit(_begin, static_argnames="room")
+_run_steps = jax.jit(_advance, donate_argnames="state")  # the cache is large: it is updated where it lies
+
+
+def _append(decoder: Decoder, state: _State, x: jax.Array) -> _State:
+    """Chooses each unfinished row's next token from the residual stream x [batch, time, hidden] at its last time."""
+    tokens, lengths, steps = state.decoded
+    token = jnp.argmax(logits_of(decoder, x[:, -1]), axis=-1).astype(jnp.int32)
+    token = jnp.where(state.done, 0, token)
+    tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], steps, axis=1)
+    ends = jnp.isin(token, jnp.asarray(decoder.config.eos_ids, jnp.int32))
+    return _State(state.cache, Decoded(tokens, lengths + ~state.done, steps + 1), state.done | ends)
+
+
+@custom_vmap
+def _all_done(done: jax.Array) -> jax.Array:
+    """Whether no row goes on, bool []. Under vmap over masks there is one answer for all masks: a loop condition of
+    each mask's own would copy the whole cache at every step, and a row that is done is not changed by going on."""
+    return jnp.all(done)
+
+
+@_all_done.def_vmap
+def _all_done_of_all(_: int, __: list[bool], done: jax.Array) -> tuple[jax.Array, bool]:
+    return _all_done(done.reshape(-1)), False
+
+
+def _new_tokens(
+    model: Model, batch: Batch, mask: NeuronMask, max_new_tokens: int, room: int, stop: Sequence[str]
+) -> list[np.ndarray]:
+    """The new tokens of each row of a batch. Stop strings are looked for every few steps; a row may run past one by
+    then."""
+    tokens, start = _padded_left(batch)
+    every = _STOP_STEPS if stop else max_new_tokens
+    new: list[np.ndarray] = []
+    state = _run_prompts(model.decoder, tokens, start, mask, room)
+    for until in (*range(every, max_new_tokens, every), max_new_tokens):
+        state = _run_steps(model.decoder, state, start, mask, np.int32(until))
+        done = np.array(state.done)
+        new = [row[:n] for row, n in zip(*map(np.array, state.decoded[:2]), strict=True)]
+        for row in np.flatnonzero(~done) if stop else ():
+            text = _text(model, tokens[row, start[row] :], new[row])
+            done[row] = any(s in text for s in stop)
+        if done.all():
+            break
+        state = state._replace(done=jnp.asarray(done))
+    return new
+
+
+def _padded_left(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """The batch with its padding moved to the left, and where each row starts: int32 [rows, bucket], [rows]."""
+    start = batch.tokens.shape[1] - batch.lengths
+    rows = [np.roll(row, shift) for row, shift in zip(batch.tokens, start, strict=True)]
+    return np.stack(rows), start
+
+
+def _text(model: Model, prompt: np.ndarray, new: np.ndarray) -> str:
+    """What the new tokens say after the prompt. The prompt's end is decoded with them: on their own, some tokenizers
+    take the space before the first word away."""
+
+    def decode(tokens: np.ndarray) -> str:
+        return model.tokenizer.decode(tokens, skip_special_tokens=True)  # pyright: ignore[reportOptionalMemberAccess]
+
+    before, whole = decode(prompt[-_TAIL:]), decode(np.concatenate([prompt[-_TAIL:], new]))
+    # A prompt may end within a character; then its end reads otherwise with the rest than without.
+    return whole[len(before) :] if whole.startswith(before) else decode(new)
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """The text before the first stop string in it."""
+    return text[: min((at for at in map(text.find, stop) if at >= 0), default=None)]
+
+
+def _check(model: Model, prompts: Sequence[Document], max_new_tokens: int, stop: Sequence[str]) -> None:
+    if isinstance(prompts, str | np.ndarray) or isinstance(stop, str):
+        raise InputError("prompts and stop strings come as lists, also when there is only one")
+    if not len(prompts):
+        raise InputError("prompts: there are none; at least one is needed")
+    if not 0 < max_new_tokens < model.config.max_length:
+        raise InputError(
+            f"max_new_tokens is {max_new_tokens}; from 1 to {model.config.max_length - 1} can follow a prompt here"
+        )
+    if "" in stop:
+        raise InputError("a stop string is empty; every text contains that one")
+    if stop and model.tokenizer is None:
+        raise InputError("the model has no tokenizer to find stop strings with; give none")
+
+
+def _encoded_prompts(model: Model, prompts: Sequence[Document], max_new_tokens: int) -> Iterator[Encoded]:
+    longest = model.config.max_length - max_new_tokens
+    for place, prompt in enumerate(prompts):
+        name = f"prompt {place + 1}"
+        tokens = model.encode(prompt, where=name)
+        if not tokens.size:
+            raise InputError(f"{name} is empty; at least one token is needed")
+        if tokens.size > longest:
+            raise InputError(
+                f"{name} has {tokens.size} tokens; with {max_new_tokens} new ones, at most {longest} fit into the "
+                f"model's context of {model.config.max_length}"
+            )
+        yield Encoded(tokens, 0)

@@ -1,0 +1,38 @@
+"""Scores of single items, and what changes of them mean. Pure functions; higher is better."""
+
+from mwork_jax.metrics.answers import (
+    answer_exact,
+    answer_f1,
+    chrf,
+    rouge_l,
+    squad_v11_exact,
+    squad_v11_f1,
+)
+from mwork_jax.metrics.choices import NORMALISATIONS, choice_right, normalised
+from mwork_jax.metrics.deltas import ENGLISH, Delta, delta
+from mwork_jax.metrics.numbers import number_exact, number_readings, plain_number
+from mwork_jax.metrics.significance import McNemar, Spread, benjamini_hochberg, holm, mcnemar, spread
+
+__all__ = [
+    "ENGLISH",
+    "NORMALISATIONS",
+    "Delta",
+    "McNemar",
+    "Spread",
+    "answer_exact",
+    "answer_f1",
+    "benjamini_hochberg",
+    "choice_right",
+    "chrf",
+    "delta",
+    "holm",
+    "mcnemar",
+    "normalised",
+    "number_exact",
+    "number_readings",
+    "plain_number",
+    "rouge_l",
+    "spread",
+    "squad_v11_exact",
+    "squad_v11_f1",
+]

@@ -1,0 +1,124 @@
+"""Tables 2 to 5 on a small model: every cell once, the same again, and the numbers worked out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+import mwork_jax as mw
+from mwork_jax.cli import main
+from mwork_jax.deactivate import StageSplit
+from mwork_jax.evaluate import log_likelihood
+from mwork_jax.sweep import SweepSettings, prepare
+from mwork_jax.tables import TABLES
+from mwork_jax.tasks import TASKS, continuations
+
+SETTINGS = ("--languages", "en,de,th", "--items", "3", "--seeds", "2")
+
+
+@pytest.fixture(scope="module")
+def neurons(tiny_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("neurons")
+    run = (
+        "--languages",
+        "en,de,th",
+        "--documents",
+        "2",
+        "--held-out",
+        "1",
+        "--seeds",
+        "1",
+        "--rule",
+        "top_fraction:0.3",
+    )
+    assert main(["run", "--model", str(tiny_folder), "--out", str(out), *run]) == 0
+    return out
+
+
+def evaluate(model, neurons, out, *more, expect=0):
+    arguments = ["evaluate", "--model", model, "--neurons", neurons, "--out", out, *SETTINGS, *more]
+    assert main([str(a) for a in arguments]) == expect
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_a_table_has_the_paper_s_rows(number, tiny_folder, neurons, tmp_path, capsys):
+    evaluate(tiny_folder, neurons, tmp_path, "--table", number)
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    rows = results["rows"]
+    assert len(rows) == len(TABLES[number].rows)
+    for row, declared in zip(rows, TABLES[number].rows, strict=True):
+        off = declared.setting
+        assert (row["under"], row["s_attn"], row["s_ffn"], row["gen"]) == (off.under, off.s_attn, off.s_ffn, off.gen)
+        assert row["neurons"] == declared.neurons
+        assert row["seeds"] == (2 if declared.neurons == "random" else 0)
+        assert row["delta"] == pytest.approx(row["delta_eng"] - row["delta_n_eng"])
+        assert row["n_items"] == 9
+        assert row["languages"] == ["de", "th"]
+    assert f"Table {number}" in printed
+    assert printed.count("Lang-Spec") == sum(r.neurons == "lang-spec" for r in TABLES[number].rows)
+
+
+def test_a_row_equals_doing_it_by_hand(tiny_folder, neurons, tmp_path):
+    evaluate(tiny_folder, neurons, tmp_path, "--table", "4")
+    row = json.loads((tmp_path / "results.json").read_text())["rows"][-1]  # a language's own neurons, S-FFN
+    model = mw.load_model(tiny_folder)
+    task, split = TASKS["xcsqa"], StageSplit.default(4)
+    exams = prepare(task, None, SweepSettings(("en", "de", "th"), 3))
+    keep = mw.NeuronMask.keep_all(model.config)
+
+    def accuracy(language, mask):
+        right = []
+        for item, prompt in zip(exams[language].items, exams[language].prompts, strict=True):
+            options = continuations(task, item)
+            said = log_likelihood(model, [prompt] * len(options), options, mask)
+            right.append(said.scores(_normalisation(task)).argmax() == item.answer)
+        return 100 * np.mean(right)
+
+    changes = {"en": [], "n-en": []}
+    for language in ("de", "th"):
+        own = TABLES[4].rows[-1].setting.choose(mw.NeuronSet.load(neurons / "neurons" / f"{language}.json"), split)
+        assert own.count() > 0
+        changes["en"].append(accuracy("en", keep.drop(own)) - accuracy("en", keep))
+        changes["n-en"].append(accuracy(language, keep.drop(own)) - accuracy(language, keep))
+    assert row["delta_eng"] == pytest.approx(np.mean(changes["en"]))
+    assert row["delta_n_eng"] == pytest.approx(np.mean(changes["n-en"]))
+
+
+def _normalisation(task):
+    return {"accuracy_sum": "none", "accuracy_per_token": "token", "accuracy_per_byte": "byte"}[task.scores[0]]
+
+
+def test_finished_cells_are_never_computed_again(tiny_folder, neurons, tmp_path, monkeypatch):
+    evaluate(tiny_folder, neurons, tmp_path, "--table", "4")
+    before = (tmp_path / "results.json").read_bytes()
+    monkeypatch.setattr("mwork_jax.sweep.log_likelihood", lambda *a, **k: pytest.fail("computed again"))
+    evaluate(tiny_folder, neurons, tmp_path, "--table", "4")
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+BAD = {
+    "table": (("--table", "7"), "table '7' is not one of the paper's"),
+    "items": (("--table", "4", "--items", "99"), "99 items asked"),
+    "language": (("--table", "4", "--languages", "en,xx"), "no built-in data for language 'xx'"),
+    "no English": (("--table", "4", "--languages", "de,th"), "must include en"),
+    "neurons": (("--table", "4", "--languages", "en,ru"), "ru.json: no such file"),
+    "task": (("--table", "4", "--task", "chess"), "task 'chess' is not known"),
+    "stages": (("--table", "4", "--n1", "4", "--n2", "3"), "do not fit a model of 4 layers"),
+    "data": (("--table", "2", "--data", "nowhere"), "nowhere: no such file or folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case, tiny_folder, neurons, tmp_path, capsys):
+    more, message = BAD[case]
+    evaluate(tiny_folder, neurons, tmp_path / "out", *more, expect=2)
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_s_results_are_not_overwritten(tiny_folder, neurons, capsys):
+    evaluate(tiny_folder, neurons, neurons, "--table", "4", expect=2)
+    assert "holds the results of `mwork run`" in capsys.readouterr().err
