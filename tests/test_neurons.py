@@ -1,5 +1,6 @@
 """Sets and masks: algebra, matched random controls, files."""
 
+import copy
 import json
 
 import jax
@@ -141,6 +142,60 @@ def test_files_that_are_not_sets(tmp_path, text, message):
         NeuronSet.load(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def damaged(**changes) -> str:
+    widths = dict.fromkeys(GROUPS, 3)
+    neurons = {g: [[0, 2], []] for g in GROUPS} | changes.pop("neurons", {})
+    body = {"format": "mwork-neuron-set-1", "provenance": {}, "widths": widths, "layers": 2, "count": 10}
+    return json.dumps(body | {"neurons": neurons} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"neurons": {"attn_k": [[-1, 0], []]}}, "attn_k, layer 0: -1 is not an index from 0 to 2"),
+        ({"neurons": {"attn_k": [[], [0, 3]]}}, "attn_k, layer 1: 3 is not an index from 0 to 2"),
+        ({"neurons": {"attn_k": [[0, 1.5], []]}}, "1.5 is not an index"),
+        ({"neurons": {"attn_k": [[0, True], []]}}, "True is not an index"),
+        ({"neurons": {"attn_k": [[0, 10**30], []]}}, "is not an index"),
+        ({"neurons": {"attn_k": [["0", "2"], []]}}, "'0' is not an index"),
+        ({"neurons": {"attn_k": [[0, 0], []]}}, "attn_k, layer 0: an index is listed twice"),
+        ({"neurons": {"attn_k": [[0, 2]]}}, "attn_k has 1 layers, not the 2"),
+        ({"neurons": {"attn_k": [[0, 2], [], []]}}, "attn_k has 3 layers, not the 2"),
+        ({"neurons": {"attn_k": 5}}, "damaged neuron set"),
+        ({"layers": 3}, "2 layers, not the 3"),
+        ({"widths": dict.fromkeys(GROUPS, 10**30)}, "damaged neuron set"),
+        ({"widths": dict.fromkeys(GROUPS, "3")}, "damaged neuron set"),
+        ({"count": 9}, "'count' is 9, but 10 neurons are listed"),
+        ({"provenance": [1]}, "damaged neuron set"),
+    ],
+)
+def test_damaged_sets_are_refused(tmp_path, changes, message):
+    path = tmp_path / "x.json"
+    path.write_text(damaged())
+    assert NeuronSet.load(path).count() == 10
+    path.write_text(damaged(**changes))
+    with pytest.raises(InputError, match=message) as error:
+        NeuronSet.load(path)
+    assert str(error.value).startswith(f"{path}: damaged neuron set (")
+    assert "\n" not in str(error.value)
+
+
+def test_numpy_integers_in_provenance_can_be_saved(tmp_path):
+    a = some().in_layers(np.int64(1), np.int32(3)).random_like(np.uint8(4))
+    a.save(tmp_path / "a.json")
+    b = NeuronSet.load(tmp_path / "a.json")
+    assert a == b
+    assert dict(b.provenance) == {"layers": [1, 3], "random_seed": 4}
+    assert a == some().in_layers(1, 3).random_like(4)
+
+
+def test_sets_can_be_copied():
+    a = some(language="de", of=[{"rule": "x"}])
+    for b in (copy.copy(a), copy.deepcopy(a), copy.deepcopy({"sets": [a]})["sets"][0]):
+        assert b == a
+        assert b.provenance == a.provenance
 
 
 def test_a_missing_file():

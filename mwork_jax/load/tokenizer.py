@@ -42,7 +42,7 @@ def encode(tokenizer: Any | None, document: str | np.ndarray, *, where: str = "d
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high > _LAST:
             wrong = low if low < 0 else high
-            raise InputError(f"{where}: token {wrong} is outside the vocabulary; token ids go from 0 to {_LAST} at most")
+            raise InputError(f"{where}: token {wrong} is outside the vocabulary; ids go from 0 to {_LAST} at most")
     return tokens.astype(np.int32)
 
 

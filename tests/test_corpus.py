@@ -1,0 +1,143 @@
+"""Text on its way in: files, documents, tokens, batches; and finished cells on their way back."""
+
+import json
+
+import numpy as np
+import pytest
+
+import mwork_jax as mw
+from mwork_jax.corpus import Batching, Encoded, encoded, read_corpus
+from mwork_jax.errors import InputError
+from mwork_jax.evaluate import held_out_loss
+from mwork_jax.files import read_json, read_jsonl
+from mwork_jax.ledger import Ledger
+from mwork_jax.load.tokenizer import encode
+from mwork_jax.neurons import NeuronMask
+from tiny import pair
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "documents"),
+    [
+        ("one\nmore\n \t\ntwo", ["one more", "two"]),
+        ("one\n\t\n\n  \n\ntwo\n \n", ["one", "two"]),
+        ("one\r\nmore\r\n  \r\ntwo\r\n", ["one more", "two"]),
+        ("one\rmore\r\rtwo\r", ["one more", "two"]),
+        ("one\rtwo\r", ["one", "two"]),
+        (" \n\none\ntwo\n\n \n", ["one", "two"]),
+        ("a\x0cb\nc\x85d\ne\u2028f\ng\x1ch", ["a\x0cb", "c\x85d", "e\u2028f", "g\x1ch"]),
+        ("a\x0c\x0cb\n\nc\u2028\u2028d\n\ne\x85\x85f", ["a b", "c d", "e f"]),
+    ],
+)
+def test_plain_text_is_cut_at_lines_only(tmp_path, text, documents):
+    path = tmp_path / "x.txt"
+    path.write_bytes(text.encode())
+    assert read_corpus(path) == documents
+
+
+def test_jsonl_is_cut_at_line_feeds_only(tmp_path):
+    path = tmp_path / "x.jsonl"
+    texts = ["a\u2028b\u2029c", "d\x85e", "f\x0cg"]
+    lines = [json.dumps({"text": t}, ensure_ascii=False) for t in texts]
+    path.write_bytes("\r\n".join(lines).encode())
+    assert read_corpus(path) == texts
+    assert [n for n, _ in read_jsonl(path)] == [1, 2, 3]
+
+
+def test_extreme_json_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    for text in (DEEP, '{"text":' * 100_000, "9" * 5000):
+        path.write_text("\n" + text)
+        with pytest.raises(InputError, match=r"x\.json: JSON that cannot be read"):
+            read_json(path)
+        with pytest.raises(InputError, match=r"x\.json:2: JSON that cannot be read"):
+            read_jsonl(path)
+
+
+@pytest.mark.parametrize("one", ["text", Encoded(np.ones(4, np.int32), 3)])
+def test_one_document_instead_of_a_list_is_refused(one):
+    model = pair("llama", 2).model
+    keep = NeuronMask.keep_all(model.config)
+    for use in (
+        lambda: list(encoded(model, one, 50)),
+        lambda: mw.score_neurons(model, one),
+        lambda: held_out_loss(model, one, keep),
+    ):
+        with pytest.raises(InputError, match="documents come as a list"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([2**32 + 5, 4, 5], "document 2: token 4294967301 is outside the vocabulary"),
+        (np.asarray([4, 2**63], np.uint64), "document 2: token 9223372036854775808 is outside the vocabulary"),
+        ([4, -3, 96], "document 2: token -3 is outside the vocabulary"),
+        ([4, -(2**32) + 5], "document 2: token -4294967291 is outside the vocabulary"),
+        ([4, 97], "document 2: token 97 is outside the vocabulary of 97"),
+        ([4, 2**70], "one-dimensional integer array"),
+    ],
+)
+def test_tokens_outside_the_vocabulary_are_named(tokens, message):
+    with pytest.raises(InputError, match=message):
+        list(encoded(pair("llama", 2).model, [[3, 4], tokens], 50))
+
+
+def test_arrays_of_any_integer_kind_are_taken():
+    for kind in (np.int8, np.uint8, np.int64, np.uint64):
+        tokens = encode(None, np.asarray([0, 96], kind))
+        assert tokens.dtype == np.int32
+        assert tokens.tolist() == [0, 96]
+
+
+def test_arrays_have_no_bytes():
+    (document,) = encoded(pair("llama", 2).model, [[3, 4, 5]], 50)
+    assert document.bytes == 0
+
+
+def test_text_that_is_not_unicode_is_named():
+    def tokenizer(text):
+        raise AssertionError("the tokenizer should not see this")
+
+    with pytest.raises(InputError, match=r"corpus: document 3: character 3 is half a surrogate pair \(U\+D800\)"):
+        encode(tokenizer, "a \ud800 b", where="corpus: document 3")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"max_tokens": 1}, "max_tokens is 1; it must be 2 or more"),
+        ({"max_tokens": -5}, "max_tokens is -5"),
+        ({"tokens_per_batch": 0}, "tokens_per_batch is 0; it must be 1 or more"),
+    ],
+)
+def test_batches_of_nothing_are_refused(sizes, message):
+    with pytest.raises(InputError, match=message):
+        Batching(**sizes)
+    assert Batching(max_tokens=2, tokens_per_batch=1).rows(16) == 1
+
+
+def test_finished_cells_come_back(tmp_path):
+    ledger = Ledger(tmp_path)
+    key = {"model": "x", "layers": (1, 2), "mask": None}
+    assert ledger.get(key) is None
+    ledger.put(key, {"value": [0.5]})
+    assert ledger.get(key) == {"value": [0.5]}
+    assert ledger.get({**key, "model": "y"}) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", DEEP, '{"key": {"a": 1}}', '{"value": 7}', '{"key": {"a": 2}, "value": 7}'],
+    ids=["empty", "cut", "list", "null", "deep", "no value", "no key", "another key"],
+)
+def test_damaged_cells_count_as_not_there(tmp_path, text):
+    ledger, key = Ledger(tmp_path), {"a": 1}
+    ledger.put(key, 7)
+    (cell,) = tmp_path.iterdir()
+    cell.write_text(text)
+    assert ledger.get(key) is None
+    ledger.put(key, 8)
+    assert ledger.get(key) == 8
