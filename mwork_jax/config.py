@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from mwork_jax.errors import InputError
@@ -59,6 +60,39 @@ _ONLY_AT = {
     "no_rope_layers": (None, []),
     "attention_multiplier": (None,),
 }
+
+# What transformers takes for an attribute that a config.json leaves out. It does not write some of them when they have
+# these values, so a wrong default here is another model. What is in no table is required by name.
+_DEFAULTS_OF_ALL = {
+    "num_key_value_heads": None, "head_dim": None, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+    "rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None, "hidden_act": "silu",
+    "bos_token_id": None, "eos_token_id": None, "attention_bias": False, "mlp_bias": False, "sliding_window": None,
+    "use_sliding_window": False, "max_window_layers": 28, "layer_types": None,
+    "attn_logit_softcapping": None, "final_logit_softcapping": None,
+}  # fmt: skip
+_DEFAULTS_OF_QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
+_DEFAULTS_OF_GEMMA = {
+    "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
+    "bos_token_id": 2, "eos_token_id": 1, "tie_word_embeddings": True, "sliding_window": 4096,
+}  # fmt: skip
+_DEFAULTS = {
+    "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+    "mistral": {
+        "max_position_embeddings": 131072, "bos_token_id": 1, "eos_token_id": 2,
+        "num_key_value_heads": 8, "sliding_window": 4096,
+    },
+    "qwen2": _DEFAULTS_OF_QWEN,
+    "qwen3": {**_DEFAULTS_OF_QWEN, "head_dim": 128},
+    "gemma2": {
+        **_DEFAULTS_OF_GEMMA, "max_position_embeddings": 8192,
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    },
+    "gemma3_text": {
+        **_DEFAULTS_OF_GEMMA, "max_position_embeddings": 131072, "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10000.0, "sliding_window_pattern": 6,
+    },
+}  # fmt: skip
+_HEAD_DIM_MAY_BE_NULL = {"llama", "mistral", "qwen2"}  # null is hidden_size / num_attention_heads
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
@@ -127,77 +161,121 @@ class ModelConfig:
         Raises InputError, naming the attribute, for an architecture, an attribute or a value that is not understood.
         """
         family = hf.get("model_type")
-        if family not in _FAMILIES:
+        if not isinstance(family, str) or family not in _FAMILIES:
             raise InputError(
-                f"{where}: model_type {family!r} is not supported; supported: {', '.join(sorted(_FAMILIES))}"
+                f"{where}: model_type {family!r:.80} is not supported; supported: {', '.join(sorted(_FAMILIES))}"
             )
         _refuse_unknown(hf, family, where)
-        need = _Reader(hf, where)
-        heads, hidden, layers = need("num_attention_heads"), need("hidden_size"), need("num_hidden_layers")
-        head_dim = hf.get("head_dim") or hidden // heads
+        read = _Reader(_with_defaults(hf, family), where)
         gemma = family.startswith("gemma")
-        windows = _windows(hf, family, layers, where)
-        ropes, layer_rope = _ropes(hf, family, windows, where)
-        activation = hf.get("hidden_activation") or hf.get("hidden_act") or ("gelu_pytorch_tanh" if gemma else "silu")
-        if activation not in _ACTIVATIONS:
-            raise InputError(
-                f"{where}: activation {activation!r} is not supported; supported: {', '.join(_ACTIVATIONS)}"
-            )
-        attention_bias = bool(hf.get("attention_bias", False))
-        eos = hf.get("eos_token_id")
+        heads, hidden = read.count("num_attention_heads"), read.count("hidden_size")
+        head_dim = read.count("head_dim", if_null=hidden // heads if family in _HEAD_DIM_MAY_BE_NULL else None)
+        windows = _windows(read, family, read.count("num_hidden_layers"))
+        ropes, layer_rope = _ropes(read, family, windows)
+        attention_bias = read.flag("attention_bias")
         config = cls(
             family=family,
-            vocab_size=need("vocab_size"),
+            vocab_size=read.count("vocab_size"),
             hidden_size=hidden,
-            num_layers=layers,
+            num_layers=len(windows),
             num_heads=heads,
-            num_kv_heads=hf.get("num_key_value_heads") or heads,
+            num_kv_heads=read.count("num_key_value_heads", if_null=None if gemma else heads),
             head_dim=head_dim,
-            intermediate_size=need("intermediate_size"),
-            norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+            intermediate_size=read.count("intermediate_size"),
+            norm_eps=read.number("rms_norm_eps"),
             ropes=ropes,
             layer_rope=layer_rope,
             windows=windows,
-            activation=_ACTIVATIONS[activation],
-            max_length=int(hf.get("max_position_embeddings", 2048)),
-            tie_embeddings=bool(hf.get("tie_word_embeddings", gemma)),
+            activation=_activation(read, "hidden_activation" if gemma else "hidden_act"),
+            max_length=read.count("max_position_embeddings"),
+            tie_embeddings=read.flag("tie_word_embeddings"),
             norm_offset=1.0 if gemma else 0.0,
             post_norms=gemma,
             qk_norm=family in ("qwen3", "gemma3_text"),
             qkv_bias=attention_bias or family == "qwen2",
             attn_out_bias=attention_bias,
-            mlp_bias=bool(hf.get("mlp_bias", False)),
-            attn_softcap=hf.get("attn_logit_softcapping"),
-            final_softcap=hf.get("final_logit_softcapping"),
+            mlp_bias=read.flag("mlp_bias"),
+            attn_softcap=read.number_or_none("attn_logit_softcapping"),
+            final_softcap=read.number_or_none("final_logit_softcapping"),
             embed_scale=math.sqrt(hidden) if gemma else 1.0,
-            attn_scale=(hf.get("query_pre_attn_scalar") or head_dim) ** -0.5 if gemma else head_dim**-0.5,
-            bos_id=_first(hf.get("bos_token_id")),
-            eos_ids=tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,),
+            attn_scale=(read.number("query_pre_attn_scalar") if gemma else max(head_dim, 1)) ** -0.5,
+            bos_id=next(iter(read.ids("bos_token_id")), None),
+            eos_ids=read.ids("eos_token_id"),
         )
-        if config.num_heads % config.num_kv_heads:
-            raise InputError(
-                f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {config.num_kv_heads}"
-            )
-        if config.head_dim % 2:
-            raise InputError(f"{where}: head_dim {head_dim} is odd; rotary embeddings need an even one")
+        _check_heads(config, where)
         return config
 
 
+def _with_defaults(hf: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """What this family reads of `hf`, completed as transformers completes it; another family's attributes are off."""
+    read = _READ_BY_ALL | _READ_BY[family]
+    return {**_DEFAULTS_OF_ALL, **_DEFAULTS[family], **{name: value for name, value in hf.items() if name in read}}
+
+
+def _check_heads(config: ModelConfig, where: str) -> None:
+    heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+    if heads % kv_heads:
+        raise InputError(f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    if head_dim < 1 or head_dim % 2:
+        kind = "odd" if head_dim else "zero"
+        raise InputError(f"{where}: head_dim {head_dim} is {kind}; rotary embeddings need a positive even one")
+
+
 class _Reader:
-    """Reads a required attribute, or says which one is missing."""
+    """Reads attributes, or says which one is missing or of the wrong type, and what it should be."""
 
-    def __init__(self, hf: Mapping[str, Any], where: str):
-        self.hf, self.where = hf, where
+    def __init__(self, values: Mapping[str, Any], where: str):
+        self.values, self.where = values, where
 
-    def __call__(self, name: str) -> int:
-        value = self.hf.get(name)
-        if not isinstance(value, int) or value <= 0:
-            raise InputError(f"{self.where}: {name} is {value!r}; a positive whole number is needed")
+    def _refuse(self, name: str, needed: str) -> InputError:
+        return InputError(f"{self.where}: {name} is {self.values.get(name)!r:.80}; {needed} is needed")
+
+    def count(self, name: str, *, if_null: int | None = None, least: int = 1) -> int:
+        value = self.values.get(name)
+        if value is None and if_null is not None:
+            return if_null
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise self._refuse(name, "a positive whole number" if least else "a whole number from 0")
+        return int(value)
+
+    def number(self, name: str) -> float:
+        value = self.values.get(name)
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < 1e300:  # NaN is not either
+            raise self._refuse(name, "a positive number")
+        return float(value)
+
+    def number_or_none(self, name: str) -> float | None:
+        return None if self.values.get(name) is None else self.number(name)
+
+    def flag(self, name: str) -> bool:
+        value = self.values.get(name)
+        if not isinstance(value, bool):
+            raise self._refuse(name, "true or false")
         return value
 
+    def ids(self, name: str) -> tuple[int, ...]:
+        """Token ids: none, one or a list."""
+        value = self.values.get(name)
+        ids = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        if not all(isinstance(i, Integral) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise self._refuse(name, "a token id, a list of token ids or null")
+        return tuple(int(i) for i in ids)
 
-def _first(value: Any) -> int | None:
-    return value[0] if isinstance(value, (list, tuple)) and value else value if isinstance(value, int) else None
+    def table(self, name: str) -> Mapping[str, Any]:
+        """A nested object; empty where it is null or absent."""
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise self._refuse(name, "an object or null")
+        return value or {}
+
+
+def _activation(read: _Reader, name: str) -> str:
+    value = read.values.get(name)
+    if not isinstance(value, str) or value not in _ACTIVATIONS:
+        raise InputError(
+            f"{read.where}: activation {value!r:.80} is not supported; {name} can be {', '.join(_ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[value]
 
 
 def _refuse_unknown(hf: Mapping[str, Any], family: str, where: str) -> None:
@@ -209,53 +287,55 @@ def _refuse_unknown(hf: Mapping[str, Any], family: str, where: str) -> None:
             continue
         if name in set().union(*_READ_BY.values()) and value in (None, False):
             continue  # another family's switch, switched off
-        raise InputError(f"{where}: attribute {name!r} = {value!r} is not understood for model_type {family!r}")
+        raise InputError(f"{where}: attribute {name!r} = {value!r:.80} is not understood for model_type {family!r}")
 
 
-def _windows(hf: Mapping[str, Any], family: str, layers: int, where: str) -> tuple[int, ...]:
+def _windows(read: _Reader, family: str, layers: int) -> tuple[int, ...]:
     """Per layer, the sliding window (FULL_ATTENTION where there is none)."""
-    window = hf.get("sliding_window") or FULL_ATTENTION
-    if family in ("llama",):
+    qwen = family in ("qwen2", "qwen3")
+    if family == "llama" or (qwen and not read.flag("use_sliding_window")):
         return (FULL_ATTENTION,) * layers
+    window = read.count("sliding_window", if_null=FULL_ATTENTION)
     if family == "mistral":
         return (window,) * layers
-    if family in ("qwen2", "qwen3") and not hf.get("use_sliding_window", False):
-        return (FULL_ATTENTION,) * layers
-    kinds = hf.get("layer_types")
+    kinds = read.values["layer_types"]
     if kinds is None:
-        kinds = _default_layer_types(hf, family, layers)
-    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        kinds = _default_layer_types(read, family, layers)
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, (list, tuple)) or len(kinds) != layers or not all(kind in known for kind in kinds):
         raise InputError(
-            f"{where}: layer_types must name full_attention or sliding_attention for each of {layers} layers"
+            f"{read.where}: layer_types must name full_attention or sliding_attention for each of {layers} layers"
         )
     return tuple(window if kind == "sliding_attention" else FULL_ATTENTION for kind in kinds)
 
 
-def _default_layer_types(hf: Mapping[str, Any], family: str, layers: int) -> list[str]:
+def _default_layer_types(read: _Reader, family: str, layers: int) -> list[str]:
     if family in ("qwen2", "qwen3"):
-        first = hf.get("max_window_layers", 28)
+        first = read.count("max_window_layers", least=0)
         return ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
-    period = 2 if family == "gemma2" else hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or 6
+    period = 2 if family == "gemma2" else read.count("sliding_window_pattern")
     return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
 
 
-def _ropes(
-    hf: Mapping[str, Any], family: str, windows: tuple[int, ...], where: str
-) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
-    """The distinct rotary embeddings and, per layer, which one it uses."""
-    parameters = hf.get("rope_parameters") or {}
-    length = int(hf.get("max_position_embeddings", 2048))
+def _ropes(read: _Reader, family: str, windows: tuple[int, ...]) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
+    """The distinct rotary embeddings and, per layer, which one it uses.
+
+    As in transformers, a `rope_scaling` (its version 4) is read before `rope_parameters` (its version 5).
+    """
+    theta, scaling, parameters = read.number("rope_theta"), read.table("rope_scaling"), read.table("rope_parameters")
+    length, where = read.count("max_position_embeddings"), read.where
     if family != "gemma3_text":
-        described = {"rope_theta": hf.get("rope_theta", 10000.0), **(hf.get("rope_scaling") or {}), **parameters}
-        return (_rope(described, length, where),), (0,) * len(windows)
-    if parameters:
-        local, whole = parameters.get("sliding_attention"), parameters.get("full_attention")
-        if not local or not whole:
-            raise InputError(f"{where}: rope_parameters needs 'sliding_attention' and 'full_attention' for gemma3_text")
-    else:
-        local = {"rope_theta": hf.get("rope_local_base_freq", 10000.0)}
-        whole = {"rope_theta": hf.get("rope_theta", 1_000_000.0), **(hf.get("rope_scaling") or {})}
-    ropes = (_rope(local, length, where), _rope(whole, length, where))
+        return (_rope(scaling or parameters, theta, length, where),), (0,) * len(windows)
+    for name in parameters.keys() - {"sliding_attention", "full_attention"}:
+        raise InputError(
+            f"{where}: rope_parameters has {name!r}; for gemma3_text it has 'sliding_attention' and 'full_attention'"
+        )
+    nested = _Reader(parameters, f"{where}: rope_parameters")
+    local, whole = nested.table("sliding_attention"), {**nested.table("full_attention"), **scaling}
+    ropes = (
+        _rope(local, read.number("rope_local_base_freq"), length, where),
+        _rope(whole, theta, length, where),
+    )
     return ropes, tuple(0 if window else 1 for window in windows)
 
 
@@ -270,10 +350,17 @@ _ROPE_KEYS = {
 }  # fmt: skip
 
 
-def _rope(described: Mapping[str, Any], max_length: int, where: str) -> Rope:
+_ROPE_DEFAULTS = {
+    "factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "beta_fast": 32.0, "beta_slow": 1.0,
+    "truncate": True,
+}  # fmt: skip
+
+
+def _rope(described: Mapping[str, Any], theta: float, max_length: int, where: str) -> Rope:
+    """One rotary embedding; `theta` and `max_length` hold where `described` does not say."""
     kind = described.get("rope_type") or described.get("type") or "default"
-    if kind not in _ROPE_KEYS:
-        raise InputError(f"{where}: rope type {kind!r} is not supported; supported: {', '.join(_ROPE_KEYS)}")
+    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
+        raise InputError(f"{where}: rope type {kind!r:.80} is not supported; supported: {', '.join(_ROPE_KEYS)}")
     given = {k: v for k, v in described.items() if k not in ("rope_type", "type") and v is not None}
     if given.get("partial_rotary_factor", 1.0) == 1.0:
         given.pop("partial_rotary_factor", None)
@@ -282,29 +369,31 @@ def _rope(described: Mapping[str, Any], max_length: int, where: str) -> Rope:
     for name in _ROPE_KEYS[kind] & {"factor", "low_freq_factor", "high_freq_factor"}:
         if name not in given:
             raise InputError(f"{where}: rope type {kind!r} needs {name!r}")
-    factor = float(given.get("factor", 1.0))
+    defaults = {**_ROPE_DEFAULTS, "rope_theta": theta, "original_max_position_embeddings": max_length}
+    read = _Reader({**defaults, **given}, where)
     return Rope(
-        theta=float(given["rope_theta"]),
+        theta=read.number("rope_theta"),
         kind=kind,
-        factor=factor,
-        low_freq_factor=float(given.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(given.get("high_freq_factor", 1.0)),
-        original_length=int(given.get("original_max_position_embeddings", max_length)),
-        beta_fast=float(given.get("beta_fast", 32.0)),
-        beta_slow=float(given.get("beta_slow", 1.0)),
-        truncate=bool(given.get("truncate", True)),
-        attention_factor=_yarn_attention_factor(given, factor) if kind == "yarn" else 1.0,
+        factor=read.number("factor"),
+        low_freq_factor=read.number("low_freq_factor"),
+        high_freq_factor=read.number("high_freq_factor"),
+        original_length=read.count("original_max_position_embeddings"),
+        beta_fast=read.number("beta_fast"),
+        beta_slow=read.number("beta_slow"),
+        truncate=read.flag("truncate"),
+        attention_factor=_yarn_attention_factor(read) if kind == "yarn" else 1.0,
     )
 
 
-def _yarn_attention_factor(given: Mapping[str, Any], factor: float) -> float:
+def _yarn_attention_factor(read: _Reader) -> float:
     """YaRN's temperature (Peng et al. 2023, section 3.4), with DeepSeek's mscale variant as HF reads it."""
-    if "attention_factor" in given:
-        return float(given["attention_factor"])
+    if "attention_factor" in read.values:
+        return read.number("attention_factor")
+    factor = read.number("factor")
 
     def scale(mscale: float) -> float:
         return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    if given.get("mscale") and given.get("mscale_all_dim"):
-        return scale(given["mscale"]) / scale(given["mscale_all_dim"])
+    if read.values.get("mscale") and read.values.get("mscale_all_dim"):
+        return scale(read.number("mscale")) / scale(read.number("mscale_all_dim"))
     return scale(1.0)

@@ -3,12 +3,16 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects
+from safetensors.numpy import load_file, save_file
 
 import mwork_jax as mw
-from tiny import hf_model, tokens, torch
+from mwork_jax.load import _HUB_FILES
+from tiny import hf_model, pair, tokens, torch
 
 TOLERANCE = 1e-5
 
@@ -59,6 +63,80 @@ def test_identities_tell_models_apart(tmp_path):
     assert a == mw.load_model(tmp_path / "a", dtype="float32").identity
 
 
+def test_a_key_does_not_depend_on_how_the_path_is_spelled(tiny_folder, monkeypatch):
+    whole = mw.load_model(tiny_folder, dtype="float32")
+    monkeypatch.chdir(tiny_folder.parent)
+    relative = mw.load_model(f"./{tiny_folder.name}", dtype="float32")
+    whole.tokenizer(["a", "b c"], padding=True, truncation=True, max_length=4)  # leaves its mark on the tokenizer
+    assert relative.key == whole.key
+    assert relative.identity == {"source": f"./{tiny_folder.name}", **whole.key}
+    assert mw.load_model(tiny_folder, dtype="bfloat16").key != whole.key
+
+
+def test_a_single_weight_changes_the_key():
+    model = pair("llama", 2).model
+    for name in ("down", "q", "attn_norm"):
+
+        def change(path, leaf, name=name):
+            return leaf.at[(1,) * leaf.ndim].multiply(1.0001) if f"'{name}'" in str(path) else leaf
+
+        changed = jax.tree_util.tree_map_with_path(change, model)
+        assert changed.key["weights"] != model.key["weights"], name
+
+
+def test_tokenizers_are_part_of_the_key(tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    text = (folder / "tokenizer.json").read_text()
+    written = json.loads(text)
+    written["post_processor"] = None  # no BOS in front of a text
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    with_bos, without = mw.load_model(tiny_folder, dtype="float32"), mw.load_model(folder, dtype="float32")
+    assert with_bos.key["weights"] == without.key["weights"]
+    assert with_bos.key["tokenizer"] != without.key["tokenizer"]
+    assert pair("llama", 2).model.key["tokenizer"] is None
+
+
+def test_a_model_goes_through_jit_and_grad():
+    model, ids = pair("llama", 2).model, tokens(2, 7)
+    mask = mw.NeuronMask.keep_all(model.config)
+    traces = []
+
+    @jax.jit
+    def forward(model, ids, mask):
+        traces.append(model.source)
+        return mw.forward(model, ids, mask)
+
+    for _ in range(2):
+        again = mw.Model(model.decoder, None, "tiny")
+        np.testing.assert_allclose(forward(again, ids, mask), mw.forward(model, ids, mask), atol=1e-6, rtol=0)
+    assert traces == ["tiny"]
+    gradient = jax.grad(lambda model: jnp.square(forward(model, ids, mask)).mean())(model)
+    assert isinstance(gradient, mw.Model)
+    assert gradient.config == model.config
+    assert jax.tree.structure(gradient) == jax.tree.structure(model)
+    assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(gradient))
+    moved = jax.tree.map(lambda weight, slope: weight - 0.1 * slope, model, gradient)
+    assert moved.key["weights"] != model.key["weights"]
+
+
+def test_models_with_different_tokenizers_are_not_mixed_up():
+    decoder, first, second = pair("llama", 2).decoder, object(), object()
+    structures = [jax.tree.structure(mw.Model(decoder, tokenizer, "x")) for tokenizer in (first, first, second)]
+    assert structures[0] == structures[1] != structures[2]
+    assert hash(structures[0]) == hash(structures[1])
+
+
+def test_a_single_changed_weight_is_another_model():
+    model = mw.Model(pair("llama", 2).decoder, None, "tiny")
+    arrays = {n: v[...] for n, v in vars(model.decoder.layers).items() if hasattr(v, "get_value")}
+    arrays["down"] = arrays["down"].at[1, 3, 7].add(1e-3)
+    whole = {f"layers.{n}": a for n, a in arrays.items()}
+    whole |= {n: getattr(model.decoder, n)[...] for n in ("embed", "final_norm", "head")}
+    tuned = mw.Model(mw.Decoder(model.config, whole), None, "tiny")
+    assert tuned.identity["weights"] != model.identity["weights"]
+
+
 def edit_config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -107,6 +185,47 @@ def test_a_missing_shard_is_named(tmp_path):
     shard.unlink()
     with pytest.raises(mw.InputError, match=shard.name):
         mw.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", [3, None, ["a"], "../x.safetensors", "/x.safetensors", "a/../../x", ""])
+def test_an_index_names_files_of_its_folder(name, tmp_path):
+    hf_model("llama", 2).save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    written = json.loads(index.read_text())
+    written["weight_map"]["model.norm.weight"] = name
+    index.write_text(json.dumps(written))
+    with pytest.raises(mw.InputError, match=r"model.norm.weight is in .*the name of a file here") as error:
+        mw.load_model(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(np.int8, "I8"), (np.int32, "I32"), (np.bool_, "BOOL")])
+def test_whole_numbers_are_not_weights(dtype, stored, tmp_path):
+    hf_model("llama", 2).save_pretrained(tmp_path)
+    name, path = "model.layers.1.mlp.down_proj.weight", tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, name: tensors[name].astype(dtype)}, path)
+    with pytest.raises(mw.InputError, match=f"{name} is stored as {stored}; one of F32"):
+        mw.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+def test_other_floats_are_read(dtype, tmp_path):
+    hf_model("llama", 2).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({name: tensor.astype(dtype) for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    norm = mw.load_model(tmp_path, dtype="float32").decoder.final_norm[...]
+    np.testing.assert_array_equal(norm, tensors["model.norm.weight"].astype(dtype).astype(np.float32))
+
+
+def test_only_the_files_that_are_read_come_from_the_hub():
+    read = [
+        "config.json", "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+        "flax_model.msgpack", "flax_model-00001-of-00002.msgpack", "flax_model.msgpack.index.json",
+        "tokenizer.json", "tokenizer.model", "chat_template.jinja",
+    ]  # fmt: skip
+    others = ["adapter_model.safetensors", "consolidated.safetensors", "pytorch_model.bin", "original/params.pth"]
+    assert list(filter_repo_objects([*read, *others], allow_patterns=_HUB_FILES)) == read
 
 
 @pytest.mark.parametrize(

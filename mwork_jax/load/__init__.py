@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,13 +28,16 @@ from mwork_jax.load.tokenizer import encode, folder_tokenizer
 from mwork_jax.model import Decoder
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
+_HUB_FILES = ["*.json", "model*.safetensors", "flax_model*.msgpack", "tokenizer*", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True)
 class Model:
     """A loaded model: `decoder` (parameters, a pytree), its `config`, its `tokenizer` (or None), and where it came
-    from."""
+    from.
+
+    A pytree whose leaves are the parameters, so it can be an argument of jit, and grad with respect to it is a Model.
+    """
 
     decoder: Decoder
     tokenizer: Any | None
@@ -51,15 +56,41 @@ class Model:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What identifies the model in results: its source, shape, dtype and a fingerprint of its weights."""
+        """What results say about the model: where it came from, and its `key`."""
+        return {"source": self.source, **self.key}
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """What tells two models apart, however their paths are spelled: shape, dtype, and fingerprints of the weights
+        with the configuration and of the tokenizer (None without one). The first use reads every weight."""
         return {
-            "source": self.source,
             "family": self.config.family,
             "layers": self.config.num_layers,
             "hidden_size": self.config.hidden_size,
             "dtype": jnp.dtype(self.decoder.dtype).name,
             "weights": _fingerprint(self.decoder),
+            "tokenizer": _tokenizer_fingerprint(self.tokenizer),
         }
+
+
+class _Static:
+    """What a Model has besides its parameters, as jit compares it: tokenizers by identity, as they have no equality."""
+
+    def __init__(self, tokenizer: Any | None, source: str):
+        self.tokenizer, self.source = tokenizer, source
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self.tokenizer is other.tokenizer and self.source == other.source
+
+    def __hash__(self) -> int:
+        return hash((id(self.tokenizer), self.source))
+
+
+jax.tree_util.register_pytree_with_keys(
+    Model,
+    lambda model: (((jax.tree_util.GetAttrKey("decoder"), model.decoder),), _Static(model.tokenizer, model.source)),
+    lambda static, children: Model(children[0], static.tokenizer, static.source),
+)
 
 
 def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: Any | None = None) -> Model:
@@ -150,11 +181,28 @@ def _placer(mesh: Any | None) -> Callable[[str, np.ndarray], jax.Array]:
 
 
 def _fingerprint(decoder: Decoder) -> str:
-    """A short hash over a sample of every parameter: tells models apart, costs no pass over the weights."""
-    import hashlib
-
+    """A short hash over the configuration and every byte of every parameter with its name, shape and dtype."""
     digest = hashlib.sha256(repr(decoder.config).encode())
-    for leaf in jax.tree.leaves(decoder):
-        flat = leaf.reshape(-1)
-        digest.update(np.asarray(flat[:: max(1, flat.size // 256)][:256].astype(jnp.float32)).tobytes())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(decoder):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype.name}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
     return digest.hexdigest()[:16]
+
+
+def _tokenizer_fingerprint(tokenizer: Any | None) -> str | None:
+    """A short hash over what decides which tokens a text becomes: vocabulary, merges, special tokens, what goes around
+    a text."""
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        text = backend.to_str()
+        # Truncation and padding stand before the added tokens, and every call of the tokenizer sets them anew.
+        described = text[max(0, text.find('"added_tokens"')) :]
+    else:
+        vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+        around = [int(token) for token in tokenizer("a")["input_ids"]]
+        described = json.dumps([type(tokenizer).__qualname__, sorted(vocabulary.items()), around])
+    special = sorted((name, str(token)) for name, token in getattr(tokenizer, "special_tokens_map", {}).items())
+    return hashlib.sha256(f"{described}\n{special}".encode("utf-8", "surrogatepass")).hexdigest()[:16]

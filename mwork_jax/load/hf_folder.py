@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors then uses
 import numpy as np
@@ -13,6 +13,7 @@ from mwork_jax.files import read_json
 
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors names them
 
 
 class SafetensorsFolder:
@@ -39,6 +40,9 @@ class SafetensorsFolder:
         shards = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(shards, dict) or not shards:
             raise InputError(f"{folder / _INDEX}: no 'weight_map' that says which shard holds which tensor")
+        for tensor, name in shards.items():
+            if not isinstance(name, str) or not _stays_inside(name):
+                raise InputError(f"{folder / _INDEX}: {tensor} is in {name!r:.80}; the name of a file here is needed")
         paths = [folder / name for name in sorted(set(shards.values()))]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
@@ -49,7 +53,19 @@ class SafetensorsFolder:
         return set(self._file_of)
 
     def read(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:  # stored as floats
-        return self._files[self._file_of[name]].get_tensor(name)
+        """One tensor as it is stored. Raises InputError where that is not a float type: whole numbers are a quantised
+        weight without its scale."""
+        path = self._file_of[name]
+        stored = self._files[path].get_slice(name).get_dtype()
+        if stored not in _FLOATS:
+            raise InputError(f"{path}: {name} is stored as {stored}; one of {', '.join(_FLOATS)} is needed")
+        return self._files[path].get_tensor(name)
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a shard's name is a file of the checkpoint's folder (links are followed: the Hub's cache has them)."""
+    path = PurePath(name)
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts
 
 
 def _open(path: Path):  # noqa: ANN202  safetensors does not export the handle's type
