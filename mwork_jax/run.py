@@ -180,7 +180,7 @@ def kept_scores(
     """One language's scores: from `out/scores` where they were made of the same tokens by the same model, or made
     now."""
     path = out / "scores" / f"{language}.safetensors"
-    key = fingerprint([model.identity, _tokens(documents), max_tokens, include_bos])
+    key = fingerprint([model.key, _tokens(documents), max_tokens, include_bos])
     bar.say(f"detect {language}")
     if path.exists():
         try:
@@ -229,7 +229,7 @@ class _Cells:
         documents = self.documents[language]
         key = {
             "evaluator": EVALUATOR,
-            "model": self.model.identity,
+            "model": self.model.key,
             "documents": self.keys[language],
             "off": fingerprint({g: np.flatnonzero(m).tolist() for g, m in condition.neurons.groups.items()}),
         }

@@ -119,9 +119,15 @@ def select_neurons(
 def _check_alike(scores: Mapping[str, NeuronScores]) -> None:
     """Scores are comparable only where they are of one model and were made in the same way."""
     first, *others = scores
+
+    def made(language: str, name: str) -> object:
+        value = scores[language].provenance.get(name)
+        # One model may be given by paths that are spelled differently.
+        return {k: v for k, v in value.items() if k != "source"} if isinstance(value, Mapping) else value
+
     for name in ("model", "include_bos", "max_tokens"):
         for other in others:
-            if scores[first].provenance.get(name) != scores[other].provenance.get(name):
+            if made(first, name) != made(other, name):
                 kind = "of different models" if name == "model" else f"made with different {name}"
                 raise InputError(f"the scores of {first!r} and {other!r} are {kind}; score both anew in the same way")
 

@@ -137,7 +137,7 @@ def _score(model: Model, exam: Exam, cell: Cell, ledger: Ledger, bar: Progress) 
     language = exam.items[0].language
     key = {
         "task": [exam.task.name, exam.task.version],
-        "model": model.identity,
+        "model": model.key,
         "items": fingerprint([exam.prompts, [asdict(item) for item in exam.items]]),
         "off": fingerprint({g: np.flatnonzero(m).tolist() for g, m in cell.neurons.groups.items()}),
     }

@@ -186,7 +186,7 @@ def _fingerprint(decoder: Decoder) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(decoder):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype.name}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 
