@@ -1,0 +1,50 @@
+"""The command `mwork`. Results go to stdout and to files, progress to stderr.
+
+What the user got wrong is one line on stderr and exit status 2. Each command has a module of its own, whose `add`
+declares it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mwork_jax.cli import detect, evaluate, run, select
+from mwork_jax.cli.options import Parser
+from mwork_jax.errors import InputError
+from mwork_jax.report import printable
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0 done, 2 bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        chosen = _parser().parse_args(arguments)
+        chosen.command(chosen)
+    except InputError as error:
+        return _fail(str(error))
+    except OSError as error:  # a full disk, a folder taken away: the files written so far are whole
+        return _fail(f"{error.filename or 'file'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("\nmwork: interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return _INTERRUPTED
+    return 0
+
+
+def _fail(message: str) -> int:
+    line = " ".join(message.split())
+    print(printable(f"mwork: {line}", getattr(sys.stderr, "encoding", None)), file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="mwork", description="Find, switch off and measure the language-specific neurons of a language model."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, parser_class=Parser, metavar="COMMAND")
+    for module in (run, detect, select, evaluate):
+        module.add(commands)
+    return parser

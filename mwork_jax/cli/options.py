@@ -1,0 +1,97 @@
+"""What the commands share: how they are declared, the options that several have, and the checks of options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from mwork_jax.errors import InputError
+from mwork_jax.report import printable
+from mwork_jax.select import DEFAULT_RULE, MODES
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def command(
+    commands: Any, name: str, function: Callable[[argparse.Namespace], None], what: str, example: str
+) -> argparse.ArgumentParser:
+    """Declares a command: `function` is what it does, `what` says so in its help, with one example."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(
+        name, help=what, description=what, epilog=f"example:\n  {example}", formatter_class=layout
+    )
+    parser.set_defaults(command=function)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="gemma3-270m",
+        help="a folder in Hugging Face layout, a .gguf file, a Hub id, or gemma3-270m (the default)",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of weights and matrix operands; default: what is fast here"
+    )
+
+
+def add_rule(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rule",
+        default=DEFAULT_RULE,
+        help=f"epsilon:X, top_k:K or top_fraction:F, each with @SHARE (default: {DEFAULT_RULE})",
+    )
+    parser.add_argument("--mode", default=MODES[0], help=f"{', '.join(MODES)} (default: {MODES[0]})")
+
+
+def add_stages(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--n1", type=int, help="layers of the understanding stage (default: a quarter)")
+    parser.add_argument("--n2", type=int, help="layers of the generation stage (default: an eighth)")
+
+
+def print_result(chosen: argparse.Namespace, value: Any, text: str) -> None:
+    """The result on stdout: one JSON object with --json, else a text in signs that the terminal can show."""
+    print(json.dumps(value) if chosen.json else printable(text, getattr(sys.stdout, "encoding", None)))
+
+
+def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """LANG=FILE options as a table."""
+    files: dict[str, str] = {}
+    for item in given:
+        language, equals, path = item.partition("=")
+        if not (language and equals and path):
+            raise InputError(f"{option} {item}: LANG=FILE is needed, as in {option} de=german.txt")
+        if language in files:
+            raise InputError(f"{option} {item}: {language!r} is given twice")
+        files[_code(option, language)] = path
+    return files
+
+
+def languages_of(text: str) -> tuple[str, ...]:
+    """Comma-separated language codes, each once."""
+    return tuple(dict.fromkeys(_code("--languages", part.strip()) for part in text.split(",")))
+
+
+def _code(option: str, language: str) -> str:
+    """A language code, which names files too. InputError for anything that is not letters, digits, - and _."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", language):
+        raise InputError(f"{option}: {language!r} is not a language code; letters, digits, - and _, as in en,de,zh-TW")
+    return language
+
+
+def one_of(option: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InputError(f"{option} {value}: it must be one of {', '.join(allowed)}")
+
+
+def at_least(option: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{option} {value}: it must be at least {least}")

@@ -1,0 +1,103 @@
+"""`mwork run`: the whole loop."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from mwork_jax.cli.options import (
+    add_model,
+    add_rule,
+    add_stages,
+    at_least,
+    command,
+    languages_of,
+    one_of,
+    pairs,
+    print_result,
+)
+from mwork_jax.corpus import LANGUAGES, Corpus, own_corpus, read_corpus
+from mwork_jax.errors import InputError
+from mwork_jax.files import output_folder, write_text
+from mwork_jax.load import load_model
+from mwork_jax.report import text_report
+from mwork_jax.run import RunSettings, choose_documents, run
+from mwork_jax.select import MODES, Rule
+
+
+def add(commands: Any) -> None:
+    what = "the whole loop: find each language's neurons, switch them off, measure the loss, print the tables"
+    parser = command(commands, "run", _run, what, "mwork run --model gemma3-270m --languages en,de,th --out results")
+    add_model(parser)
+    parser.add_argument("--out", default="mwork-results", help="output folder (default: mwork-results)")
+    parser.add_argument("--languages", help="comma-separated codes, en among them (default: all that the data has)")
+    parser.add_argument("--documents", type=int, help="documents per language to find neurons on (default: 32)")
+    parser.add_argument("--held-out", type=int, help="other documents per language to measure on (default: 12)")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        metavar="LANG=FILE",
+        help="own documents, text or JSONL: the first --documents find neurons, the next --held-out measure",
+    )
+    add_rule(parser)
+    parser.add_argument("--seeds", type=int, help="random controls per language (default: 5)")
+    add_stages(parser)
+    parser.add_argument("--max-tokens", type=int, default=512, help="longer documents are cut here (default: 512)")
+    parser.add_argument(
+        "--quick", action="store_true", help="a first look: few documents, two seeds, and en, de, zh unless --languages"
+    )
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    settings, corpora = _run_settings(chosen)
+    out = output_folder(chosen.out)
+    model = load_model(chosen.model, dtype=chosen.dtype)
+    settings.split(model.config.num_layers)
+    results = run(model, corpora, settings, out)
+    text = text_report(results)
+    write_text(out / "table.txt", text + "\n")
+    print_result(chosen, results, f"{text}\n\nEverything is in {out}: results.json, table.txt, neurons/, scores/.")
+
+
+def _run_settings(chosen: argparse.Namespace) -> tuple[RunSettings, dict[str, Corpus]]:
+    """The settings and the documents, checked before the model takes its time to load."""
+    Rule.parse(chosen.rule)
+    one_of("--mode", chosen.mode, MODES)
+    at_least("--seeds", 1 if chosen.seeds is None else chosen.seeds, 1)
+    at_least("--max-tokens", chosen.max_tokens, 2)
+    files = pairs("--data", chosen.data) if chosen.data else {}
+    available = tuple(files) or (("en", "de", "zh") if chosen.quick else LANGUAGES)
+    languages = available if chosen.languages is None else languages_of(chosen.languages)
+    settings = RunSettings(
+        languages=languages,
+        rule=chosen.rule,
+        mode=chosen.mode,
+        n1=chosen.n1,
+        n2=chosen.n2,
+        max_tokens=chosen.max_tokens,
+    )
+    if chosen.quick:
+        settings = settings.quick()
+    given = {"documents": chosen.documents, "held_out": chosen.held_out, "seeds": chosen.seeds}
+    settings = _replace_given(settings, given)
+    if files and not set(languages) <= set(files):
+        missing = ", ".join(sorted(set(languages) - set(files)))
+        raise InputError(f"--data has no documents for {missing!r}; it has {', '.join(files)}")
+    if files:
+        corpora = {language: _own_documents(language, files[language], settings.documents) for language in languages}
+    else:
+        corpora = {language: own_corpus(language) for language in languages}
+    choose_documents(corpora, settings)
+    return settings, corpora
+
+
+def _own_documents(language: str, path: str, documents: int) -> Corpus:
+    """The first `documents` of a file find neurons, the others are there to measure on."""
+    texts = read_corpus(path)
+    return Corpus(language, tuple(texts[:documents]), tuple(texts[documents:]), path)
+
+
+def _replace_given(settings: RunSettings, given: dict[str, Any]) -> RunSettings:
+    """The settings with those values that were given on the command line."""
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})

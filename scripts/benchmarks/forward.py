@@ -1,0 +1,70 @@
+"""The masked forward pass against Hugging Face PyTorch, SmolLM2-135M."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.models import SMOLLM2, torch_model
+from benchmarks.pairing import fastest, paired
+from mwork_jax.config import ModelConfig
+from mwork_jax.model import Decoder, forward_decoder
+from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
+
+
+def rows(rounds: int) -> list[dict[str, Any]]:
+    """The masked forward pass against Hugging Face PyTorch without a mask, each side in the dtype that is faster for
+    it."""
+    config = ModelConfig.from_hf(SMOLLM2)
+    decoders = {d: Decoder.random(config, jax.random.key(0), d) for d in ("float32", "bfloat16")}
+    theirs = {d: torch_model(config, decoders["float32"], d) for d in decoders}
+    rng = np.random.default_rng(0)
+    widths = group_widths(config).items()
+    dropped = NeuronSet({g: rng.random((config.num_layers, w)) < 0.02 for g, w in widths})
+    mask = NeuronMask.keep_all(config).drop(dropped)
+    measured = []
+    for batch, length in ((8, 256), (8, 512)):
+        ids = rng.integers(0, config.vocab_size, (batch, length)).astype(np.int32)
+        run_ours = {d: _ours(decoders[d], jnp.asarray(ids), mask) for d in decoders}
+        run_theirs = {d: _theirs(theirs[d], ids) for d in theirs}
+        best_ours, best_theirs = fastest(run_ours), fastest(run_theirs)
+        row = {
+            "benchmark": "forward",
+            "model": "SmolLM2-135M",
+            "batch": batch,
+            "length": length,
+            "ours_dtype": best_ours,
+            "theirs": "Hugging Face PyTorch",
+            "theirs_dtype": best_theirs,
+        }
+        row |= paired(run_ours[best_ours], run_theirs[best_theirs], rounds)
+        row["ours_tokens_per_second"] = batch * length / row["ours_seconds"]
+        row["theirs_tokens_per_second"] = batch * length / row["theirs_seconds"]
+        measured.append(row)
+    return measured
+
+
+def _ours(decoder: Decoder, ids: jax.Array, mask: NeuronMask) -> Callable[[], Any]:
+    return lambda: forward_decoder(decoder, ids, mask).block_until_ready()
+
+
+def _theirs(hf: Any, ids: np.ndarray) -> Callable[[], Any]:
+    import torch
+
+    tokens = torch.tensor(ids, dtype=torch.long)
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return hf(tokens, use_cache=False).logits
+
+    return call
+
+
+def line(row: dict[str, Any]) -> str:
+    sides = f"ours {row['ours_seconds']:.3f} s ({row['ours_dtype']}), {row['theirs']} {row['theirs_seconds']:.3f} s"
+    ratio = f"{row['ratio']:.2f} times as fast ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+    return f"{row['model']} {row['batch']} x {row['length']}: {sides} ({row['theirs_dtype']}), {ratio}"
