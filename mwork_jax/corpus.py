@@ -58,15 +58,15 @@ class Batching:
         return max(1, self.tokens_per_batch // bucket)
 
 
-def bucket_length(length: int, longest: int) -> int:
-    """The shape a document of `length` tokens runs in: at least 16, at most a quarter longer, never over `longest`.
+def bucket_length(length: int, longest: int, *, least: int = 16) -> int:
+    """The shape a document of `length` tokens runs in: `least` or more, at most a quarter longer, never over `longest`.
 
     Buckets are the powers of two and three steps between each two: 16, 20, 24, 28, 32, 40 ...
     """
     step = 4
     while step * 8 < length:
         step *= 2
-    return min(max(16, -(-length // step) * step), longest)
+    return min(max(least, -(-length // step) * step), longest)
 
 
 def encoded(

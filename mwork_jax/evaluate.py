@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.corpus import Batch, Batching, Document, Encoded, encoded, list_batches
+from mwork_jax.corpus import Batching, Document, Encoded, encoded
 from mwork_jax.errors import InputError
 from mwork_jax.load import Model
-from mwork_jax.model import Decoder, hidden_states, logits_of
+from mwork_jax.model import Decoder, logits_of
 from mwork_jax.neurons import NeuronMask
+from mwork_jax.prefill import Prefilled, Row, prefill
 
 NORMALISATIONS = ("none", "token", "byte")  # of log-likelihoods
 _ROWS = 128  # positions whose logits exist at once: a vocabulary is too wide for a whole batch
@@ -59,16 +60,24 @@ def held_out_loss(
     Longer documents are cut at `batching.max_tokens`; the bytes are those of the part that is left. progress is called
     with the number of documents done. Raises InputError for an empty list or a document of fewer than two tokens.
     """
+    return held_out_losses(model, documents, [mask], batching=batching, progress=progress)[0]
+
+
+def held_out_losses(
+    model: Model,
+    documents: Sequence[Document | Encoded],
+    masks: Sequence[NeuronMask],
+    *,
+    batching: Batching = Batching(tokens_per_batch=2048),
+    progress: Callable[[int], None] | None = None,
+) -> list[HeldOutLoss]:
+    """`held_out_loss` under each mask, side by side. progress is called with the number of documents done, those of all
+    masks counted together."""
     ready = list(encoded(model, documents, batching.max_tokens, where="held-out documents"))
-    nats = np.zeros(len(ready))
-    done = 0
-    for batch in list_batches(ready, batching):
-        nats[batch.documents] = _batch_nats(model.decoder, batch, np.ones_like(batch.lengths), mask)
-        done += len(batch.documents)
-        if progress is not None:
-            progress(done)
+    rows = [Row(d.tokens, d.tokens.size, place) for place, d in enumerate(ready)]
+    nats = _nats(model.decoder, rows, masks, batching.tokens_per_batch, progress)
     sizes = np.asarray([(d.tokens.size - 1, d.bytes) for d in ready])
-    return HeldOutLoss(nats, sizes[:, 0], sizes[:, 1])
+    return [HeldOutLoss(each, sizes[:, 0], sizes[:, 1]) for each in nats]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +117,25 @@ def log_likelihood(
     off. One program serves every mask.
 
     Both are str, or both int32 [time]. Text is tokenized as a whole: a token that reaches over the boundary counts as
-    part of the continuation, since it is not what the context alone would end with. Nothing is cut. progress is called
-    with the number of pairs done. Raises InputError, naming the pair, for a context without a token, an empty
-    continuation, a mixture of text and tokens, or a pair longer than the model's context.
+    part of the continuation, since it is not what the context alone would end with. Nothing is cut; equal contexts are
+    computed once. progress is called with the number of pairs done. Raises InputError, naming the pair, for a context
+    without a token, an empty continuation, a mixture of text and tokens, or a pair longer than the model's context.
     """
+    options = {"tokens_per_batch": tokens_per_batch, "progress": progress}
+    return log_likelihoods(model, contexts, continuations, [mask], **options)[0]
+
+
+def log_likelihoods(
+    model: Model,
+    contexts: Sequence[Document],
+    continuations: Sequence[Document],
+    masks: Sequence[NeuronMask],
+    *,
+    tokens_per_batch: int = 2048,
+    progress: Callable[[int], None] | None = None,
+) -> list[LogLikelihood]:
+    """`log_likelihood` under each mask, side by side. progress is called with the number of pairs done, those of all
+    masks counted together."""
     if isinstance(contexts, str) or isinstance(continuations, str):
         raise InputError("contexts and continuations come as lists, also when there is only one of each")
     if len(contexts) != len(continuations):
@@ -119,16 +143,14 @@ def log_likelihood(
     if not len(contexts):
         raise InputError("contexts: there are none; at least one is needed")
     pairs = [_pair(model, a, b, f"pair {i + 1}") for i, (a, b) in enumerate(zip(contexts, continuations, strict=True))]
-    ready, begins = [pair for pair, _ in pairs], np.asarray([begin for _, begin in pairs])
-    nats = np.zeros(len(ready))
-    done = 0
-    for batch in list_batches(ready, Batching(model.config.max_length, tokens_per_batch)):
-        nats[batch.documents] = -_batch_nats(model.decoder, batch, begins[batch.documents], mask)
-        done += len(batch.documents)
-        if progress is not None:
-            progress(done)
-    sizes = np.asarray([pair.tokens.size for pair in ready])
-    return LogLikelihood(nats, sizes - begins, np.asarray([pair.bytes for pair in ready]))
+    begins, sizes = (np.asarray(column) for column in zip(*((b, pair.tokens.size) for pair, b in pairs), strict=True))
+    rows = [
+        # What predicts the continuation: its tokens and the one before them.
+        Row(pair.tokens, pair.tokens.size - begin + 1, pair.tokens[:begin].tobytes())
+        for pair, begin in pairs
+    ]
+    nats = _nats(model.decoder, rows, masks, tokens_per_batch, progress)
+    return [LogLikelihood(-each, sizes - begins, np.asarray([pair.bytes for pair, _ in pairs])) for each in nats]
 
 
 def _pair(model: Model, context: Document, continuation: Document, where: str) -> tuple[Encoded, int]:
@@ -160,39 +182,53 @@ def _shared_length(a: np.ndarray, b: np.ndarray) -> int:
     return int(differ[0]) if differ.size else shorter
 
 
-def _batch_nats(decoder: Decoder, batch: Batch, begins: np.ndarray, mask: NeuronMask) -> np.ndarray:
-    """Nats of each row's tokens from index begins [rows] on: float64 [rows]."""
-    positions, predicted = _predicted_positions(begins, batch.lengths, batch.tokens.shape[1])
-    return np.asarray(_losses(decoder, batch.tokens, positions, predicted, mask), np.float64)
+def _nats(
+    decoder: Decoder,
+    rows: Sequence[Row],
+    masks: Sequence[NeuronMask],
+    tokens_per_batch: int,
+    progress: Callable[[int], None] | None,
+) -> np.ndarray:
+    """Summed nats of each row's last `needed` - 1 tokens under each mask: float64 [masks, rows]."""
+    nats = np.zeros((len(masks), len(rows)))
+    done = 0
+    for run in prefill(decoder, rows, masks, tokens_per_batch=tokens_per_batch):
+        positions, predicted = _predicting(run, [rows[place].needed for place in run.tree.places])
+        targets = np.roll(run.tree.levels[-1].tokens, -1, axis=1)
+        nats[np.ix_(run.masks, run.tree.places)] = _losses(decoder, run.x, targets, positions, predicted)
+        done += len(run.masks) * len(run.tree.places)
+        if progress is not None:
+            progress(done)
+    return nats
 
 
-def _predicted_positions(begins: np.ndarray, lengths: np.ndarray, bucket: int) -> tuple[np.ndarray, np.int32]:
-    """Flat indices of the positions that predict a token from index `begins` on, first in an int32 [rows * bucket]
-    array, and how many they are."""
-    times = np.arange(bucket)[None, :]
-    predicts = (times >= begins[:, None] - 1) & (times < lengths[:, None] - 1)
-    flat = np.flatnonzero(predicts)
-    positions = np.zeros(-(-predicts.size // _ROWS) * _ROWS, np.int32)
+def _predicting(run: Prefilled, needed: Sequence[int]) -> tuple[np.ndarray, np.int32]:
+    """Flat indices into [masks, rows, time] of the outputs that predict a wanted token, first in an int32 array, and
+    how many they are."""
+    masks, rows, time, _ = run.x.shape
+    times, lengths = np.arange(time)[None, :], run.tree.lengths[:, None]
+    predicts = (times >= lengths - np.asarray(needed)[:, None]) & (times < lengths - 1)
+    flat = np.flatnonzero(np.broadcast_to(predicts, (masks, rows, time)))
+    positions = np.zeros(-(-masks * rows * time // _ROWS) * _ROWS, np.int32)
     positions[: flat.size] = flat
     return positions, np.int32(flat.size)
 
 
 @jax.jit
 def _losses(
-    decoder: Decoder, tokens: jax.Array, positions: jax.Array, predicted: jax.Array, mask: NeuronMask
+    decoder: Decoder, x: jax.Array, targets: jax.Array, positions: jax.Array, predicted: jax.Array
 ) -> jax.Array:
-    """Summed nats of each row, float32 [rows]. Logits are made for `_ROWS` predicting positions at a time, and never
-    for padding."""
-    x, _ = hidden_states(decoder, tokens, mask)
-    x = x.reshape(-1, x.shape[-1])
-    targets = jnp.roll(tokens, -1, axis=1).reshape(-1)
+    """Summed nats of each row, float32 [masks, rows], of x [masks, rows, time, hidden] and targets [rows, time]. Logits
+    are made for `_ROWS` predicting positions at a time, and never for padding."""
+    masks, rows, time, hidden = x.shape
+    x, targets = x.reshape(-1, hidden), targets.reshape(-1)
 
     def add_chunk(chunk: jax.Array, total: jax.Array) -> jax.Array:
         at = jax.lax.dynamic_slice(positions, (chunk * _ROWS,), (_ROWS,))
-        logits = logits_of(decoder, x[at])
-        nats = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[at][:, None], axis=-1)[:, 0]
+        logits, target = logits_of(decoder, x[at]), targets[at % (rows * time)]
+        nats = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
         real = chunk * _ROWS + jnp.arange(_ROWS) < predicted
-        return total.at[at // tokens.shape[1]].add(jnp.where(real, nats, 0.0))
+        return total.at[at // time].add(jnp.where(real, nats, 0.0))
 
     chunks = (predicted + _ROWS - 1) // _ROWS
-    return jax.lax.fori_loop(0, chunks, add_chunk, jnp.zeros(tokens.shape[0], jnp.float32))
+    return jax.lax.fori_loop(0, chunks, add_chunk, jnp.zeros(masks * rows, jnp.float32)).reshape(masks, rows)

@@ -1,13 +1,12 @@
-"""Greedy generation under a neuron mask: a batch of prompts, a key/value cache, one compiled loop.
+"""Greedy generation under neuron masks: a batch of prompts, a key/value cache, one compiled loop.
 
-Prompts are padded on the left, so that every row's next token falls on the same time. The mask, the number of new
-tokens and the prompts are traced: one program per shape serves any of them.
+Every row's next token falls on the same time, after the longest prompt; positions say where in its row a token is. The
+masks, the number of new tokens and the prompts are traced: one program per shape serves any of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from mwork_jax.corpus import Batch, Batching, Document, Encoded, bucket_length, list_batches
+from mwork_jax.corpus import Document, bucket_length
 from mwork_jax.errors import InputError
 from mwork_jax.load import Model
-from mwork_jax.model import Decoder, KeyValueCache, extend, logits_of
+from mwork_jax.model import Decoder, KeyValueCache, embedded, extend, logits_of
 from mwork_jax.neurons import NeuronMask
+from mwork_jax.prefill import Prefilled, Row, prefill
 
 _STOP_STEPS = 16  # how often the loop comes back to the host to look for stop strings
 _TAIL = 8  # tokens of the prompt that new ones are decoded with
@@ -43,16 +43,6 @@ class _State(NamedTuple):
     done: jax.Array
 
 
-@dataclass(frozen=True)
-class _WithRoom(Batching):
-    """Batches whose rows take `room` tokens besides the prompt."""
-
-    room: int = 0
-
-    def rows(self, bucket: int) -> int:
-        return max(1, self.tokens_per_batch // (bucket + self.room))
-
-
 def generate(
     model: Model,
     prompts: Sequence[Document],
@@ -60,6 +50,7 @@ def generate(
     *,
     max_new_tokens: int,
     stop: Sequence[str] = (),
+    groups: Sequence[Hashable] | None = None,
     tokens_per_batch: int = 8192,
     progress: Callable[[int], None] | None = None,
 ) -> list[str] | list[np.ndarray]:
@@ -67,25 +58,45 @@ def generate(
     off.
 
     prompts: str, or int32 [time] as they are. A row ends with an EOS token of the configuration, before the first of
-    the `stop` strings, or after `max_new_tokens`. tokens_per_batch bounds rows x (prompt + new tokens), and with it the
-    cache; progress is called with the number of prompts done. Returns texts in the order of the prompts, without
+    the `stop` strings, or after `max_new_tokens`. groups: for each prompt, what it is about; prompts of one group that
+    begin alike have their beginning computed once. tokens_per_batch bounds rows x (prompt + new tokens), and with it
+    the cache; progress is called with the number of prompts done. Returns texts in the order of the prompts, without
     special tokens; where the model has no tokenizer, int32 [new tokens] each, EOS included.
 
     Raises InputError for no prompts, an empty prompt, one that leaves no room for the new tokens within the model's
     context, and stop strings that are empty or that no tokenizer can find.
     """
+    options = {"stop": stop, "groups": groups, "tokens_per_batch": tokens_per_batch, "progress": progress}
+    return generations(model, prompts, [mask], max_new_tokens=max_new_tokens, **options)[0]
+
+
+def generations(
+    model: Model,
+    prompts: Sequence[Document],
+    masks: Sequence[NeuronMask],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    groups: Sequence[Hashable] | None = None,
+    tokens_per_batch: int = 8192,
+    progress: Callable[[int], None] | None = None,
+) -> list[list]:
+    """`generate` under each mask, side by side. progress is called with the number of prompts done, those of all masks
+    counted together."""
     _check(model, prompts, max_new_tokens, stop)
-    longest = model.config.max_length
-    room = bucket_length(max_new_tokens, longest)
+    room = bucket_length(max_new_tokens, model.config.max_length)
     ready = list(_encoded_prompts(model, prompts, max_new_tokens))
-    results: list = [None] * len(ready)
+    own = range(len(ready)) if groups is None else groups
+    rows = [Row(tokens, 1, group) for tokens, group in zip(ready, own, strict=True)]
+    results: list[list] = [[None] * len(rows) for _ in masks]
     done = 0
-    for batch in list_batches(ready, _WithRoom(longest, tokens_per_batch, room)):
-        new = _new_tokens(model, batch, mask, max_new_tokens, room, stop)
-        for place, tokens in zip(batch.documents, new, strict=True):
-            prompt = ready[place].tokens
-            results[place] = tokens if model.tokenizer is None else _cut(_text(model, prompt, tokens), stop)
-        done += len(new)
+    for run in prefill(model.decoder, rows, masks, tokens_per_batch=tokens_per_batch, room=room):
+        found = _new_tokens(model, run, ready, max_new_tokens, room, stop)
+        for mask, of_mask in zip(run.masks, found, strict=True):
+            for place, tokens in zip(run.tree.places, of_mask, strict=True):
+                text = tokens if model.tokenizer is None else _cut(_text(model, ready[place], tokens), stop)
+                results[mask][place] = text
+        done += len(run.masks) * len(run.tree.places)
         if progress is not None:
             progress(done)
     return results
@@ -93,26 +104,30 @@ def generate(
 
 @partial(jax.jit, static_argnames="room")
 def decode_tokens(
-    decoder: Decoder, tokens: jax.Array, start: jax.Array, mask: NeuronMask, max_new_tokens: jax.Array, room: int
+    decoder: Decoder, tokens: jax.Array, lengths: jax.Array, mask: NeuronMask, max_new_tokens: jax.Array, room: int
 ) -> Decoded:
     """Greedy decoding as a pure function, for jit and for vmap over masks.
 
-    tokens: int32 [batch, time], padded on the left; start: int32 [batch], where each row's first real token is;
-    max_new_tokens: int32, from 1 to `room`, which is a shape. Stops as soon as every row (of every mask) is done.
+    tokens: int32 [batch, time], padded on the right; lengths: int32 [batch], each row's real tokens; max_new_tokens:
+    int32, from 1 to `room`, which is a shape. Stops as soon as every row (of every mask) is done.
     """
-    return _advance(decoder, _begin(decoder, tokens, start, mask, room), start, mask, max_new_tokens).decoded
-
-
-def _begin(decoder: Decoder, tokens: jax.Array, start: jax.Array, mask: NeuronMask, room: int) -> _State:
-    """Runs the prompts, fills the cache and chooses the first new token."""
     batch, time = tokens.shape
+    times = jnp.arange(time + room, dtype=jnp.int32)[None]
+    here, new = jnp.where(times < lengths[:, None], times, -1), lengths[:, None] + times - time
+    positions = jnp.where(times < time, here, new)
     cache = KeyValueCache.empty(decoder, batch, time + room)
-    x, cache = extend(decoder, cache, tokens, mask, now=0, start=start)
+    x, cache = extend(decoder, cache, embedded(decoder, tokens), mask, positions=positions, now=0)
+    return _advance(decoder, _begin(decoder, x, cache, lengths, room), positions, mask, max_new_tokens).decoded
+
+
+def _begin(decoder: Decoder, x: jax.Array, cache: KeyValueCache, lengths: jax.Array, room: int) -> _State:
+    """The first new token of each row, from x [batch, time, hidden] of tokens of which `lengths` are real."""
+    batch = x.shape[0]
     nothing = Decoded(jnp.zeros((batch, room), jnp.int32), jnp.zeros(batch, jnp.int32), jnp.int32(0))
-    return _append(decoder, _State(cache, nothing, jnp.zeros(batch, bool)), x)
+    return _append(decoder, _State(cache, nothing, jnp.zeros(batch, bool)), x[jnp.arange(batch), lengths - 1])
 
 
-def _advance(decoder: Decoder, state: _State, start: jax.Array, mask: NeuronMask, until: jax.Array) -> _State:
+def _advance(decoder: Decoder, state: _State, positions: jax.Array, mask: NeuronMask, until: jax.Array) -> _State:
     """Chooses tokens until there are `until` of them or every row is done."""
     prompt_time = state.cache.time - state.decoded.tokens.shape[1]
 
@@ -122,20 +137,41 @@ def _advance(decoder: Decoder, state: _State, start: jax.Array, mask: NeuronMask
     def step(state: _State) -> _State:
         last = state.decoded.steps - 1
         token = jax.lax.dynamic_slice_in_dim(state.decoded.tokens, last, 1, axis=1)
-        x, cache = extend(decoder, state.cache, token, mask, now=prompt_time + last, start=start)
-        return _append(decoder, state._replace(cache=cache), x)
+        x = embedded(decoder, token)
+        x, cache = extend(decoder, state.cache, x, mask, positions=positions, now=prompt_time + last)
+        return _append(decoder, state._replace(cache=cache), x[:, -1])
 
     return jax.lax.while_loop(unfinished, step, state)
 
 
-_run_prompts = jax.jit(_begin, static_argnames="room")
-_run_steps = jax.jit(_advance, donate_argnames="state")  # the cache is large: it is updated where it lies
+# Under several masks, all rows of all masks go on together: one count of steps, and one loop condition.
+_UNDER_MASKS = _State(0, Decoded(0, 0, None), 0)  # pyright: ignore[reportArgumentType]
+
+
+@partial(jax.jit, static_argnames="room", donate_argnames="cache")
+def _first_tokens(decoder: Decoder, x: jax.Array, cache: KeyValueCache, lengths: jax.Array, room: int) -> _State:
+    """`_begin` under several masks."""
+
+    def begin(x: jax.Array, cache: KeyValueCache) -> _State:
+        return _begin(decoder, x, cache, lengths, room)
+
+    return jax.vmap(begin, out_axes=_UNDER_MASKS)(x, cache)
+
+
+@partial(jax.jit, donate_argnames="state")  # the cache is large: it is updated where it lies
+def _run_steps(decoder: Decoder, state: _State, positions: jax.Array, masks: NeuronMask, until: jax.Array) -> _State:
+    """`_advance` under several masks, until all their rows are done."""
+
+    def advance(state: _State, mask: NeuronMask) -> _State:
+        return _advance(decoder, state, positions, mask, until)
+
+    return jax.vmap(advance, in_axes=(_UNDER_MASKS, 0), out_axes=_UNDER_MASKS)(state, masks)
 
 
 def _append(decoder: Decoder, state: _State, x: jax.Array) -> _State:
-    """Chooses each unfinished row's next token from the residual stream x [batch, time, hidden] at its last time."""
+    """Chooses each unfinished row's next token from the residual stream x [batch, hidden] at its last token."""
     tokens, lengths, steps = state.decoded
-    token = jnp.argmax(logits_of(decoder, x[:, -1]), axis=-1).astype(jnp.int32)
+    token = jnp.argmax(logits_of(decoder, x), axis=-1).astype(jnp.int32)
     token = jnp.where(state.done, 0, token)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], steps, axis=1)
     ends = jnp.isin(token, jnp.asarray(decoder.config.eos_ids, jnp.int32))
@@ -155,32 +191,26 @@ def _all_done_of_all(_: int, __: list[bool], done: jax.Array) -> tuple[jax.Array
 
 
 def _new_tokens(
-    model: Model, batch: Batch, mask: NeuronMask, max_new_tokens: int, room: int, stop: Sequence[str]
-) -> list[np.ndarray]:
-    """The new tokens of each row of a batch. Stop strings are looked for every few steps; a row may run past one by
-    then."""
-    tokens, start = _padded_left(batch)
+    model: Model, run: Prefilled, prompts: Sequence[np.ndarray], max_new_tokens: int, room: int, stop: Sequence[str]
+) -> list[list[np.ndarray]]:
+    """The new tokens of each row under each mask. Stop strings are looked for every few steps; a row may run past one
+    by then."""
+    positions = run.tree.positions(room)
     every = _STOP_STEPS if stop else max_new_tokens
-    new: list[np.ndarray] = []
-    state = _run_prompts(model.decoder, tokens, start, mask, room)
+    new: list[list[np.ndarray]] = []
+    state = _first_tokens(model.decoder, run.x, run.cache, run.tree.lengths, room)
     for until in (*range(every, max_new_tokens, every), max_new_tokens):
-        state = _run_steps(model.decoder, state, start, mask, np.int32(until))
+        state = _run_steps(model.decoder, state, positions, run.stacked, np.int32(until))
         done = np.array(state.done)
-        new = [row[:n] for row, n in zip(*map(np.array, state.decoded[:2]), strict=True)]
-        for row in np.flatnonzero(~done) if stop else ():
-            text = _text(model, tokens[row, start[row] :], new[row])
-            done[row] = any(s in text for s in stop)
+        tokens, lengths = np.array(state.decoded.tokens), np.array(state.decoded.lengths)
+        new = [[row[:n] for row, n in zip(*of_mask, strict=True)] for of_mask in zip(tokens, lengths, strict=True)]
+        for mask, row in zip(*np.nonzero(~done), strict=True) if stop else ():
+            text = _text(model, prompts[run.tree.places[row]], new[mask][row])
+            done[mask, row] = any(s in text for s in stop)
         if done.all():
             break
         state = state._replace(done=jnp.asarray(done))
     return new
-
-
-def _padded_left(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """The batch with its padding moved to the left, and where each row starts: int32 [rows, bucket], [rows]."""
-    start = batch.tokens.shape[1] - batch.lengths
-    rows = [np.roll(row, shift) for row, shift in zip(batch.tokens, start, strict=True)]
-    return np.stack(rows), start
 
 
 def _text(model: Model, prompt: np.ndarray, new: np.ndarray) -> str:
@@ -215,7 +245,7 @@ def _check(model: Model, prompts: Sequence[Document], max_new_tokens: int, stop:
         raise InputError("the model has no tokenizer to find stop strings with; give none")
 
 
-def _encoded_prompts(model: Model, prompts: Sequence[Document], max_new_tokens: int) -> Iterator[Encoded]:
+def _encoded_prompts(model: Model, prompts: Sequence[Document], max_new_tokens: int) -> Iterator[np.ndarray]:
     longest = model.config.max_length - max_new_tokens
     for place, prompt in enumerate(prompts):
         name = f"prompt {place + 1}"
@@ -227,4 +257,4 @@ def _encoded_prompts(model: Model, prompts: Sequence[Document], max_new_tokens: 
                 f"{name} has {tokens.size} tokens; with {max_new_tokens} new ones, at most {longest} fit into the "
                 f"model's context of {model.config.max_length}"
             )
-        yield Encoded(tokens, 0)
+        yield tokens

@@ -147,23 +147,28 @@ def hidden_states(
     tokens: jax.Array,
     mask: NeuronMask,
     *,
-    start: jax.Array | None = None,
+    positions: jax.Array | None = None,
     observe: Callable[[LayerRecord], Any] | None = None,
 ) -> tuple[jax.Array, Any]:
     """The residual stream after the last layer, and what `observe` made of every layer.
 
-    tokens: int32 [batch, time]. Padding on the right needs no care (attention is causal); for padding on the left give
-    `start`, int32 [batch], the index of each row's first real token: positions count from there and earlier keys are
-    invisible. Returns (float32 [batch, time, hidden] before the final norm, observe's results stacked over layers, or
-    None).
+    tokens: int32 [batch, time]. Padding on the right needs no care (attention is causal); for padding elsewhere give
+    `positions`, int32 [batch, time]: each token's place in its row, -1 for one that nobody may see. Returns (float32
+    [batch, time, hidden] before the final norm, observe's results stacked over layers, or None).
     """
-    times = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    config = decoder.config
+    if positions is None:
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    layer_inputs, tables = _stacked(decoder, mask), rope_tables(config.ropes, config.head_dim, positions)
 
-    def attention(kept: None, _: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, window: jax.Array) -> Any:
-        return attend(decoder.config, q, k, v, window, start, decoder.dtype), kept
+    def step(x: jax.Array, inputs: _LayerInputs) -> tuple[jax.Array, Any]:
+        def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+            return attend(config, q, k, v, inputs.window, positions, positions, decoder.dtype), None
 
-    x, _, observed = _scan_layers(decoder, tokens, mask, _positions(times, start), attention, None, observe)
-    return x, observed
+        x, _, record = _layer(config, x, inputs, tables, attention)
+        return x, observe(record) if observe is not None else None
+
+    return jax.lax.scan(step, embedded(decoder, tokens), layer_inputs)
 
 
 class KeyValueCache(NamedTuple):
@@ -197,72 +202,67 @@ class KeyValueCache(NamedTuple):
 def extend(
     decoder: Decoder,
     cache: KeyValueCache,
-    tokens: jax.Array,
+    x: jax.Array,
     mask: NeuronMask,
     *,
-    now: int | jax.Array,
-    start: jax.Array | None = None,
-) -> tuple[jax.Array, KeyValueCache]:
-    """`hidden_states` of tokens int32 [batch, time] at times now, now + 1 ..., which also see the earlier times that
-    the cache holds.
-
-    Returns (float32 [batch, time, hidden] before the final norm, the cache with these times written). A `now` that is
-    a Python number spares attention the times after it. The cache must have room: where it has none, the last times
-    are overwritten.
-    """
-    times = now + jnp.arange(tokens.shape[1], dtype=jnp.int32)
-
-    def attention(
-        cache: KeyValueCache, layer: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, window: jax.Array
-    ) -> tuple[jax.Array, KeyValueCache]:
-        cache = cache.write(layer, now, k, v)
-        k, v = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
-        return attend(decoder.config, q, k, v, window, start, decoder.dtype, now), cache
-
-    # Carried from layer to layer and not scanned over: a carry is updated in place, a scanned output is a copy.
-    x, cache, _ = _scan_layers(decoder, tokens, mask, _positions(times, start), attention, cache, None)
-    return x, cache
-
-
-def _positions(times: jax.Array, start: jax.Array | None) -> jax.Array:
-    """RoPE positions [b or 1, t] of times [t]: they count from each row's first real token."""
-    return times[None] if start is None else jnp.maximum(times[None] - start[:, None], 0)
-
-
-def _scan_layers(
-    decoder: Decoder,
-    tokens: jax.Array,
-    mask: NeuronMask,
     positions: jax.Array,
-    attention: Callable[..., tuple[jax.Array, Any]],
-    kept: Any,
-    observe: Callable[[LayerRecord], Any] | None,
-) -> tuple[jax.Array, Any, Any]:
-    """All layers, one after the other: (residual stream [b, t, m], `kept` after the last layer, what was observed).
+    now: int | jax.Array,
+    first: int | jax.Array = 0,
+    last: int | jax.Array | None = None,
+) -> tuple[jax.Array, KeyValueCache]:
+    """Takes the tokens at times now, now + 1 ... through the layers first <= layer < last (None: to the end); they also
+    see the earlier times that the cache holds.
 
-    attention: (kept, layer, q, k, v, window) -> (heads [b, t, h, k], kept), with q and k rotated.
+    x: float32 [batch, time, hidden], the residual stream that enters layer `first`, `embedded` tokens for layer 0.
+    positions: int32 [batch or 1, times of the cache], each token's place in its row, -1 where there is none to see.
+    Returns (the residual stream that leaves layer `last` - 1, the cache with these layers and times written). `first`
+    and `last` may be traced, so one program serves any part of the model; a `now` that is a Python number spares
+    attention the times after it. The cache must have room: where it has none, the last times are overwritten.
     """
     config = decoder.config
-    x = decoder.embed[...][tokens].astype(jnp.float32) * config.embed_scale
-    tables = rope_tables(config.ropes, config.head_dim, positions)
+    layer_inputs = _stacked(decoder, mask)
+    own = jax.lax.dynamic_slice_in_dim(positions, now, x.shape[1], axis=1)
+    tables = rope_tables(config.ropes, config.head_dim, own)
+
+    def step(layer: jax.Array, carry: tuple[jax.Array, KeyValueCache]) -> tuple[jax.Array, KeyValueCache]:
+        # The cache is carried and not scanned over: a carry is updated in place, a scanned output is a copy.
+        x, cache = carry
+        inputs = jax.tree.map(lambda whole: jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False), layer_inputs)
+
+        def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValueCache]:
+            written = cache.write(layer, now, k, v)
+            k, v = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in written)
+            return attend(config, q, k, v, inputs.window, own, positions, decoder.dtype, now), written
+
+        x, cache, _ = _layer(config, x, inputs, tables, attention)
+        return x, cache
+
+    return jax.lax.fori_loop(first, config.num_layers if last is None else last, step, (x, cache))
+
+
+def embedded(decoder: Decoder, tokens: jax.Array) -> jax.Array:
+    """The residual stream that enters the first layer: tokens int32 [...] -> float32 [..., hidden]."""
+    return decoder.embed[...][tokens].astype(jnp.float32) * decoder.config.embed_scale
+
+
+class _LayerInputs(NamedTuple):
+    """What the layers differ in, each leaf with a leading layer axis until one layer's are taken."""
+
+    weights: dict[str, jax.Array]
+    mask: NeuronMask
+    rope: jax.Array  # int32, an index into the configuration's ropes
+    window: jax.Array  # int32, how many positions a query sees, itself included
+
+
+def _stacked(decoder: Decoder, mask: NeuronMask) -> _LayerInputs:
+    config = decoder.config
     windows = np.array([w if w != FULL_ATTENTION else np.iinfo(np.int32).max for w in config.windows], np.int32)
-    stacked = (
+    return _LayerInputs(
         {name: value[...] for name, value in vars(decoder.layers).items() if isinstance(value, nnx.Param)},
         mask,
-        jnp.arange(config.num_layers, dtype=jnp.int32),
         jnp.asarray(config.layer_rope, jnp.int32),
         jnp.asarray(windows),
     )
-
-    def step(carry: Any, xs: Any) -> tuple[Any, Any]:
-        x, kept = carry
-        weights, layer_mask, layer, rope, window = xs
-        cos, sin = tables[0][rope], tables[1][rope]
-        x, kept, record = _layer(config, x, weights, layer_mask, cos, sin, window, partial(attention, kept, layer))
-        return (x, kept), observe(record) if observe is not None else None
-
-    (x, kept), observed = jax.lax.scan(step, (x, kept), stacked)
-    return x, kept, observed
 
 
 def logits_of(decoder: Decoder, x: jax.Array) -> jax.Array:
@@ -284,14 +284,17 @@ def forward_decoder(decoder: Decoder, tokens: jax.Array, mask: NeuronMask) -> ja
 def _layer(
     config: ModelConfig,
     x: jax.Array,
-    w: dict[str, jax.Array],
-    mask: NeuronMask,
-    cos: jax.Array,
-    sin: jax.Array,
-    window: jax.Array,
-    attention: Callable[..., tuple[jax.Array, Any]],
+    inputs: _LayerInputs,
+    tables: tuple[jax.Array, jax.Array],
+    attention: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]],
 ) -> tuple[jax.Array, Any, LayerRecord]:
-    """One decoder layer: x float32 [b, t, m] -> (x after the layer, what attention keeps, what the layer computed)."""
+    """One decoder layer: x float32 [b, t, m] -> (x after the layer, what attention keeps, what the layer computed).
+
+    tables: RoPE's cos and sin of these tokens. attention: rotated q, k and v of these tokens -> (heads [b, t, h, k],
+    what it keeps).
+    """
+    w, mask, window = inputs.weights, inputs.mask, inputs.window
+    cos, sin = tables[0][inputs.rope], tables[1][inputs.rope]
     with jax.named_scope("attention"):
         y = rms_norm(x, w["attn_norm"], config)
         q_raw = _project(y, w, "q", mask.attn_q, config.head_dim)
@@ -299,7 +302,7 @@ def _layer(
         v = _project(y, w, "v", mask.attn_v, config.head_dim)
         q = rms_norm(q_raw, w["q_norm"], config) if config.qk_norm else q_raw
         k = rms_norm(k_raw, w["k_norm"], config) if config.qk_norm else k_raw
-        heads, kept = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, window)
+        heads, kept = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
         y = product("bthk,mhk->btm", heads, w["o"])
         if config.attn_out_bias:
             y = y + w["o_bias"]
@@ -331,12 +334,13 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     window: jax.Array,
-    start: jax.Array | None,
+    queries_at: jax.Array,
+    keys_at: jax.Array,
     dtype: Any,
     now: int | jax.Array = 0,
 ) -> jax.Array:
     """Causal attention over rotated q [b, t, h, k] at times now + t, k and v [b, s, g, k] at times s -> [b, t, h, k],
-    float32.
+    float32. queries_at [b or 1, t] and keys_at [b or 1, s] are their positions, as in `visible`.
 
     Works through blocks of queries, each, where `now` is a Python number, against the keys up to its end: half the
     work of the square, and bounded memory. Heads come first within a block, so that every product is a plain batched
@@ -354,7 +358,7 @@ def attend(
         queries = q[:, :, :, begin:end].reshape(batch, groups, -1, size)
         scores = product("bgqk,bgsk->bgqs", queries, k[:, :, :keys]) * config.attn_scale
         scores = soft_cap(scores, config.attn_softcap).reshape(batch, groups, shared, end - begin, keys)
-        seen = visible(now + jnp.arange(begin, end), jnp.arange(keys), window, start)[:, None, None]
+        seen = visible(queries_at[:, begin:end], keys_at[:, :keys], window)[:, None, None]
         weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
         weights = weights.astype(dtype).reshape(batch, groups, -1, keys)
         out = product("bgqs,bgsk->bgqk", weights, v[:, :, :keys])
@@ -363,11 +367,11 @@ def attend(
     return heads.transpose(0, 3, 1, 2, 4).reshape(batch, time, -1, size)
 
 
-def visible(t: jax.Array, s: jax.Array, window: jax.Array, start: jax.Array | None) -> jax.Array:
-    """Whether a query at time t sees a key at time s: bool [batch or 1, t, s]."""
-    ago = t[:, None] - s[None, :]
-    seen = ((ago >= 0) & (ago < window))[None]
-    return seen if start is None else seen & (s[None, None, :] >= start[:, None, None])
+def visible(queries_at: jax.Array, keys_at: jax.Array, window: jax.Array) -> jax.Array:
+    """Whether a query at position [b or 1, t] sees a key at position [b or 1, s]: bool [b or 1, t, s]. A position of -1
+    holds nothing to see."""
+    ago = queries_at[:, :, None] - keys_at[:, None, :]
+    return (ago >= 0) & (ago < window) & (keys_at >= 0)[:, None, :]
 
 
 def product(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:

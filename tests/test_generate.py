@@ -11,8 +11,8 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.errors import InputError
-from mwork_jax.generate import _run_prompts, _run_steps, decode_tokens
-from mwork_jax.model import KeyValueCache, extend, forward_decoder, hidden_states, logits_of
+from mwork_jax.generate import _first_tokens, _run_steps, decode_tokens
+from mwork_jax.model import KeyValueCache, embedded, extend, forward_decoder, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask
 from test_model import random_neurons, zero_neurons
 from tiny import decoder_of, hf_model, pair, tokens, torch
@@ -32,6 +32,12 @@ def padded(rows):
     longest = max(map(len, rows))
     start = np.asarray([longest - len(row) for row in rows], np.int32)
     return np.stack([np.pad(row, (s, 0)) for row, s in zip(rows, start, strict=True)]), start
+
+
+def padded_right(rows):
+    """Rows padded on the right, and their lengths."""
+    longest = max(map(len, rows))
+    return np.stack([np.pad(r, (0, longest - len(r))) for r in rows]), np.asarray([len(r) for r in rows], np.int32)
 
 
 def hf_generate(hf, rows, new=NEW):
@@ -103,12 +109,33 @@ def test_extending_a_cache_is_the_forward_pass(family, now):
     both = pair(family, 2)
     ids, start = padded(prompts((17, 11)))
     mask = NeuronMask.keep_all(both.config).drop(random_neurons(both.config))
-    whole, _ = hidden_states(both.decoder, jnp.asarray(ids), mask, start=start)
+    positions = np.maximum(np.arange(20)[None] - start[:, None], -1).astype(np.int32)
+    whole, _ = hidden_states(both.decoder, jnp.asarray(ids), mask, positions=positions[:, :17])
+    x = embedded(both.decoder, ids)
     cache = KeyValueCache.empty(both.decoder, 2, 20)
-    _, cache = extend(both.decoder, cache, jnp.asarray(ids[:, :7]), mask, now=0, start=start)
-    x, _ = extend(both.decoder, cache, jnp.asarray(ids[:, 7:]), mask, now=now, start=start)
+    _, cache = extend(both.decoder, cache, x[:, :7], mask, positions=positions, now=0)
+    x, _ = extend(both.decoder, cache, x[:, 7:], mask, positions=positions, now=now)
     for row, begin in enumerate(start):
         np.testing.assert_allclose(x[row, max(0, begin - 7) :], whole[row, max(7, begin) :], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_can_be_run_in_parts_by_one_program(family):
+    both = pair(family, 2)
+    ids, layers = jnp.asarray(tokens(2, 12)), both.config.num_layers
+    mask = NeuronMask.keep_all(both.config).drop(random_neurons(both.config))
+    whole, _ = hidden_states(both.decoder, ids, mask)
+    positions = np.arange(12, dtype=np.int32)[None]
+
+    @jax.jit
+    def part(x, cache, first, last):
+        return extend(both.decoder, cache, x, mask, positions=positions, now=0, first=first, last=last)
+
+    for stop in range(layers + 1):
+        x, cache = part(embedded(both.decoder, ids), KeyValueCache.empty(both.decoder, 2, 12), 0, stop)
+        x, _ = part(x, cache, stop, layers)
+        np.testing.assert_allclose(x, whole, atol=1e-5, rtol=0)
+    assert part._cache_size() == 1
 
 
 def test_bfloat16_decoding_follows_the_full_forward_pass():
@@ -116,8 +143,8 @@ def test_bfloat16_decoding_follows_the_full_forward_pass():
     both = pair("qwen3", 2)
     decoder = mw.Decoder.random(both.config, jax.random.key(0), jnp.bfloat16)
     mask = NeuronMask.keep_all(both.config)
-    ids, start = padded(prompts((9,)))
-    decoded = decode_tokens(decoder, ids, start, mask, np.int32(NEW), room=20)
+    ids, lengths = padded_right(prompts((9,)))
+    decoded = decode_tokens(decoder, ids, lengths, mask, np.int32(NEW), room=20)
     whole = np.concatenate([ids, decoded.tokens[:, :NEW]], axis=1)
     length = ids.shape[1] + int(decoded.lengths[0])
     logits = np.asarray(forward_decoder(decoder, whole, mask))[0, ids.shape[1] - 1 : length - 1]
@@ -144,12 +171,12 @@ def test_eos_ends_a_row_and_the_loop():
     assert_rows_equal(ours, hf_generate(hf, rows))
     assert 3 < ours[0].size < NEW
     assert ours[0][-1] == decoder.config.eos_ids[0]
-    alone, start = padded(rows[:1])
-    decoded = decode_tokens(decoder, alone, start, mask, np.int32(NEW), room=20)
+    alone, lengths = padded_right(rows[:1])
+    decoded = decode_tokens(decoder, alone, lengths, mask, np.int32(NEW), room=20)
     assert int(decoded.steps) == ours[0].size
     assert not np.asarray(decoded.tokens[:, ours[0].size :]).any()
-    ids, start = padded(rows)
-    decoded = decode_tokens(decoder, ids, start, mask, np.int32(NEW), room=20)
+    ids, lengths = padded_right(rows)
+    decoded = decode_tokens(decoder, ids, lengths, mask, np.int32(NEW), room=20)
     assert int(decoded.steps) == max(row.size for row in ours)
     np.testing.assert_array_equal(decoded.lengths, [row.size for row in ours])
 
@@ -193,9 +220,9 @@ def test_texts_keep_the_space_that_a_tokenizer_drops():
 
 def test_vmap_over_masks_is_a_loop():
     both = pair("gemma3", 2)
-    ids, start = padded(prompts())
+    ids, lengths = padded_right(prompts())
     masks = [NeuronMask.keep_all(both.config).drop(random_neurons(both.config, seed=s)) for s in range(3)]
-    decode = partial(decode_tokens, both.decoder, ids, start, max_new_tokens=np.int32(NEW), room=20)
+    decode = partial(decode_tokens, both.decoder, ids, lengths, max_new_tokens=np.int32(NEW), room=20)
     many = jax.vmap(lambda mask: decode(mask=mask))
     together = many(NeuronMask.stack(masks))
     alone = [decode(mask=mask) for mask in masks]
@@ -215,24 +242,24 @@ def test_vmap_over_masks_is_a_loop():
 def test_vmapped_masks_go_on_until_the_last_is_done():
     rows = prompts((9,))
     _, decoder = model_that_ends(rows, 3)
-    ids, start = padded(rows)
+    ids, lengths = padded_right(rows)
     keep = NeuronMask.keep_all(decoder.config)
     masks = [keep, *(keep.drop(random_neurons(decoder.config, seed=s)) for s in range(2))]
-    alone = [decode_tokens(decoder, ids, start, mask, np.int32(NEW), room=20) for mask in masks]
+    alone = [decode_tokens(decoder, ids, lengths, mask, np.int32(NEW), room=20) for mask in masks]
     assert len({int(d.steps) for d in alone}) > 1
-    together = jax.vmap(lambda m: decode_tokens(decoder, ids, start, m, np.int32(NEW), 20))(NeuronMask.stack(masks))
+    together = jax.vmap(lambda m: decode_tokens(decoder, ids, lengths, m, np.int32(NEW), 20))(NeuronMask.stack(masks))
     np.testing.assert_array_equal(together.tokens, np.stack([d.tokens for d in alone]))
     np.testing.assert_array_equal(together.lengths, np.stack([d.lengths for d in alone]))
 
 
 def test_any_mask_and_any_number_of_new_tokens_is_one_program():
     both = pair("llama", 2)
-    for program in (_run_prompts, _run_steps):
+    for program in (_first_tokens, _run_steps):
         program.clear_cache()
     for seed in range(20):
         mask = NeuronMask.keep_all(both.config).drop(random_neurons(both.config, seed=seed))
         mw.generate(both.model, prompts((13 + seed % 4, 5)), mask, max_new_tokens=17 + seed % 4)
-    assert _run_prompts._cache_size() == 1
+    assert _first_tokens._cache_size() == 1
     assert _run_steps._cache_size() == 1
 
 
@@ -270,9 +297,10 @@ def test_what_cannot_be_generated(given, message):
 def test_logits_of_the_cached_pass_equal_the_whole_pass():
     both = pair("gemma2", 2)
     ids, mask = jnp.asarray(tokens(2, 12)), NeuronMask.keep_all(both.config)
-    cache = KeyValueCache.empty(both.decoder, 2, 12)
+    cache, x = KeyValueCache.empty(both.decoder, 2, 12), embedded(both.decoder, ids)
+    positions = np.arange(12, dtype=np.int32)[None]
     found = []
     for time in range(12):
-        x, cache = extend(both.decoder, cache, ids[:, time : time + 1], mask, now=jnp.int32(time))
-        found.append(logits_of(both.decoder, x[:, 0]))
+        y, cache = extend(both.decoder, cache, x[:, time : time + 1], mask, positions=positions, now=jnp.int32(time))
+        found.append(logits_of(both.decoder, y[:, 0]))
     np.testing.assert_allclose(np.stack(found, axis=1), forward_decoder(both.decoder, ids, mask), atol=1e-5, rtol=0)

@@ -81,7 +81,7 @@ def test_padding_on_either_side_changes_nothing(family):
     right = np.concatenate([ids, np.full((1, 6), 5, np.int32)], axis=1)
     np.testing.assert_allclose(forward_decoder(both.decoder, right, keep)[:, :11], alone, atol=TOLERANCE, rtol=0)
     left = np.concatenate([np.full((1, 6), 5, np.int32), ids], axis=1)
-    x, _ = hidden_states(both.decoder, jnp.asarray(left), keep, start=jnp.asarray([6]))
+    x, _ = hidden_states(both.decoder, jnp.asarray(left), keep, positions=jnp.maximum(jnp.arange(17) - 6, -1)[None])
     np.testing.assert_allclose(logits_of(both.decoder, x)[:, 6:], alone, atol=TOLERANCE, rtol=0)
 
 

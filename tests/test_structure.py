@@ -16,6 +16,7 @@ FLOORS = [
     ["model"],
     ["load"],
     ["corpus"],
+    ["prefill"],
     ["detect", "evaluate", "generate", "tasks"],
     ["select", "deactivate"],
     ["tables"],

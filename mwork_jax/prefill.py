@@ -1,0 +1,286 @@
+"""Many token sequences under many masks, with everything that they share computed once.
+
+Sequences share their beginnings: an instruction and worked examples are the same for all of them, a passage for all its
+questions, a question for all its choices. So a batch is a tree of three levels at most, prefix, stem and rest, and the
+keys and values of a level are computed once for all rows that go on from it.
+
+Masks share layers: below the first layer that a mask touches, the model computes what the original model does. So the
+original model's residual stream runs once per batch, and each mask starts from it at its own first layer. The mask and
+the layers are traced: one program per shape and number of masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mwork_jax.corpus import bucket_length
+from mwork_jax.model import Decoder, KeyValueCache, embedded, extend
+from mwork_jax.neurons import GROUPS, NeuronMask
+
+MASKS_AT_ONCE = 8  # masks that run side by side through one program
+_WORTH_SHARING = 32  # tokens of a common prefix from which a level of its own pays
+_SHARE_SAVED = 0.25  # of the tokens that a level of stems must save to pay
+_LEAST = 4  # the smallest bucket
+
+
+class Row(NamedTuple):
+    """A sequence: tokens int32 [time], of which the last `needed` (at least one) have their outputs wanted; rows of one
+    `group` may begin alike."""
+
+    tokens: np.ndarray
+    needed: int
+    group: Hashable
+
+
+class Level(NamedTuple):
+    """One level of a tree of sequences."""
+
+    tokens: np.ndarray  # int32 [rows, time], padded on the right with 0
+    parents: np.ndarray  # int32 [rows], the row of the level above that each row continues
+    positions: np.ndarray  # int32 [rows, times of the levels above and this one], -1 for padding
+
+
+class Tree(NamedTuple):
+    """A batch of sequences: levels from the prefix down, the last with one row per sequence."""
+
+    levels: tuple[Level, ...]
+    places: np.ndarray  # int32 [rows], each row's place in the list of sequences
+    lengths: np.ndarray  # int32 [rows], tokens in the last level
+
+    def positions(self, room: int) -> np.ndarray:
+        """Of every time of the last level's rows and of `room` more: int32 [rows, times]."""
+        here = self.levels[-1].positions
+        new = here.max(axis=1, keepdims=True) + 1 + np.arange(room, dtype=np.int32)
+        return np.concatenate([here, new], axis=1, dtype=np.int32)
+
+
+class Prefilled(NamedTuple):
+    """A batch of sequences after all layers, under a few masks."""
+
+    masks: np.ndarray  # int32 [masks], places in the list of masks
+    stacked: NeuronMask  # those masks, each leaf with a leading axis
+    tree: Tree
+    x: jax.Array  # float32 [masks, rows, time of the last level, hidden], before the final norm
+    cache: KeyValueCache  # each [masks, layers, rows, times, g, k], with room for new tokens where it was asked for
+
+
+def prefill(
+    decoder: Decoder, rows: Sequence[Row], masks: Sequence[NeuronMask], *, tokens_per_batch: int, room: int = 0
+) -> Iterator[Prefilled]:
+    """Runs every row under every mask. tokens_per_batch bounds the rows times the times of a batch, `room` for new
+    tokens included; MASKS_AT_ONCE such batches are in memory together.
+
+    Which rows and masks run together depends on the lists alone, so the same lists give the same results to the bit.
+    """
+    firsts = [first_layer(mask) for mask in masks]
+    chunks = list(_chunks(firsts))
+    stops = sorted({first for _, first in chunks})
+    for tree in trees(rows, tokens_per_batch, room):
+        streams, original = _original(decoder, tree, stops, room)
+        for places, first in chunks:
+            stacked = NeuronMask.stack([masks[place] for place in places])
+            entering = [stream[first] for stream in streams]
+            x, cache = _from_layer(decoder, tree, entering, stacked, first, room)
+            if room and first:
+                cache = _with_lower_layers(cache, original, first)
+            yield Prefilled(np.asarray(places, np.int32), stacked, tree, x, cache)
+
+
+def first_layer(mask: NeuronMask) -> int:
+    """The first layer in which a mask [layers, width] switches anything off; the number of layers where in none."""
+    touched = np.any([(np.asarray(getattr(mask, group)) != 1).any(axis=-1) for group in GROUPS], axis=0)
+    return int(touched.argmax()) if touched.any() else touched.size
+
+
+def _chunks(firsts: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+    """(places of masks, their first layer): masks that start at the same layer, in chunks of MASKS_AT_ONCE and then of
+    the powers of two below it, so that few numbers of masks need a program."""
+    for first in sorted(set(firsts)):
+        left = [place for place, other in enumerate(firsts) if other == first]
+        size = MASKS_AT_ONCE
+        while left:
+            if len(left) >= size:
+                yield left[:size], first
+                left = left[size:]
+            else:
+                size //= 2
+
+
+def _original(
+    decoder: Decoder, tree: Tree, stops: Sequence[int], room: int
+) -> tuple[list[dict[int, jax.Array]], KeyValueCache]:
+    """The original model: per level {layer: the residual stream that enters it}, for the layers `stops`, and its cache
+    of the layers below the last of them."""
+    keep = NeuronMask.stack([NeuronMask.keep_all(decoder.config)])
+    cache, streams = _empty(decoder, 1), []
+    for depth, level in enumerate(tree.levels):
+        cache = _grown(cache, level.parents, time=_times(tree, depth, room))
+        x, below, entering = _embedded(decoder, level.tokens), 0, {}
+        for stop in stops:
+            if stop > below:
+                (x,), cache = _advance(decoder, cache, x, keep, level.positions, below, stop)
+                below = stop
+            entering[stop] = x
+        streams.append(entering)
+    return streams, cache
+
+
+def _from_layer(
+    decoder: Decoder, tree: Tree, entering: Sequence[jax.Array], masks: NeuronMask, first: int, room: int
+) -> tuple[jax.Array, KeyValueCache]:
+    """Each level from the stream that enters layer `first` to the end, under each mask: (the last level's x [masks,
+    rows, time, hidden], the cache of the layers from `first` on)."""
+    cache, x = _empty(decoder, masks.attn_q.shape[0]), entering[-1][None]
+    for depth, level in enumerate(tree.levels):
+        cache = _grown(cache, level.parents, time=_times(tree, depth, room))
+        x, cache = _advance(decoder, cache, entering[depth], masks, level.positions, first, decoder.config.num_layers)
+    return x, cache
+
+
+def _times(tree: Tree, depth: int, room: int) -> int:
+    """How many times the cache has at a level; the last level's rows also have room for new tokens."""
+    last = depth == len(tree.levels) - 1
+    return tree.levels[depth].positions.shape[1] + (room if last else 0)
+
+
+_embedded = jax.jit(embedded)
+
+
+def _empty(decoder: Decoder, masks: int) -> KeyValueCache:
+    """A cache of one row without a time for each mask."""
+    return jax.tree.map(lambda x: jnp.zeros((masks, *x.shape), x.dtype), KeyValueCache.empty(decoder, 1, 0))
+
+
+@partial(jax.jit, static_argnames="time")
+def _grown(cache: KeyValueCache, parents: jax.Array, *, time: int) -> KeyValueCache:
+    """The cache of the rows that continue `parents`, with room up to `time`."""
+
+    def grow(x: jax.Array) -> jax.Array:
+        x = jnp.take(x, parents, axis=2)
+        return jnp.pad(x, [(0, time - x.shape[3]) if axis == 3 else (0, 0) for axis in range(x.ndim)])
+
+    return jax.tree.map(grow, cache)
+
+
+@partial(jax.jit, donate_argnames="cache")
+def _advance(
+    decoder: Decoder,
+    cache: KeyValueCache,
+    x: jax.Array,
+    masks: NeuronMask,
+    positions: jax.Array,
+    first: int | jax.Array,
+    last: int | jax.Array,
+) -> tuple[jax.Array, KeyValueCache]:
+    """Takes one level x [rows, time, hidden] through the layers first <= layer < last, under each mask:
+    (x [masks, rows, time, hidden], the cache)."""
+    now = positions.shape[1] - x.shape[1]
+
+    def one(cache: KeyValueCache, mask: NeuronMask) -> tuple[jax.Array, KeyValueCache]:
+        later = jnp.full((positions.shape[0], cache.time - positions.shape[1]), -1, jnp.int32)
+        seen = jnp.concatenate([positions, later], axis=1)
+        return extend(decoder, cache, x, mask, positions=seen, now=now, first=first, last=last)
+
+    return jax.vmap(one)(cache, masks)
+
+
+@jax.jit
+def _with_lower_layers(cache: KeyValueCache, original: KeyValueCache, first: int | jax.Array) -> KeyValueCache:
+    """The cache with the original model's keys and values below layer `first`."""
+    below = (jnp.arange(cache.k.shape[1]) < first)[:, None, None, None, None]
+    return jax.tree.map(lambda own, whole: jnp.where(below, whole, own), cache, original)
+
+
+def trees(rows: Sequence[Row], tokens_per_batch: int, room: int = 0) -> Iterator[Tree]:
+    """The sequences as batches, those of like length together; a group's rows stay together where they fit."""
+    prefix = _prefix_length(rows)
+    stems = _stem_lengths(rows, prefix)
+    rests = [row.tokens.size - prefix - stem for row, stem in zip(rows, stems, strict=True)]
+    groups: dict[Hashable, list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(row.group, []).append(place)
+    ordered = sorted(groups.values(), key=lambda group: (-stems[group[0]], -max(rests[place] for place in group)))
+    places = [place for group in ordered for place in group]
+    while places:
+        lengths = [stems[place] for place in places], [rests[place] for place in places]
+        size = _rows_that_fit(*lengths, _bucket(prefix) + room, tokens_per_batch)
+        yield _tree(rows, places[:size], prefix, stems)
+        places = places[size:]
+
+
+def _rows_that_fit(stems: Sequence[int], rests: Sequence[int], besides: int, tokens_per_batch: int) -> int:
+    """How many of the first rows make a batch, each with `besides` times more: at least one."""
+    longest_stem = longest_rest = 0
+    for count, (stem, rest) in enumerate(zip(stems, rests, strict=True), 1):
+        longest_stem, longest_rest = max(longest_stem, stem), max(longest_rest, rest)
+        times = _bucket(longest_stem) + _bucket(longest_rest) + besides
+        if count > 1 and count * times > tokens_per_batch:
+            return count - 1
+    return len(stems)
+
+
+def _tree(rows: Sequence[Row], places: list[int], prefix: int, stems: list[int]) -> Tree:
+    levels: list[Level] = []
+    above, begins = np.zeros(len(places), np.int32), np.zeros(len(places), np.int32)
+    if prefix:
+        levels.append(_level([rows[places[0]].tokens[:prefix]], [0], None))
+        begins = begins + prefix
+    if any(stems[place] for place in places):
+        own: dict[Hashable, int] = {}  # a group's row among the stems
+        above = np.asarray([own.setdefault(rows[place].group, len(own)) for place in places], np.int32)
+        first = [int(np.flatnonzero(above == stem)[0]) for stem in range(len(own))]
+        spans = [rows[places[i]].tokens[begins[i] : begins[i] + stems[places[i]]] for i in first]
+        levels.append(_level(spans, [0] * len(spans), levels[-1] if levels else None))
+        begins = begins + np.asarray([stems[place] for place in places], np.int32)
+    rests = [rows[place].tokens[begin:] for place, begin in zip(places, begins, strict=True)]
+    levels.append(_level(rests, above, levels[-1] if levels else None))
+    return Tree(tuple(levels), np.asarray(places, np.int32), np.asarray([len(r) for r in rests], np.int32))
+
+
+def _level(spans: Sequence[np.ndarray], parents: Sequence[int] | np.ndarray, above: Level | None) -> Level:
+    time = _bucket(max(map(len, spans)))
+    tokens = np.zeros((len(spans), time), np.int32)
+    positions = np.full((len(spans), time), -1, np.int32)
+    before = np.zeros((1, 0), np.int32) if above is None else above.positions
+    parents = np.asarray(parents, np.int32)
+    for row, (span, parent) in enumerate(zip(spans, parents, strict=True)):
+        tokens[row, : len(span)] = span
+        positions[row, : len(span)] = before[parent].max(initial=-1) + 1 + np.arange(len(span))
+    return Level(tokens, parents, np.concatenate([before[parents], positions], axis=1))
+
+
+def _bucket(length: int) -> int:
+    return bucket_length(length, 1 << 30, least=_LEAST) if length else 0
+
+
+def _prefix_length(rows: Sequence[Row]) -> int:
+    """Tokens that all rows begin with, or 0 where sharing them does not pay."""
+    shared = _shared_beginning(rows) if len(rows) > 1 else 0
+    return shared if shared >= _WORTH_SHARING else 0
+
+
+def _stem_lengths(rows: Sequence[Row], prefix: int) -> list[int]:
+    """Tokens after the prefix that each row shares with its group; all 0 where sharing them does not pay."""
+    groups: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    shared = {group: _shared_beginning(members) - prefix for group, members in groups.items()}
+    saved = sum((len(members) - 1) * shared[group] for group, members in groups.items())
+    whole = sum(row.tokens.size - prefix for row in rows)
+    return [shared[row.group] if saved >= _SHARE_SAVED * whole else 0 for row in rows]
+
+
+def _shared_beginning(rows: Sequence[Row]) -> int:
+    """How many tokens the rows begin with alike, leaving each what it needs of its own."""
+    longest = min(row.tokens.size - row.needed for row in rows)
+    first = rows[0].tokens[:longest]
+    for row in rows[1:]:
+        differ = np.flatnonzero(first != row.tokens[: first.size])
+        first = first[: differ[0]] if differ.size else first
+    return int(first.size)
