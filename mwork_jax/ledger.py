@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,16 @@ def fingerprint(key: Any) -> str:
 
 
 class Ledger:
-    """A folder with one file per finished cell, named by the fingerprint of everything that determines the cell."""
+    """A folder with one file per finished cell, named by the fingerprint of everything that determines the cell.
+
+    Any number of processes may use one folder: files appear whole, and equal keys have equal values.
+    """
 
     def __init__(self, folder: str | Path):
+        """Finishes what a process that was killed while it wrote several cells has left."""
         self.folder = Path(folder)
+        for journal in self.folder.glob("*.journal"):
+            self._write(journal)
 
     def get(self, key: Mapping[str, Any]) -> Any | None:
         """The value put under an equal key, or None. A damaged file, or one of another key, counts as not there: it is
@@ -37,7 +43,25 @@ class Ledger:
             return None
 
     def put(self, key: Mapping[str, Any], value: Any) -> None:
-        write_json(self._path(key), {"key": dict(key), "value": value})
+        self.put_all([(key, value)])
+
+    def put_all(self, cells: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
+        """All of these cells or, whenever the process is killed, none: what is missing afterwards does not depend on
+        the moment."""
+        if not cells:
+            return
+        journal = self.folder / f"{fingerprint([dict(key) for key, _ in cells])}.journal"
+        write_json(journal, [{"key": dict(key), "value": value} for key, value in cells])
+        self._write(journal)
+
+    def _write(self, journal: Path) -> None:
+        """The cells of a journal as files; then the journal is not needed any more."""
+        try:
+            for cell in read_json(journal):
+                write_json(self._path(cell["key"]), cell)
+        except (InputError, KeyError, TypeError):
+            pass  # damaged, or finished and removed by another process
+        journal.unlink(missing_ok=True)
 
     def _path(self, key: Mapping[str, Any]) -> Path:
-        return self.folder / f"{fingerprint(key)}.json"
+        return self.folder / f"{fingerprint(dict(key))}.json"

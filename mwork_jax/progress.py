@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import jax
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 10.0
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class Compilations:
+    """How many programs XLA compiled."""
+
+    count = 0
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[Compilations]:
+    """Counts the programs that are compiled within the block."""
+    compiled = Compilations()
+
+    def listen(event: str, duration: float, **details: Any) -> None:
+        compiled.count += event == _COMPILED
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 class Progress:
@@ -52,6 +78,17 @@ class Progress:
             self._bar.update(units)
         elif not self._quiet and self._due():
             self._line()
+
+    def counting(self, each: float = 1.0) -> Callable[[int], None]:
+        """A function that is told how many pieces are done so far, and counts `each` units for a piece."""
+        before = 0
+
+        def step(done: int) -> None:
+            nonlocal before
+            self.add(each * (done - before))
+            before = done
+
+        return step
 
     def _due(self) -> bool:
         return self.done == 0 or time.monotonic() - self._last > _SECONDS_BETWEEN_LINES

@@ -103,7 +103,35 @@ def table_report(table: Mapping[str, Any]) -> str:
         f"N1 = {stages['understanding']}, N2 = {stages['generation']}\n"
         f"{table['model']['source']} ({table['model']['dtype']}); original: {original}"
     )
-    return f"{title}\n\n{_rows_in_the_paper_s_layout(table['rows'], 1)}"
+    notes = (
+        "Intervals and p of Δ: paired bootstrap over items; p corrected over the rows (Holm). Beyond random: how much\n"
+        "higher Δ is than with as many random neurons off in the same parts."
+    )
+    return f"{title}\n\n{_rows_in_the_paper_s_layout(table['rows'], 1)}\n\n{notes}"
+
+
+def grid_report(table: Mapping[str, Any]) -> str:
+    """Delta of a table's rows for every N1 (down) and N2 (across), the highest marked."""
+    title = (
+        f"Table {table['table']}: {table['stage']}, {table['task']['name']}, Δ in points for N1 (down) and N2\n"
+        "(across); * the highest of each setting"
+    )
+    settings: dict[tuple[bool, ...], list[Mapping[str, Any]]] = {}
+    for row in table["rows"]:
+        settings.setdefault(tuple(row[stage] for stage in _STAGES), []).append(row)
+    return "\n\n".join([title, *(_grid(off, rows) for off, rows in settings.items())])
+
+
+def _grid(off: tuple[bool, ...], rows: Sequence[Mapping[str, Any]]) -> str:
+    first, last = (sorted({row[name] for row in rows}) for name in ("understanding", "generation"))
+    best = max(row["delta"] for row in rows)
+    cells = {
+        (row["understanding"], row["generation"]): f"{row['delta']:+.1f}{'*' if row['delta'] == best else ' '}"
+        for row in rows
+    }
+    table = [["N1", *(f"N2 = {n2}" for n2 in last)], *([str(n1), *(cells[n1, n2] for n2 in last)] for n1 in first)]
+    parts = [title for title, is_off in zip(_STAGE_TITLES, off, strict=True) if is_off]
+    return f"Off: {', '.join(parts)}\n{_aligned(table, left=0)}"
 
 
 def _delta_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -115,7 +143,9 @@ def _delta_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _rows_in_the_paper_s_layout(rows: Sequence[Mapping[str, Any]], digits: int) -> str:
-    table: list[list[str]] = [[*_STAGE_TITLES, "Neuron", "Eng", "n-Eng", "ΔEng", "Δn-Eng", "Δ", "95% interval"]]
+    corrected = all("p_holm" in row for row in rows)
+    head = [*_STAGE_TITLES, "Neuron", "Eng", "n-Eng", "ΔEng", "Δn-Eng", "Δ", "95% interval"]
+    table: list[list[str]] = [head + ["p", "beyond random"] * corrected]
     for row in rows:
         low, high = row["delta_ci95"]
         table.append(
@@ -125,9 +155,23 @@ def _rows_in_the_paper_s_layout(rows: Sequence[Mapping[str, Any]], digits: int) 
                 *(f"{row[name]:.{digits}f}" for name in ("eng", "n_eng")),
                 *(f"{row[name]:+.{digits}f}" for name in ("delta_eng", "delta_n_eng", "delta")),
                 f"{low:+.{digits}f} to {high:+.{digits}f}",
+                *([_p(row["p_holm"]), _beyond_random(row, digits)] if corrected else []),
             ]
         )
     return _aligned(table, left=0)
+
+
+def _p(p: float) -> str:
+    return "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0")
+
+
+def _beyond_random(row: Mapping[str, Any], digits: int) -> str:
+    """How much higher than its random row's Delta, with the corrected p; for a random row, the spread over seeds."""
+    if "seed_spread" in row:
+        std = row["seed_spread"]["delta"]["std"]
+        return "" if std is None else f"seeds ±{std:.{digits}f}"
+    other = row.get("beyond_random")
+    return "" if other is None else f"{other['delta']:+.{digits}f} (p {_p(other['p_holm'])})"
 
 
 def _spread(values: Sequence[float]) -> float:

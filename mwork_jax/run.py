@@ -16,20 +16,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mwork_jax.cells import Condition, measure
 from mwork_jax.corpus import LANGUAGES, Batching, Corpus, Encoded, encoded
 from mwork_jax.deactivate import EACH_STAGE, EVERYWHERE, Setting, StageSplit
 from mwork_jax.detect import NeuronScores, score_neurons
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate import held_out_loss
+from mwork_jax.exams import LOSS_VERSION, LossExam
 from mwork_jax.files import read_json, write_json
 from mwork_jax.ledger import Ledger, fingerprint
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, delta
-from mwork_jax.neurons import NeuronMask, NeuronSet
+from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import Progress
 from mwork_jax.select import DEFAULT_RULE, select_neurons
 
-EVALUATOR = "held_out_loss-1"  # its version: results of another one are not mixed in
 DETECTION_COST = 3.0  # how much longer than evaluating a document scoring it takes, for the time left
 
 
@@ -76,9 +76,9 @@ def run(
         found = select_neurons(scores, settings.rule, settings.mode)
         for language, neurons in found.items():
             neurons.save(out / "neurons" / f"{language}.json")
-        cells = _Cells(model, {lang: d.held_out for lang, d in documents.items()}, settings, out, bar)
-        wanted = conditions(found, split, settings.seeds)
-        losses = {c.name: {lang: cells.loss(c, lang) for lang in c.scored} for c in wanted}
+        batching = Batching(max_tokens=settings.max_tokens, tokens_per_batch=2048)
+        exams = {lang: LossExam(tuple(d.held_out), batching) for lang, d in documents.items()}
+        losses = measure(model, exams, list(conditions(found, split, settings.seeds)), Ledger(out / "cells"), bar)
     results = _results(made, model.source, list(chosen), settings.seeds, found, losses)
     write_json(out / "results.json", results)
     return results
@@ -134,15 +134,6 @@ def choose_documents(corpora: Mapping[str, Corpus], settings: RunSettings) -> di
     return chosen
 
 
-@dataclass(frozen=True)
-class Condition:
-    """One mask to evaluate: whose neurons, which of them, and on which languages' held-out documents."""
-
-    name: str  # language/kind, as in de/under or de/random-3
-    neurons: NeuronSet
-    scored: tuple[str, ...]
-
-
 def conditions(found: Mapping[str, NeuronSet], split: StageSplit, seeds: int) -> Iterator[Condition]:
     """The original model, then for each language its neurons off everywhere, in each stage, and as many random ones
     off."""
@@ -190,20 +181,13 @@ def kept_scores(
         if scores is not None and scores.provenance.get("key") == key:
             bar.add(DETECTION_COST * len(documents), free=True)
             return scores
-    done = 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        bar.add(DETECTION_COST * (count - done))
-        done = count
-
     scores = score_neurons(
         model,
         documents,
         include_bos=include_bos,
         batching=Batching(max_tokens=max_tokens),
         provenance={"language": language, "corpus": origin, "key": key},
-        progress=step,
+        progress=bar.counting(DETECTION_COST),
     )
     scores.save(path)
     return scores
@@ -211,52 +195,6 @@ def kept_scores(
 
 def _tokens(documents: Sequence[Encoded]) -> list[Any]:
     return [[d.tokens.tolist(), d.bytes] for d in documents]
-
-
-class _Cells:
-    """Losses, each computed once: a cell is one condition on one language's held-out documents."""
-
-    def __init__(
-        self, model: Model, documents: Mapping[str, list[Encoded]], settings: RunSettings, out: Path, bar: Progress
-    ):
-        self.model, self.documents, self.bar = model, documents, bar
-        self.batching = Batching(max_tokens=settings.max_tokens, tokens_per_batch=2048)
-        self.ledger = Ledger(out / "cells")
-        self.keys = {lang: fingerprint(_tokens(d)) for lang, d in documents.items()}
-
-    def loss(self, condition: Condition, language: str) -> dict[str, list[float]]:
-        """{"nats", "tokens", "bytes"} of each held-out document of `language` with the condition's neurons off."""
-        documents = self.documents[language]
-        key = {
-            "evaluator": EVALUATOR,
-            "model": self.model.key,
-            "documents": self.keys[language],
-            "off": fingerprint({g: np.flatnonzero(m).tolist() for g, m in condition.neurons.groups.items()}),
-        }
-        self.bar.say(f"{condition.name} on {language}")
-        known = self.ledger.get(key)
-        if known is not None and _is_loss(known, len(documents)):
-            self.bar.add(len(documents), free=True)
-            return known
-        mask = NeuronMask.keep_all(self.model.config).drop(condition.neurons)
-        found = held_out_loss(self.model, documents, mask, batching=self.batching)
-        if not np.isfinite(found.nats).all():
-            raise InputError(f"{condition.name} on {language}: the loss is not finite; are the model's weights sound?")
-        known = {"nats": found.nats.tolist(), "tokens": found.tokens.tolist(), "bytes": found.bytes.tolist()}
-        self.ledger.put(key, known)
-        self.bar.add(len(documents))
-        return known
-
-
-def _is_loss(value: Any, documents: int) -> bool:
-    """Whether a cell's value is what `_Cells.loss` wrote; a damaged one is computed again."""
-    fields = ("nats", "tokens", "bytes")
-    return isinstance(value, dict) and all(
-        isinstance(value.get(f), list)
-        and len(value[f]) == documents
-        and all(isinstance(x, int | float) for x in value[f])
-        for f in fields
-    )
 
 
 Losses = Mapping[str, Mapping[str, Mapping[str, list[float]]]]  # condition -> language -> nats, tokens, bytes
@@ -273,7 +211,7 @@ def _made_by(model: Model, chosen: Mapping[str, Corpus], settings: RunSettings, 
             lang: {"origin": c.origin, "fingerprint": fingerprint([c.detection, c.held_out])}
             for lang, c in chosen.items()
         },
-        "evaluator": EVALUATOR,
+        "evaluator": LOSS_VERSION,
         "versions": packages | {"python": platform.python_version()},
     }
 

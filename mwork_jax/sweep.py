@@ -1,7 +1,7 @@
-"""The rows of Tables 2 to 5 on a model: task x setting x language, each cell computed once and kept.
+"""The rows of Tables 2 to 5 on a model: task x setting x language.
 
-A cell is one mask on one language's items. English is scored under every language's own set, as in the paper; a random
-row is matched to the set it is compared with, layer by layer and group by group.
+English is scored under every language's own set, as in the paper; a random row is matched to the set it is compared
+with, layer by layer and group by group.
 """
 
 from __future__ import annotations
@@ -13,51 +13,35 @@ from typing import Any
 
 import numpy as np
 
+from mwork_jax.cells import Condition, measure
 from mwork_jax.deactivate import StageSplit
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate import log_likelihood
-from mwork_jax.generate import generate
-from mwork_jax.ledger import Ledger, fingerprint
+from mwork_jax.exams import Scores, TaskExam
+from mwork_jax.ledger import Ledger
 from mwork_jax.load import Model
-from mwork_jax.metrics import ENGLISH, delta
-from mwork_jax.neurons import NeuronMask, NeuronSet
+from mwork_jax.metrics import ENGLISH, benjamini_hochberg, delta, holm, mcnemar, spread
+from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import Progress
 from mwork_jax.tables import Row, Table
-from mwork_jax.tasks import Choices, Item, Task, continuations, filtered, prompt, questions, with_examples
+from mwork_jax.tasks import Task, prompt, questions, with_examples
 
 _POINTS = 100.0  # scores are between 0 and 1, tables show points
+ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """How a table is run: the languages (English among them), items per language, worked examples, random seeds."""
+    """How a table is run: the languages (English among them), items per language, worked examples, random seeds, and
+    whether prompts go through the model's chat template."""
 
     languages: tuple[str, ...]
     items: int | None = None
     shots: int = 0
     seeds: int = 5
+    chat: bool = False
 
 
-@dataclass(frozen=True)
-class Exam:
-    """One task in one language, ready to be put to the model."""
-
-    task: Task
-    items: tuple[Item, ...]
-    prompts: tuple[str, ...]
-    origin: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One mask and the languages whose items it is scored on."""
-
-    name: str
-    neurons: NeuronSet
-    scored: tuple[str, ...]
-
-
-def prepare(task: Task, data: str | Path | None, settings: SweepSettings) -> dict[str, Exam]:
+def prepare(task: Task, data: str | Path | None, settings: SweepSettings) -> dict[str, TaskExam]:
     """The items and prompts of every language, English first. Raises InputError for what is missing or too little."""
     if ENGLISH not in settings.languages or len(settings.languages) < 2:
         raise InputError("the languages must include en and another one: Delta compares every language with English")
@@ -69,143 +53,226 @@ def prepare(task: Task, data: str | Path | None, settings: SweepSettings) -> dic
         if not 1 <= asked <= len(items):
             raise InputError(f"{found.origin}: {asked} items asked, there are {len(items)}; ask for 1 to {len(items)}")
         items = items[:asked]
-        exams[language] = Exam(task, items, tuple(prompt(task, item, examples) for item in items), found.origin)
+        prompts = tuple(prompt(task, item, examples) for item in items)
+        exams[language] = TaskExam(task, language, items, prompts, found.origin)
     return exams
 
 
-def run_table(
-    model: Model,
-    table: Table,
-    exams: Mapping[str, Exam],
-    found: Mapping[str, NeuronSet],
-    split: StageSplit,
-    settings: SweepSettings,
-    out: Path,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Sweep:
+    """A table to run on a model. found: {language: its neurons} for every language of the exams but English."""
+
+    model: Model
+    table: Table
+    exams: Mapping[str, TaskExam]
+    found: Mapping[str, NeuronSet]
+    settings: SweepSettings
+    out: Path
+
+    def __post_init__(self) -> None:
+        missing = [lang for lang in self.others if lang not in self.found]
+        if missing:
+            raise InputError(f"no neurons of {', '.join(missing)}; find them first, or leave the language out")
+        ready = {lang: e.as_chat(self.model) if self.settings.chat else e for lang, e in self.exams.items()}
+        for exam in ready.values():
+            exam.check_fits(self.model)
+        object.__setattr__(self, "exams", ready)
+
+    @property
+    def task(self) -> Task:
+        return self.exams[ENGLISH].task
+
+    @property
+    def others(self) -> list[str]:
+        """The languages but English."""
+        return [lang for lang in self.exams if lang != ENGLISH]
+
+
+def run_table(sweep: Sweep, split: StageSplit, progress: Progress | None = None) -> dict[str, Any]:
     """Every row of a table: what was measured, in the fields that `results.json` has, and what made it.
 
-    found: {language: its neurons} for every language of the exams but English. Finished cells are kept in `out/cells`
-    and never computed twice. Raises InputError for a language without neurons, or a prompt that does not fit the model.
+    Finished cells are kept in `out/cells` and never computed twice.
     """
-    missing = [lang for lang in exams if lang != ENGLISH and lang not in found]
-    if missing:
-        raise InputError(f"no neurons of {', '.join(missing)}; find them first, or leave the language out")
-    cells = list(_cells(table, exams, found, split, settings.seeds))
-    ledger = Ledger(out / "cells")
-    scores: dict[str, dict[str, dict[str, list[float]]]] = {}
+    scores = _measured(sweep, list(_conditions(sweep, sweep.table.rows, split)), progress)
+    rows = [_row(sweep, row, split, scores) for row in sweep.table.rows]
+    _add_comparisons(sweep, rows, split, scores)
+    _correct(rows)
+    return _about(sweep, scores) | {"stages": asdict(split), "rows": rows}
+
+
+def run_grid(sweep: Sweep, splits: Sequence[StageSplit], progress: Progress | None = None) -> dict[str, Any]:
+    """The table's rows of language-specific neurons for every N1 and N2: which split separates best is seen, not
+    assumed. Rows as in `run_table`, each with its `understanding` (N1) and `generation` (N2)."""
+    own = [row for row in sweep.table.rows if row.neurons == "lang-spec"]
+    wanted = {c.name: c for split in splits for c in _conditions(sweep, own, split)}
+    scores = _measured(sweep, list(wanted.values()), progress)
+    rows = [_row(sweep, row, split, scores) | asdict(split) for split in splits for row in own]
+    _correct(rows)
+    return _about(sweep, scores) | {"rows": rows}
+
+
+def _measured(sweep: Sweep, conditions: Sequence[Condition], progress: Progress | None) -> dict[str, dict[str, Scores]]:
+    ledger = Ledger(sweep.out / "cells")
     with progress or Progress(1) as bar:
-        bar.total = sum(len(exams[lang].items) for cell in cells for lang in cell.scored)
-        for cell in cells:
-            scores[cell.name] = {lang: _score(model, exams[lang], cell, ledger, bar) for lang in cell.scored}
-    task = next(iter(exams.values())).task
+        bar.total = sum(sweep.exams[lang].size for condition in conditions for lang in condition.scored)
+        return measure(sweep.model, sweep.exams, conditions, ledger, bar)
+
+
+def _about(sweep: Sweep, scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
+    """What a table's results say besides its rows."""
+    task = sweep.task
     return {
-        "table": table.number,
-        "stage": table.stage,
+        "table": sweep.table.number,
+        "stage": sweep.table.stage,
         "task": {"name": task.name, "version": task.version, "score": task.scores[0]},
-        "model": model.identity,
-        "settings": asdict(settings),
-        "stages": asdict(split),
-        "data": {lang: {"origin": e.origin, "items": len(e.items)} for lang, e in exams.items()},
-        "original": {lang: _means(scores["original"][lang]) for lang in exams},
-        "rows": [_row(model, table, task, i, row, exams, scores, settings.seeds) for i, row in enumerate(table.rows)],
+        "model": sweep.model.identity,
+        "settings": asdict(sweep.settings),
+        "neurons": {lang: dict(sweep.found[lang].provenance) for lang in sweep.others},
+        "data": {lang: {"origin": e.origin, "items": e.size, **e.key} for lang, e in sweep.exams.items()},
+        "original": {
+            lang: {name: _POINTS * float(np.mean(values)) for name, values in scores[ORIGINAL][lang].items()}
+            for lang in sweep.exams
+        },
     }
 
 
-def _cells(
-    table: Table, exams: Mapping[str, Exam], found: Mapping[str, NeuronSet], split: StageSplit, seeds: int
-) -> Iterator[Cell]:
+def _conditions(sweep: Sweep, rows: Sequence[Row], split: StageSplit) -> Iterator[Condition]:
     """The original model on every language, then each row's masks."""
-    some = next(iter(found.values()))
-    yield Cell("original", some - some, tuple(exams))
-    for i, row in enumerate(table.rows):
-        for language in exams:
-            if language == ENGLISH:
-                continue
-            chosen = row.setting.choose(found[language], split)
-            drawn = [chosen.random_like(seed) for seed in range(seeds)] if row.neurons == "random" else [chosen]
+    some = sweep.found[sweep.others[0]]
+    yield Condition(ORIGINAL, some - some, tuple(sweep.exams))
+    for row in rows:
+        for language in sweep.others:
+            chosen = row.setting.choose(sweep.found[language], split)
+            drawn = [chosen.random_like(s) for s in range(sweep.settings.seeds)] if _random(row) else [chosen]
             for seed, neurons in enumerate(drawn):
-                yield Cell(_name(i, language, seed), neurons, (ENGLISH, language))
+                yield Condition(_name(row, split, language, seed), neurons, (ENGLISH, language))
 
 
-def _name(row: int, language: str, seed: int) -> str:
-    return f"row {row + 1} {language} {seed}"
+def _random(row: Row) -> bool:
+    return row.neurons == "random"
 
 
-def _score(model: Model, exam: Exam, cell: Cell, ledger: Ledger, bar: Progress) -> dict[str, list[float]]:
-    """{score name: one number per item}, from the ledger where it is there."""
-    language = exam.items[0].language
-    key = {
-        "task": [exam.task.name, exam.task.version],
-        "model": model.key,
-        "items": fingerprint([exam.prompts, [asdict(item) for item in exam.items]]),
-        "off": fingerprint({g: np.flatnonzero(m).tolist() for g, m in cell.neurons.groups.items()}),
-    }
-    bar.say(f"{cell.name} on {language}")
-    known = ledger.get(key)
-    if known is None:
-        mask = NeuronMask.keep_all(model.config).drop(cell.neurons)
-        answer = _generated if exam.task.kind == "generate" else _chosen
-        each = [exam.task.score(item, said) for item, said in zip(exam.items, answer(model, exam, mask), strict=True)]
-        known = {name: [one[name] for one in each] for name in exam.task.scores}
-        ledger.put(key, known)
-        bar.add(len(exam.items))
-    else:
-        bar.add(len(exam.items), free=True)
-    return known
+def _name(row: Row, split: StageSplit, language: str, seed: int) -> str:
+    off = "+".join(part for part, is_off in asdict(row.setting).items() if is_off)
+    return f"{language} {row.neurons} {off} {split.understanding}/{split.generation} {seed}"
 
 
-def _generated(model: Model, exam: Exam, mask: NeuronMask) -> list[str]:
-    """What the model writes after each prompt, as it is scored."""
-    language = exam.items[0].language
-    texts = generate(model, exam.prompts, mask, max_new_tokens=exam.task.max_new_tokens, stop=exam.task.stop(language))
-    return [filtered(exam.task, language, str(text)) for text in texts]
+@dataclass(frozen=True)
+class _Points:
+    """One row's scores, in points: before [items] and after [seeds, items], by language; English after under each."""
+
+    before: dict[str, np.ndarray]
+    after: dict[str, dict[str, np.ndarray]]
+
+    def of_seed(self, seed: int | None) -> dict[str, dict[str, np.ndarray]]:
+        """After deactivation, of one seed or averaged over them."""
+        return {
+            lang: {at: x.mean(axis=0) if seed is None else x[seed] for at, x in runs.items()}
+            for lang, runs in self.after.items()
+        }
 
 
-def _chosen(model: Model, exam: Exam, mask: NeuronMask) -> list[Choices]:
-    """How likely the model finds each choice after each prompt; all choices of all items go through together."""
-    options = [continuations(exam.task, item) for item in exam.items]
-    contexts = [text for text, choices in zip(exam.prompts, options, strict=True) for _ in choices]
-    found = log_likelihood(model, contexts, [choice for choices in options for choice in choices], mask)
-    ends = np.cumsum([len(choices) for choices in options])
-    parts = zip(np.split(found.nats, ends[:-1]), np.split(found.tokens, ends[:-1]), strict=True)
-    return [Choices(nats, tokens) for nats, tokens in parts]
-
-
-def _means(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {name: _POINTS * float(np.mean(values)) for name, values in scores.items()}
-
-
-def _row(
-    model: Model,
-    table: Table,
-    task: Task,
-    place: int,
-    row: Row,
-    exams: Mapping[str, Exam],
-    scores: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]],
-    seeds: int,
-) -> dict[str, Any]:
-    """One row in the paper's layout, in points; True in a stage means off."""
-    others = [lang for lang in exams if lang != ENGLISH]
-    drawn = range(seeds if row.neurons == "random" else 1)
+def _points(
+    sweep: Sweep, row: Row, split: StageSplit, scores: Mapping[str, Mapping[str, Scores]], score: str
+) -> _Points:
+    seeds = range(sweep.settings.seeds if _random(row) else 1)
 
     def points(name: str, language: str) -> np.ndarray:
-        return _POINTS * np.asarray(scores[name][language][task.scores[0]])
+        return _POINTS * np.asarray(scores[name][language][score])
 
-    def after(language: str, scored: str) -> np.ndarray:
-        return np.mean([points(_name(place, language, seed), scored) for seed in drawn], axis=0)
-
-    found = delta(
-        {lang: points("original", lang) for lang in exams},
-        {lang: {scored: after(lang, scored) for scored in (ENGLISH, lang)} for lang in others},
+    return _Points(
+        {lang: points(ORIGINAL, lang) for lang in sweep.exams},
+        {
+            lang: {at: np.stack([points(_name(row, split, lang, s), at) for s in seeds]) for at in (ENGLISH, lang)}
+            for lang in sweep.others
+        },
     )
-    return {
-        "table": table.number,
-        "task": task.name,
-        "model": model.source,
+
+
+def _row(sweep: Sweep, row: Row, split: StageSplit, scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
+    """One row in the paper's layout, in points; True in a stage means off."""
+    points = _points(sweep, row, split, scores, sweep.task.scores[0])
+    found = delta(points.before, points.of_seed(None))
+    made = {
+        "table": sweep.table.number,
+        "task": sweep.task.name,
+        "model": sweep.model.source,
         **asdict(row.setting),
         "neurons": row.neurons,
-        "seeds": len(drawn) if row.neurons == "random" else 0,
+        "seeds": sweep.settings.seeds if _random(row) else 0,
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(found).items()},
+        "by_language": _by_language(points),
     }
+    if _random(row):
+        made["seed_spread"] = _seed_spread(points, sweep.settings.seeds)
+    else:
+        made["mcnemar"] = _mcnemar(sweep, row, split, scores)
+    return made
+
+
+def _by_language(points: _Points) -> dict[str, dict[str, float]]:
+    """The change of each language, and of English, with that language's neurons off."""
+    after = points.of_seed(None)
+    return {
+        lang: {
+            "own": float((after[lang][lang] - points.before[lang]).mean()),
+            "english": float((after[lang][ENGLISH] - points.before[ENGLISH]).mean()),
+        }
+        for lang in after
+    }
+
+
+def _seed_spread(points: _Points, seeds: int) -> dict[str, dict[str, Any]]:
+    """Of delta and of its two sides, over the random draws."""
+    each = [delta(points.before, points.of_seed(seed)) for seed in range(seeds)]
+    return {
+        name: asdict(spread([getattr(one, name) for one in each])) for name in ("delta_eng", "delta_n_eng", "delta")
+    }
+
+
+def _mcnemar(
+    sweep: Sweep, row: Row, split: StageSplit, scores: Mapping[str, Mapping[str, Scores]]
+) -> dict[str, dict[str, Any]] | None:
+    """Exact McNemar tests of the task's score of right and wrong, of each language and of English under its neurons;
+    None for a task without one."""
+    if not sweep.task.right_or_wrong:
+        return None
+    points = _points(sweep, row, split, scores, sweep.task.right_or_wrong)
+    return {
+        lang: {
+            # A tie of choices counts as wrong: part of an item cannot be right.
+            side: asdict(mcnemar(points.before[at] == _POINTS, points.after[lang][at][0] == _POINTS))
+            for side, at in (("own", lang), ("english", ENGLISH))
+        }
+        for lang in sweep.others
+    }
+
+
+def _add_comparisons(
+    sweep: Sweep, rows: list[dict[str, Any]], split: StageSplit, scores: Mapping[str, Mapping[str, Scores]]
+) -> None:
+    """For rows of language-specific neurons that have a random row with the same parts off, `beyond_random`: by how
+    much its Delta is higher, paired over items."""
+    random = {row.setting: row for row in sweep.table.rows if _random(row)}
+    for made, row in zip(rows, sweep.table.rows, strict=True):
+        if _random(row) or row.setting not in random:
+            continue
+        own, other = (_points(sweep, r, split, scores, sweep.task.scores[0]) for r in (row, random[row.setting]))
+        drawn = other.of_seed(None)
+        # Delta is a difference of means, so the difference of two Deltas is the Delta of one after the other.
+        english = np.mean([runs[ENGLISH] for runs in drawn.values()], axis=0)
+        found = delta({ENGLISH: english, **{lang: drawn[lang][lang] for lang in drawn}}, own.of_seed(None))
+        made["beyond_random"] = {"delta": found.delta, "ci95": list(found.delta_ci95), "p": found.p}
+
+
+def _correct(rows: Sequence[dict[str, Any]]) -> None:
+    """Corrects p values over the cells of a table: Delta's over its rows (Holm), McNemar's over rows, languages and
+    sides (Benjamini and Hochberg)."""
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = float(p)
+    compared = [row["beyond_random"] for row in rows if "beyond_random" in row]
+    for one, p in zip(compared, holm([one["p"] for one in compared]), strict=True):
+        one["p_holm"] = float(p)
+    tests = [t for row in rows for sides in (row.get("mcnemar") or {}).values() for t in sides.values()]
+    for test, p in zip(tests, benjamini_hochberg([t["p"] for t in tests]), strict=True):
+        test["p_bh"] = float(p)

@@ -102,7 +102,7 @@ def test_running_again_computes_nothing(finished, tiny_folder, monkeypatch):
         raise AssertionError("computed again")
 
     monkeypatch.setattr("mwork_jax.run.score_neurons", never)
-    monkeypatch.setattr("mwork_jax.run.held_out_loss", never)
+    monkeypatch.setattr("mwork_jax.exams.held_out_losses", never)
     mwork("run", "--model", tiny_folder, "--out", finished, *QUICK)
     assert (finished / "results.json").read_bytes() == before
 
@@ -140,7 +140,7 @@ def test_other_results_do_not_stay_beside_new_neurons(finished, tiny_folder, tmp
 
     out = tmp_path / "out"
     shutil.copytree(finished, out)
-    monkeypatch.setattr("mwork_jax.run.held_out_loss", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("mwork_jax.exams.held_out_losses", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     mwork("run", "--model", tiny_folder, "--out", out, *QUICK[:-1], "top_k:5", expect=130)
     assert not (out / "results.json").exists()
     assert not (out / "table.txt").exists()

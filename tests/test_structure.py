@@ -18,8 +18,8 @@ FLOORS = [
     ["corpus"],
     ["prefill"],
     ["detect", "evaluate", "generate", "tasks"],
-    ["select", "deactivate"],
-    ["tables"],
+    ["select", "deactivate", "exams"],
+    ["tables", "cells"],
     ["run", "sweep"],
     ["cli"],
 ]

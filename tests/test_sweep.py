@@ -92,7 +92,7 @@ def _normalisation(task):
 def test_finished_cells_are_never_computed_again(tiny_folder, neurons, tmp_path, monkeypatch):
     evaluate(tiny_folder, neurons, tmp_path, "--table", "4")
     before = (tmp_path / "results.json").read_bytes()
-    monkeypatch.setattr("mwork_jax.sweep.log_likelihood", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr("mwork_jax.exams.log_likelihoods", lambda *a, **k: pytest.fail("computed again"))
     evaluate(tiny_folder, neurons, tmp_path, "--table", "4")
     assert (tmp_path / "results.json").read_bytes() == before
 

@@ -1,20 +1,22 @@
-"""`mwork evaluate`: the paper's Tables 2 to 5."""
+"""`mwork evaluate`: the paper's Tables 2 to 5, and the grid of N1 and N2."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
-from mwork_jax.cli.options import add_model, add_stages, at_least, command, languages_of, print_result
+from mwork_jax.cli.options import add_model, at_least, command, languages_of, print_result
 from mwork_jax.deactivate import StageSplit
 from mwork_jax.errors import InputError
-from mwork_jax.files import output_folder, read_json, write_json
+from mwork_jax.files import output_folder, read_json, write_json, write_text
 from mwork_jax.load import load_model
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.report import table_report
-from mwork_jax.sweep import SweepSettings, prepare, run_table
+from mwork_jax.progress import compilations
+from mwork_jax.report import grid_report, table_report
+from mwork_jax.sweep import Sweep, SweepSettings, prepare, run_grid, run_table
 from mwork_jax.tables import tables_named
 from mwork_jax.tasks import task_named
 
@@ -32,33 +34,55 @@ def add(commands: Any) -> None:
         default="mwork-results",
         help="folder of `mwork run` or `mwork select`, with neurons/LANG.json (default: mwork-results)",
     )
-    parser.add_argument("--data", help="official files, or a folder of them (default: the project's own small set)")
+    data = "official files, a folder of them, `hub` for the Hugging Face Hub, or hub:OWNER/NAME (default: a small set)"
+    parser.add_argument("--data", help=data)
     parser.add_argument("--languages", default="en,de", help="comma-separated codes, en among them (default: en,de)")
     parser.add_argument("--task", help="another task for the table, such as xcopa or headlines")
     parser.add_argument("--items", type=int, help="score the first so many items of each language (default: all)")
     parser.add_argument("--shots", type=int, default=0, help="worked examples before each item (default: 0)")
+    parser.add_argument("--chat", action="store_true", help="put prompts into the model's chat template")
     parser.add_argument("--seeds", type=int, default=5, help="random controls per language (default: 5)")
-    add_stages(parser)
+    grid = "; several, as in 2,4,8, make a grid"
+    parser.add_argument("--n1", help=f"layers of the understanding stage (default: a quarter){grid}")
+    parser.add_argument("--n2", help=f"layers of the generation stage (default: an eighth){grid}")
 
 
 def _evaluate(chosen: argparse.Namespace) -> None:
     at_least("--seeds", chosen.seeds, 1)
-    settings = SweepSettings(languages_of(chosen.languages), chosen.items, chosen.shots, chosen.seeds)
+    settings = SweepSettings(languages_of(chosen.languages), chosen.items, chosen.shots, chosen.seeds, chosen.chat)
     tables = tables_named(chosen.table)
+    first, last = _numbers("--n1", chosen.n1), _numbers("--n2", chosen.n2)
     exams = [prepare(task_named(chosen.task or table.task), chosen.data, settings) for table in tables]
     out = output_folder(chosen.out)
     if (out / "results.json").exists() and "tables" not in read_json(out / "results.json"):
         raise InputError(f"{out}: holds the results of `mwork run`; choose another output folder with --out")
-    folder = Path(chosen.neurons) / "neurons"
-    paths = {lang: folder / f"{lang}.json" for lang in settings.languages if lang != ENGLISH}
+    found = _found(Path(chosen.neurons) / "neurons", settings.languages)
+    model = load_model(chosen.model, dtype=chosen.dtype)
+    splits = [StageSplit.of(model.config.num_layers, n1, n2) for n1 in first for n2 in last]
+    sweeps = [Sweep(model, t, e, found, settings, out) for t, e in zip(tables, exams, strict=True)]
+    with compilations() as compiled:
+        done = [run_table(s, splits[0]) if len(splits) == 1 else run_grid(s, splits) for s in sweeps]
+    results = {"format": "mwork-results-1", "tables": done, "rows": [row for table in done for row in table["rows"]]}
+    write_json(out / "results.json", results)
+    text = "\n\n".join(map(table_report if len(splits) == 1 else grid_report, done))
+    write_text(out / "table.txt", text + "\n")
+    print(f"mwork: {compiled.count} programs compiled, for every shape once", file=sys.stderr)
+    print_result(chosen, results, text)
+
+
+def _found(folder: Path, languages: tuple[str, ...]) -> dict[str, NeuronSet]:
+    paths = {lang: folder / f"{lang}.json" for lang in languages if lang != ENGLISH}
     absent = [str(path) for path in paths.values() if not path.exists()]
     if absent:
         raise InputError(f"{absent[0]}: no such file; `mwork run` and `mwork select` write it, --neurons says where")
-    found = {lang: NeuronSet.load(path) for lang, path in paths.items()}
-    model = load_model(chosen.model, dtype=chosen.dtype)
-    split = StageSplit.of(model.config.num_layers, chosen.n1, chosen.n2)
-    done = [run_table(model, t, e, found, split, settings, out) for t, e in zip(tables, exams, strict=True)]
-    results = {"format": "mwork-results-1", "tables": done, "rows": [row for table in done for row in table["rows"]]}
-    write_json(out / "results.json", results)
-    text = "\n\n".join(map(table_report, done))
-    print_result(chosen, results, text)
+    return {lang: NeuronSet.load(path) for lang, path in paths.items()}
+
+
+def _numbers(option: str, text: str | None) -> list[int | None]:
+    """Comma-separated numbers of layers; one None where the option is not given."""
+    if text is None:
+        return [None]
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise InputError(f"{option} {text}: a number of layers is needed, or several, as in {option} 2,4,8")
+    return list(dict.fromkeys(map(int, parts)))

@@ -24,7 +24,7 @@ from mwork_jax.load.gguf_file import GGUFCheckpoint
 from mwork_jax.load.hf_folder import SafetensorsFolder
 from mwork_jax.load.packaged import PACKAGED, packaged_gguf
 from mwork_jax.load.source import WeightSource
-from mwork_jax.load.tokenizer import encode, folder_tokenizer
+from mwork_jax.load.tokenizer import chat_prompt, encode, folder_tokenizer
 from mwork_jax.model import Decoder
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -53,6 +53,10 @@ class Model:
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.config.vocab_size):
             raise InputError(f"{where}: token {tokens.max()} is outside the vocabulary of {self.config.vocab_size}")
         return tokens
+
+    def chat_prompt(self, text: str) -> str:
+        """The text as a user's message in the model's chat template. Raises InputError where it has none."""
+        return chat_prompt(self.tokenizer, text)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

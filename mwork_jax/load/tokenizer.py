@@ -46,6 +46,19 @@ def encode(tokenizer: Any | None, document: str | np.ndarray, *, where: str = "d
     return tokens.astype(np.int32)
 
 
+def chat_prompt(tokenizer: Any | None, text: str) -> str:
+    """The text as a user's message, up to where the answer begins, for `encode`. Raises InputError for a tokenizer
+    without a chat template."""
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        raise InputError("the model has no chat template (models tuned to follow instructions have one); leave it off")
+    message = [{"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    bos = tokenizer.bos_token
+    # `encode` puts the tokens there that a text begins with; a BOS in the template would be a second one.
+    adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return rendered.removeprefix(bos) if adds_bos else rendered
+
+
 def _check_unicode(text: str, where: str) -> None:
     try:
         text.encode()

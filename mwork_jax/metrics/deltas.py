@@ -19,7 +19,8 @@ class Delta:
     """What a deactivation does to English and to the other languages, with 95 % bootstrap intervals over items.
 
     eng, n_eng: the scores after deactivation; delta_eng, delta_n_eng: minus the originals, negative = worse;
-    delta = delta_eng - delta_n_eng: high where the deactivation spares English and hurts the languages.
+    delta = delta_eng - delta_n_eng: high where the deactivation spares English and hurts the languages; p: of delta
+    being 0, two-sided, from the same resamples (1 where a language has a single item, which cannot be resampled).
     """
 
     eng: float
@@ -30,6 +31,7 @@ class Delta:
     delta_eng_ci95: tuple[float, float]
     delta_n_eng_ci95: tuple[float, float]
     delta_ci95: tuple[float, float]
+    p: float
     n_items: int
     languages: tuple[str, ...]
 
@@ -74,7 +76,7 @@ def delta(
 
     every = [np.arange(len(original[lang])) for lang in (ENGLISH, *languages)]
     point = of_items(*every)
-    low, high = _interval(every, of_items, seed, point)
+    (low, high), p = _bootstrap(every, of_items, seed, point)
     after = {lang: np.average(np.asarray(deactivated[lang][lang], float), weights=weight[lang]) for lang in languages}
     return Delta(
         eng=float(np.average(english, weights=weight[ENGLISH])),
@@ -85,21 +87,26 @@ def delta(
         delta_eng_ci95=(float(low[0]), float(high[0])),
         delta_n_eng_ci95=(float(low[1]), float(high[1])),
         delta_ci95=(float(low[2]), float(high[2])),
+        p=p,
         n_items=sum(len(i) for i in every),
         languages=languages,
     )
 
 
-def _interval(
+def _bootstrap(
     items: list[np.ndarray], statistic: Callable[..., np.ndarray], seed: int, point: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval over resampled items; the point itself where there is only one item to resample."""
+) -> tuple[tuple[np.ndarray, np.ndarray], float]:
+    """95 % percentile interval over resampled items, and the two-sided p of the last statistic being 0; the point
+    itself and 1 where there is only one item to resample."""
     if any(len(i) < 2 for i in items):
-        return point, point
+        return (point, point), 1.0
     found = stats.bootstrap(
         items, statistic, n_resamples=_RESAMPLES, vectorized=True, method="percentile", rng=np.random.default_rng(seed)
     )
-    return found.confidence_interval.low, found.confidence_interval.high
+    drawn = found.bootstrap_distribution[-1]
+    side = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    p = min(1.0, 2 * (side + 1) / (_RESAMPLES + 1))
+    return (found.confidence_interval.low, found.confidence_interval.high), float(p)
 
 
 def _weighted_mean(values: np.ndarray, weights: np.ndarray, items: np.ndarray) -> np.ndarray:

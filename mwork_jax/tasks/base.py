@@ -17,6 +17,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.metrics import NORMALISATIONS, choice_right, normalised
 
 _BETWEEN = "\n\n"
+_HUB = "hub"  # the --data that means the Hub
 _UNSPACED_AFTER_COLON = ("zh", "ja")
 
 
@@ -51,6 +52,18 @@ class Questions:
     origin: str
 
 
+@dataclass(frozen=True)
+class HubData:
+    """A task's data set on the Hugging Face Hub. config: its configuration, with {language} or {name} in it; item:
+    (row, language, where) -> Item; revision: where not the newest."""
+
+    repository: str
+    config: str
+    split: str
+    item: Callable[[dict[str, Any], str, str], Item]
+    revision: str | None = None
+
+
 class Choices(NamedTuple):
     """What a model says to an item's choices."""
 
@@ -70,6 +83,7 @@ class Task:
     opening: language -> the instruction before all items, or "". ask: item -> the prompt's last block. reply: item ->
     what is right to go on with. stop: language -> strings that end an answer.
     scores: the names of what `score` returns, each between 0 and 1; the first is the one that tables show.
+    right_or_wrong: the one of them that is 1 or 0 for each item, "" where there is none. hub: the same data on the Hub.
     """
 
     name: str
@@ -89,13 +103,16 @@ class Task:
     opening: Callable[[str], str] = lambda language: ""
     stop: Callable[[str], tuple[str, ...]] = lambda language: ()
     max_new_tokens: int = 0
+    right_or_wrong: str = ""
+    hub: HubData | None = None
 
 
 def questions(task: Task, language: str, data: str | Path | None = None) -> Questions:
     """The items of a task in a language, from the official files or, without `data`, from the project's own set.
 
-    data: the file itself, the folder it lies in, or a folder that has one folder per data set. Raises InputError where
-    the task does not have the language, and where a file is missing, empty, not UTF-8 or not in its format.
+    data: the file itself, the folder it lies in, a folder that has one folder per data set, "hub" for the task's data
+    set on the Hugging Face Hub, or "hub:OWNER/NAME" for a copy of it. Raises InputError where the task does not have
+    the language, and where a file is missing, empty, not UTF-8 or not in its format.
     """
     own_items, examples = task.read_own(language) if task.read_own and language in task.built_in else ((), ())
     if data is None:
@@ -105,12 +122,38 @@ def questions(task: Task, language: str, data: str | Path | None = None) -> Ques
         return Questions(own_items, examples, f"mwork-jax data, {task.name}.{language}")
     if language not in task.languages:
         raise InputError(f"{task.name} has no language {language!r}; choose from {', '.join(task.languages)}")
+    # The built-in items have worked solutions, which the official files lack.
+    examples = examples or own_items
+    if str(data).split(":")[0] == _HUB:
+        return _hub_questions(task, language, str(data).partition(":")[2], examples)
     path = _data_file(task, language, Path(data))
     items = task.read(path, language)
     if not items:
         raise InputError(f"{path}: no items of {task.name} in this file; at least one is needed")
-    # The built-in items have worked solutions, which the official files lack.
-    return Questions(items, examples or own_items, str(path))
+    return Questions(items, examples, str(path))
+
+
+def _hub_questions(task: Task, language: str, repository: str, examples: tuple[Item, ...]) -> Questions:
+    """The items from the Hub, through the `datasets` library; `repository` "" is the task's own."""
+    hub = task.hub
+    if hub is None:
+        raise InputError(f"{task.name} has no data set on the Hub; give its files with --data")
+    repository = repository or hub.repository
+    config = hub.config.format(language=language, name=(task.names or {}).get(language, language))
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise InputError("reading from the Hub needs the `datasets` library: pip install 'mwork-jax[hub]'") from None
+    try:
+        rows = load_dataset(repository, config, split=hub.split, revision=hub.revision)
+    except Exception as error:  # offline, unknown, gated: many kinds, one line for all
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{repository} ({config}, {hub.split}): the Hub could not give it ({reason[:160]})") from None
+    origin = f"{repository}, {config}, {hub.split}"
+    items = tuple(hub.item(dict(row), language, f"{origin}: row {n}") for n, row in enumerate(rows, 1))
+    if not items:
+        raise InputError(f"{origin}: no items; at least one is needed")
+    return Questions(items, examples, origin)
 
 
 def _data_file(task: Task, language: str, data: Path) -> Path:

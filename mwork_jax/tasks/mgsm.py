@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mwork_jax.corpus import LANGUAGES, own_rows
 from mwork_jax.errors import InputError
 from mwork_jax.files import read_text
 from mwork_jax.metrics import number_exact, plain_number
-from mwork_jax.tasks.base import Item, Task, labelled, one_line
+from mwork_jax.tasks.base import HubData, Item, Task, labelled, one_line, text_of
 
 
 class _Words(NamedTuple):
@@ -76,6 +76,14 @@ def _read(path: Path, language: str) -> tuple[Item, ...]:
     return tuple(found)
 
 
+def _hub_item(row: dict[str, Any], language: str, where: str) -> Item:
+    """One row of the Hub's schema: question, answer_number."""
+    gold = str(plain_number(str(row.get("answer_number")), where))
+    question = one_line(text_of(row, "question", where))
+    worked = f"{_announcement(language)} {gold}"
+    return Item(where.rpartition(" ")[2], language, question=question, references=(gold,), worked=worked)
+
+
 def _announcement(language: str) -> str:
     return _WORDS[language].phrases[0].capitalize()
 
@@ -116,4 +124,6 @@ MGSM = Task(
     max_new_tokens=256,
     scores=("exact",),
     score=_score,
+    right_or_wrong="exact",
+    hub=HubData("juletxara/mgsm", "{language}", "test", _hub_item),
 )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mwork_jax.errors import InputError
 from mwork_jax.files import read_jsonl
-from mwork_jax.tasks.base import CHOICE_SCORES, Item, Task, labelled, one_line, score_choices, text_of
+from mwork_jax.tasks.base import CHOICE_SCORES, HubData, Item, Task, labelled, one_line, score_choices, text_of
 
 
 class _Words(NamedTuple):
@@ -73,4 +73,6 @@ XCOPA = Task(
     options=_texts,
     scores=CHOICE_SCORES,
     score=score_choices(_texts),
+    right_or_wrong=CHOICE_SCORES[0],
+    hub=HubData("cambridgeltl/xcopa", "{language}", "test", _item),
 )

@@ -12,7 +12,7 @@ from typing import Any
 from mwork_jax.corpus import LANGUAGES, own_rows
 from mwork_jax.errors import InputError
 from mwork_jax.files import read_jsonl
-from mwork_jax.tasks.base import CHOICE_SCORES, Item, Task, labelled, list_of, one_line, score_choices, text_of
+from mwork_jax.tasks.base import CHOICE_SCORES, HubData, Item, Task, labelled, list_of, one_line, score_choices, text_of
 from mwork_jax.tasks.wording import LABELS
 
 _NAMES = {"ja": "jap"}  # the data set's own codes where they differ
@@ -105,6 +105,8 @@ XCSQA = Task(
     options=_texts,
     scores=CHOICE_SCORES,
     score=score_choices(_texts),
+    right_or_wrong=CHOICE_SCORES[0],
+    hub=HubData("INK-USC/xcsr", "X-CSQA-{name}", "validation", _item),
 )
 
 XCSQA_LETTER = Task(
@@ -122,4 +124,6 @@ XCSQA_LETTER = Task(
     options=_letters,
     scores=CHOICE_SCORES,
     score=score_choices(_letters),
+    right_or_wrong=CHOICE_SCORES[0],
+    hub=XCSQA.hub,
 )

@@ -14,7 +14,7 @@ from mwork_jax.corpus import LANGUAGES, own_rows
 from mwork_jax.errors import InputError
 from mwork_jax.files import read_jsonl, read_text
 from mwork_jax.metrics import chrf, rouge_l
-from mwork_jax.tasks.base import Item, Task, labelled, one_line, text_of
+from mwork_jax.tasks.base import HubData, Item, Task, labelled, one_line, text_of
 from mwork_jax.tasks.wording import LABELS
 
 # What to do, and the label of the summary.
@@ -58,12 +58,12 @@ _NEWS_COLUMNS = ["category", "headline", "text", "url"]
 
 def _read_xlsum(path: Path, language: str) -> tuple[Item, ...]:
     """Items of JSONL in the Hub's schema: id, url, title, summary, text."""
-    found = []
-    for number, row in read_jsonl(path):
-        where = f"{path}:{number}"
-        text, summary = (one_line(text_of(row, name, where)) for name in ("text", "summary"))
-        found.append(Item(text_of(row, "id", where), language, context=text, references=(summary,)))
-    return tuple(found)
+    return tuple(_xlsum_item(row, language, f"{path}:{number}") for number, row in read_jsonl(path))
+
+
+def _xlsum_item(row: dict[str, Any], language: str, where: str) -> Item:
+    text, summary = (one_line(text_of(row, name, where)) for name in ("text", "summary"))
+    return Item(text_of(row, "id", where), language, context=text, references=(summary,))
 
 
 def _read_news(path: Path, language: str) -> tuple[Item, ...]:
@@ -80,12 +80,15 @@ def _read_news(path: Path, language: str) -> tuple[Item, ...]:
                 raise InputError(
                     f"{where}: {len(row)} columns in the row that ends here; {len(_NEWS_COLUMNS)} are needed"
                 )
-            fields = dict(zip(_NEWS_COLUMNS, row, strict=True))
-            text, headline = (one_line(text_of(fields, name, where)) for name in ("text", "headline"))
-            found.append(Item(str(len(found) + 1), language, context=text, references=(headline,)))
+            found.append(_news_item(dict(zip(_NEWS_COLUMNS, row, strict=True)), language, where, len(found) + 1))
     except csv.Error as error:
         raise InputError(f"{path}:{rows.line_num}: not valid TSV ({error})") from None
     return tuple(found)
+
+
+def _news_item(row: dict[str, Any], language: str, where: str, number: int | None = None) -> Item:
+    text, headline = (one_line(text_of(row, name, where)) for name in ("text", "headline"))
+    return Item(str(number or where.rpartition(" ")[2]), language, context=text, references=(headline,))
 
 
 def _read_own(language: str) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
@@ -126,6 +129,8 @@ XLSUM = Task(
     max_new_tokens=96,
     scores=("rouge_l", "chrf"),
     score=_score,
+    # The Hub's own loader of this set is a script, which is never run; its converted files are the same data.
+    hub=HubData("csebuetnlp/xlsum", "{name}", "test", _xlsum_item, revision="refs/convert/parquet"),
 )
 
 HEADLINES = Task(
@@ -145,4 +150,5 @@ HEADLINES = Task(
     max_new_tokens=48,
     scores=("rouge_l", "chrf"),
     score=_score,
+    hub=HubData("masakhane/masakhanews", "{name}", "test", _news_item, revision="refs/convert/parquet"),
 )

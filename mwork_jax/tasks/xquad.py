@@ -8,8 +8,9 @@ from typing import Any
 from mwork_jax.corpus import LANGUAGES, own_rows
 from mwork_jax.errors import InputError
 from mwork_jax.files import read_json
+from mwork_jax.ledger import fingerprint
 from mwork_jax.metrics import answer_exact, answer_f1, squad_v11_exact, squad_v11_f1
-from mwork_jax.tasks.base import Item, Task, labelled, list_of, one_line, text_of
+from mwork_jax.tasks.base import HubData, Item, Task, labelled, list_of, one_line, text_of
 from mwork_jax.tasks.wording import LABELS
 
 _OPENINGS = {
@@ -54,6 +55,14 @@ def _item(pair: Any, context: str, language: str, group: str, where: str) -> Ite
     return Item(pair["id"], language, context, question, references, group=group)
 
 
+def _hub_item(row: dict[str, Any], language: str, where: str) -> Item:
+    """One row of the Hub's schema, which is flat: id, context, question, answers {text}."""
+    context = one_line(text_of(row, "context", where))
+    texts = list_of(row.get("answers"), "text", f"{where}: 'answers'")
+    pair = {**row, "answers": [{"text": text} for text in texts]}
+    return _item(pair, context, language, fingerprint(context), where)
+
+
 def _read_own(language: str) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
     by_split: dict[str, list[Item]] = {"held_out": [], "detect": []}
     for row in own_rows("documents", language):
@@ -93,4 +102,6 @@ XQUAD = Task(
     max_new_tokens=32,
     scores=("f1", "exact", "squad_v11_f1", "squad_v11_exact"),
     score=_score,
+    right_or_wrong="exact",
+    hub=HubData("google/xquad", "xquad.{language}", "validation", _hub_item),
 )
