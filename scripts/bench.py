@@ -11,9 +11,9 @@ import argparse
 import json
 import sys
 
-from benchmarks import forward
+from benchmarks import forward, sweep
 
-BENCHMARKS = {"forward": forward}
+BENCHMARKS = {"forward": forward, "sweep": sweep}
 
 
 def main() -> None:
@@ -21,9 +21,10 @@ def main() -> None:
     parser.add_argument("benchmark", choices=BENCHMARKS)
     parser.add_argument("--rounds", type=int, default=7, help="pairs timed (default: 7)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument("--data", help="sweep: XQuAD's files (default: the project's own questions)")
     chosen = parser.parse_args()
     benchmark = BENCHMARKS[chosen.benchmark]
-    rows = benchmark.rows(chosen.rounds)
+    rows = benchmark.rows(chosen.rounds, **({"data": chosen.data} if chosen.data else {}))
     if chosen.json:
         print(json.dumps({"benchmark": chosen.benchmark, "rows": rows}))
         return

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import mwork_jax as mw
+from benchmarks.models import torch_checkpoint
 from mwork_jax.corpus import own_corpus
-from mwork_jax.load.gguf_file import GGUFCheckpoint
 from mwork_jax.load.packaged import packaged_gguf
-from tiny import torch, transformers
+from tiny import torch
 
 pytestmark = pytest.mark.slow
 LANGUAGES = ("en", "de", "ru", "zh", "th")
@@ -33,27 +33,10 @@ def smollm2() -> Path:
     return next(Path(folder).glob("*.gguf"))
 
 
-def hf_model(path: Path):
-    """The checkpoint's weights in HF PyTorch, float32."""
-    checkpoint = GGUFCheckpoint(path)
-    settings = checkpoint.hf_config()
-    classes = {
-        "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
-        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-    }
-    config, model = classes[settings.pop("model_type")]
-    hf = model(config(**settings, attn_implementation="eager")).eval()
-    state = {name: torch.from_numpy(np.array(checkpoint.read(name), np.float32)) for name in checkpoint.names()}
-    missing, unexpected = hf.load_state_dict(state, strict=False)
-    assert set(missing) <= {"lm_head.weight"}
-    assert not unexpected
-    return hf
-
-
 @pytest.mark.parametrize("path", [gemma, smollm2])
 def test_same_top_token_at_every_position(path):
     path = path()
-    model, hf = mw.load_model(path, dtype="float32"), hf_model(path)
+    model, hf = mw.load_model(path, dtype="float32"), torch_checkpoint(path)
     keep = mw.NeuronMask.keep_all(model.config)
     positions = worst = 0
     for language in LANGUAGES:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.load.assemble import checkpoint_names
+from mwork_jax.load.gguf_file import GGUFCheckpoint
 from mwork_jax.model import Decoder, parameter_specs
+from mwork_jax.neurons import NeuronSet
 
 # The shape of SmolLM2-135M. Speed does not depend on the values of the weights, so random ones do.
 SMOLLM2 = {
@@ -47,3 +52,51 @@ def torch_model(config: ModelConfig, decoder: Decoder, dtype: str) -> Any:
             state[tensor] = torch.from_numpy(row.reshape(tuple(like.shape)).copy())
     hf.load_state_dict(state, strict=False)
     return hf.eval().to(getattr(torch, dtype))
+
+
+def torch_checkpoint(path: Path, dtype: str = "float32") -> Any:
+    """The weights of a GGUF file in Hugging Face PyTorch."""
+    import torch
+    import transformers
+
+    checkpoint = GGUFCheckpoint(path)
+    settings = checkpoint.hf_config()
+    classes = {
+        "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    }
+    config, model = classes[settings.pop("model_type")]
+    hf = model(config(**settings))
+    state = {name: torch.from_numpy(np.array(checkpoint.read(name), np.float32)) for name in checkpoint.names()}
+    missing, unexpected = hf.load_state_dict(state, strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise ValueError(f"{path}: missing {missing}, unexpected {unexpected}")
+    return hf.eval().to(getattr(torch, dtype))
+
+
+@contextmanager
+def zeroed(hf: Any, neurons: NeuronSet) -> Iterator[None]:
+    """The usual way to deactivate: the neurons' weights are zero within the block, and restored after it."""
+    import torch
+
+    names = {
+        "attn_q": ("self_attn.q_proj",),
+        "attn_k": ("self_attn.k_proj",),
+        "attn_v": ("self_attn.v_proj",),
+        "ffn_up": ("mlp.gate_proj", "mlp.up_proj"),
+        "ffn_down": ("mlp.down_proj",),
+    }
+    saved = []
+    with torch.no_grad():
+        for group, modules in names.items():
+            for layer, members in zip(hf.model.layers, neurons.groups[group], strict=True):
+                rows = torch.tensor(np.flatnonzero(members))
+                for module in modules:
+                    weight = layer.get_submodule(module).weight
+                    index = (slice(None), rows) if group == "ffn_down" else (rows,)
+                    saved.append((weight, index, weight[index].clone()))
+                    weight[index] = 0
+    yield
+    with torch.no_grad():
+        for weight, index, values in reversed(saved):
+            weight[index] = values

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 
-def paired(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> dict[str, float]:
-    """Times both in turn, after a warm-up of each; the ratio is theirs / ours, so more than 1 means that this project
-    is faster."""
-    ours()
-    theirs()
+def paired(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, *, warm: bool = True) -> dict[str, float]:
+    """Times both in turn, after a warm-up of each where `warm`; the ratio is theirs / ours, so more than 1 means
+    that this project is faster."""
+    if warm:
+        ours()
+        theirs()
     times = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
     ratios = sorted(b / a for a, b in times)
     return {

@@ -1,0 +1,218 @@
+"""A sweep of masks against Hugging Face PyTorch doing the same the usual way: zero the weights, run the batch, restore.
+
+Gemma 3 270M scores the answers of XQuAD prompts: the log-likelihood of each after its prompt, under each mask. Both
+sides make logits for the answers only. Then: a masked forward pass against one without masks, and greedy generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+import mwork_jax as mw
+from benchmarks.models import SMOLLM2, torch_checkpoint, torch_model, zeroed
+from benchmarks.pairing import fastest, paired
+from mwork_jax.config import ModelConfig
+from mwork_jax.deactivate import EACH_STAGE, StageSplit
+from mwork_jax.evaluate import log_likelihoods
+from mwork_jax.load.packaged import packaged_gguf
+from mwork_jax.model import Decoder, forward_decoder, hidden_states, logits_of
+from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
+from mwork_jax.sweep import SweepSettings, prepare
+from mwork_jax.tasks import TASKS, gap
+
+LANGUAGES = ("en", "de", "th", "zh")
+PROMPTS = 64
+AT_ONCE = 8  # prompts in a pair: both sides run them as one batch
+DTYPES = ("float32", "bfloat16")
+
+
+def rows(rounds: int, data: str | None = None) -> list[dict[str, Any]]:
+    """All comparisons of this file, each side in the dtype that is faster for it."""
+    return [*_sweeps(rounds, data), _masking(rounds), _generation(rounds)]
+
+
+def line(row: dict[str, Any]) -> str:
+    sides = f"ours {row['ours_seconds']:.3f} s ({row['ours_dtype']}), {row['theirs']} {row['theirs_seconds']:.3f} s"
+    ratio = f"{row['ratio']:.2f} times as fast ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+    return f"{row['model']}, {row['what']}: {sides} ({row['theirs_dtype']}), {ratio}"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt and its answer, as text and as tokens."""
+
+    prompt: str
+    answer: str
+    tokens: np.ndarray
+    begin: int  # the answer's first token
+
+
+def _sweeps(rounds: int, data: str | None) -> list[dict[str, Any]]:
+    models = {d: mw.load_model("gemma3-270m", dtype=d) for d in DTYPES}
+    path = packaged_gguf("gemma3-270m")
+    theirs = {d: torch_checkpoint(path, d) for d in DTYPES}
+    asked = _asked(models["float32"], data)
+    sets = _sets(models["float32"].config, 64)
+    few = asked[:AT_ONCE]
+    ours_dtype = fastest({d: partial(_ours, m, few, sets[:4]) for d, m in models.items()})
+    theirs_dtype = fastest({d: partial(_theirs, m, few, sets[:4]) for d, m in theirs.items()})
+    ours, hf = partial(_ours, models[ours_dtype]), partial(_theirs, theirs[theirs_dtype])
+    _check_same(_ours(models["float32"], few, sets[:2]), _theirs(theirs["float32"], few, sets[:2]))
+    about = {
+        "benchmark": "sweep", "model": "Gemma 3 270M", "ours_dtype": ours_dtype,
+        "theirs": "Hugging Face PyTorch, weights zeroed", "theirs_dtype": theirs_dtype,
+    }  # fmt: skip
+    batches = [asked[begin : begin + AT_ONCE] for begin in range(0, len(asked), AT_ONCE)]
+    pairs = [paired(partial(ours, batch, sets[:16]), partial(hf, batch, sets[:16]), 1, warm=i == 0)
+             for i, batch in enumerate(batches)]  # fmt: skip
+    whole = {"what": f"16 masks x {len(asked)} XQuAD prompts", "masks": 16, "prompts": len(asked)}
+    measured = [about | whole | _together(pairs)]
+    for masks in (1, 4, 16, 64):
+        times = paired(partial(ours, few[:4], sets[:masks]), partial(hf, few[:4], sets[:masks]), min(rounds, 2))
+        measured.append(about | {"what": f"{masks} masks x 4 prompts", "masks": masks, "prompts": 4} | times)
+    return measured
+
+
+def _together(pairs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of batches that make one sweep: seconds of all, and the ratio of the whole with its range batch by batch."""
+    ours, theirs = (sum(pair[f"{side}_seconds"] for pair in pairs) for side in ("ours", "theirs"))
+    ratios = [pair["ratio"] for pair in pairs]
+    return {
+        "ours_seconds": ours, "theirs_seconds": theirs, "ratio": theirs / ours,
+        "ratio_min": min(ratios), "ratio_max": max(ratios),
+    }  # fmt: skip
+
+
+def _asked(model: mw.Model, data: str | None) -> list[_Asked]:
+    """64 prompts of XQuAD, in the order of its files, from each of four languages alike."""
+    exams = prepare(TASKS["xquad"], data, SweepSettings(LANGUAGES, PROMPTS // len(LANGUAGES)))
+    found = []
+    for language, exam in exams.items():
+        for item, prompt in zip(exam.items, exam.prompts, strict=True):
+            answer = gap(language) + item.references[0]
+            tokens, begin = model.encode(prompt + answer), model.encode(prompt).size
+            found.append(_Asked(prompt, answer, tokens, begin))
+    return found
+
+
+def _sets(config: ModelConfig, count: int) -> list[NeuronSet]:
+    """Sets of 2 % of the neurons, in each of the paper's four stages in turn: speed does not depend on which."""
+    split, settings = StageSplit.default(config.num_layers), list(EACH_STAGE.values())
+    sets = []
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        drawn = NeuronSet({g: rng.random((config.num_layers, w)) < 0.02 for g, w in group_widths(config).items()})
+        sets.append(settings[seed % len(settings)].choose(drawn, split))
+    return sets
+
+
+def _ours(model: mw.Model, asked: Sequence[_Asked], sets: Sequence[NeuronSet]) -> np.ndarray:
+    masks = [NeuronMask.keep_all(model.config).drop(neurons) for neurons in sets]
+    found = log_likelihoods(model, [a.prompt for a in asked], [a.answer for a in asked], masks)
+    return np.stack([each.nats for each in found])
+
+
+def _theirs(hf: Any, asked: Sequence[_Asked], sets: Sequence[NeuronSet]) -> np.ndarray:
+    """Padded on the left, so that the answers end together and logits are made for them alone."""
+    import torch
+
+    longest = max(a.tokens.size for a in asked)
+    keep = max(a.tokens.size - a.begin for a in asked) + 1
+    ids = torch.tensor(np.stack([np.pad(a.tokens, (longest - a.tokens.size, 0)) for a in asked]), dtype=torch.long)
+    attends = torch.tensor([[0] * (longest - a.tokens.size) + [1] * a.tokens.size for a in asked])
+    places = (attends.cumsum(dim=1) - 1).clamp(min=0)
+    nats = np.zeros((len(sets), len(asked)))
+    for row, neurons in enumerate(sets):
+        with zeroed(hf, neurons), torch.inference_mode():
+            logits = hf(ids, attention_mask=attends, position_ids=places, use_cache=False, logits_to_keep=keep).logits
+            logs = torch.log_softmax(logits.float(), dim=-1)[:, :-1].gather(2, ids[:, -keep + 1 :, None])[..., 0]
+        for column, one in enumerate(asked):
+            nats[row, column] = float(logs[column, -(one.tokens.size - one.begin) :].sum())
+    return nats
+
+
+def _check_same(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Both sides did the same work."""
+    if not np.allclose(ours, theirs, rtol=1e-3, atol=1e-2):
+        raise ValueError(f"the two sides disagree by up to {np.abs(ours - theirs).max()} nats")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Unmasked:
+    """Stands where a mask is expected and multiplies by nothing: the forward pass as it would be without masks."""
+
+    @property
+    def attn_q(self) -> _Unmasked:
+        return self
+
+    attn_k = attn_v = ffn_up = ffn_down = attn_q
+
+    def reshape(self, *shape: int) -> _Unmasked:
+        return self
+
+    def __mul__(self, other: Any) -> Any:
+        return other
+
+    __rmul__ = __mul__
+
+
+@jax.jit
+def _unmasked(decoder: Decoder, tokens: jax.Array) -> jax.Array:
+    return logits_of(decoder, hidden_states(decoder, tokens, _Unmasked())[0])  # pyright: ignore[reportArgumentType]
+
+
+def _masking(rounds: int) -> dict[str, Any]:
+    """What the mask itself costs: the forward pass with and without one."""
+    config = ModelConfig.from_hf(SMOLLM2)
+    decoder = Decoder.random(config, jax.random.key(0))
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (8, 256)).astype(np.int32)
+    mask = NeuronMask.keep_all(config).drop(_sets(config, 1)[0])
+    times = paired(
+        lambda: forward_decoder(decoder, ids, mask).block_until_ready(),
+        lambda: _unmasked(decoder, ids).block_until_ready(),
+        rounds,
+    )
+    return {
+        "benchmark": "sweep", "model": "SmolLM2-135M", "what": "masked forward, 8 x 256", "ours_dtype": "float32",
+        "theirs": "unmasked", "theirs_dtype": "float32", **times,
+    }  # fmt: skip
+
+
+def _generation(rounds: int) -> dict[str, Any]:
+    """Greedy decoding of 64 new tokens for 16 prompts of 64 tokens, against `generate` with its cache."""
+    config = ModelConfig.from_hf({**SMOLLM2, "eos_token_id": []})
+    decoders = {d: Decoder.random(config, jax.random.key(0), d) for d in DTYPES}
+    hf = {d: torch_model(config, decoders["float32"], d) for d in DTYPES}
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (16, 64)).astype(np.int32)
+    mask = NeuronMask.keep_all(config).drop(_sets(config, 1)[0])
+
+    def ours(dtype: str) -> Any:
+        model = mw.Model(decoders[dtype], None, "SmolLM2")
+        return mw.generate(model, list(ids), mask, max_new_tokens=64)
+
+    best, theirs = (
+        fastest({d: partial(call, d) for d in DTYPES}) for call in (ours, lambda d: _hf_generate(hf[d], ids))
+    )
+    return {
+        "benchmark": "sweep", "model": "SmolLM2-135M", "what": "generation, 16 x 64 new tokens", "ours_dtype": best,
+        "theirs": "Hugging Face generate", "theirs_dtype": theirs,
+        **paired(partial(ours, best), partial(_hf_generate, hf[theirs], ids), rounds),
+    }  # fmt: skip
+
+
+def _hf_generate(hf: Any, ids: np.ndarray) -> Any:
+    import torch
+
+    tokens = torch.tensor(ids, dtype=torch.long)
+    with torch.inference_mode():
+        return hf.generate(
+            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=64, min_new_tokens=64,
+            pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip

@@ -1,0 +1,47 @@
+"""A sweep killed again and again at random moments ends in the same results, to the byte."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mwork_jax.cli import main
+
+KILLS = int(os.environ.get("MWORK_KILLS", "4"))  # MWORK_KILLS=30 for the whole check
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tiny_folder, tmp_path):
+    run = ("--languages", "en,de,th", "--documents", "2", "--held-out", "1", "--seeds", "1", "--rule", "top_k:20")
+    neurons = tmp_path / "neurons"
+    assert main(["run", "--model", str(tiny_folder), "--out", str(neurons), *run]) == 0
+    settings = ("--table", "all", "--languages", "en,de,th", "--items", "3", "--seeds", "2", "--dtype", "float32")
+
+    def command(out):
+        given = ("--model", tiny_folder, "--neurons", neurons, "--out", out, *settings)
+        return [sys.executable, "-m", "mwork_jax.cli", "evaluate", *map(str, given)]
+
+    begin = time.monotonic()
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    whole = time.monotonic() - begin
+    draw, out, killed = random.Random(0), tmp_path / "killed", 0
+    while killed < KILLS:
+        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=draw.uniform(0.2, 0.8) * whole)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+        else:  # it had time to finish: begin anew
+            assert process.returncode == 0
+            assert (out / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+            for path in sorted(out.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+    subprocess.run(command(out), check=True, capture_output=True)
+    assert (out / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+    assert not list(out.rglob("*.part"))
