@@ -23,7 +23,7 @@ from mwork_jax.metrics import ENGLISH, benjamini_hochberg, delta, holm, mcnemar,
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import Progress
 from mwork_jax.tables import Row, Table
-from mwork_jax.tasks import Task, prompt, questions, with_examples
+from mwork_jax.tasks import NoData, Task, prompt, questions, task_named, with_examples
 
 _POINTS = 100.0  # scores are between 0 and 1, tables show points
 ORIGINAL = "original"
@@ -56,6 +56,21 @@ def prepare(task: Task, data: str | Path | None, settings: SweepSettings) -> dic
         prompts = tuple(prompt(task, item, examples) for item in items)
         exams[language] = TaskExam(task, language, items, prompts, found.origin)
     return exams
+
+
+def prepare_table(table: Table, data: str | Path | None, settings: SweepSettings) -> dict[str, TaskExam]:
+    """`prepare` for the table's task or, where its data is not there in all languages, for the one that stands in for
+    it."""
+    try:
+        return prepare(task_named(table.task), data, settings)
+    except NoData:
+        if not table.stand_in:
+            raise
+        try:
+            return prepare(task_named(table.stand_in), data, settings)
+        except NoData:
+            pass
+        raise  # what is missing of the table's own task
 
 
 @dataclass(frozen=True)
@@ -128,7 +143,7 @@ def _about(sweep: Sweep, scores: Mapping[str, Mapping[str, Scores]]) -> dict[str
         "model": sweep.model.identity,
         "settings": asdict(sweep.settings),
         "neurons": {lang: dict(sweep.found[lang].provenance) for lang in sweep.others},
-        "data": {lang: {"origin": e.origin, "items": e.size, **e.key} for lang, e in sweep.exams.items()},
+        "data": {lang: {"origin": e.origin, "items": e.size, "fingerprint": e.key["items"]} for lang, e in sweep.exams.items()},
         "original": {
             lang: {name: _POINTS * float(np.mean(values)) for name, values in scores[ORIGINAL][lang].items()}
             for lang in sweep.exams

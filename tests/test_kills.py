@@ -19,7 +19,7 @@ def test_killed_at_random_moments(tiny_folder, tmp_path):
     run = ("--languages", "en,de,th", "--documents", "2", "--held-out", "1", "--seeds", "1", "--rule", "top_k:20")
     neurons = tmp_path / "neurons"
     assert main(["run", "--model", str(tiny_folder), "--out", str(neurons), *run]) == 0
-    settings = ("--table", "all", "--languages", "en,de,th", "--items", "3", "--seeds", "2", "--dtype", "float32")
+    settings = ("--table", "4", "--languages", "en,de,th", "--items", "3", "--seeds", "2", "--dtype", "float32")
 
     def command(out):
         given = ("--model", tiny_folder, "--neurons", neurons, "--out", out, *settings)

@@ -10,14 +10,15 @@ from typing import Any
 from mwork_jax.cli.options import add_model, at_least, command, languages_of, print_result
 from mwork_jax.deactivate import StageSplit
 from mwork_jax.errors import InputError
+from mwork_jax.exams import TaskExam
 from mwork_jax.files import output_folder, read_json, write_json, write_text
 from mwork_jax.load import load_model
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import compilations
 from mwork_jax.report import grid_report, table_report
-from mwork_jax.sweep import Sweep, SweepSettings, prepare, run_grid, run_table
-from mwork_jax.tables import tables_named
+from mwork_jax.sweep import Sweep, SweepSettings, prepare, prepare_table, run_grid, run_table
+from mwork_jax.tables import Table, tables_named
 from mwork_jax.tasks import task_named
 
 
@@ -52,7 +53,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     settings = SweepSettings(languages_of(chosen.languages), chosen.items, chosen.shots, chosen.seeds, chosen.chat)
     tables = tables_named(chosen.table)
     first, last = _numbers("--n1", chosen.n1), _numbers("--n2", chosen.n2)
-    exams = [prepare(task_named(chosen.task or table.task), chosen.data, settings) for table in tables]
+    exams = [_exams(chosen, table, settings) for table in tables]
     out = output_folder(chosen.out)
     if (out / "results.json").exists() and "tables" not in read_json(out / "results.json"):
         raise InputError(f"{out}: holds the results of `mwork run`; choose another output folder with --out")
@@ -68,6 +69,16 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     write_text(out / "table.txt", text + "\n")
     print(f"mwork: {compiled.count} programs compiled, for every shape once", file=sys.stderr)
     print_result(chosen, results, text)
+
+
+def _exams(chosen: argparse.Namespace, table: Table, settings: SweepSettings) -> dict[str, TaskExam]:
+    if chosen.task:
+        return prepare(task_named(chosen.task), chosen.data, settings)
+    exams = prepare_table(table, chosen.data, settings)
+    used = exams[ENGLISH].task.name
+    if used != table.task:
+        print(f"mwork: table {table.number}: no data of {table.task} there; {used} stands in for it", file=sys.stderr)
+    return exams
 
 
 def _found(folder: Path, languages: tuple[str, ...]) -> dict[str, NeuronSet]:

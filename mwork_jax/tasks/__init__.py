@@ -4,6 +4,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.tasks.base import (
     Choices,
     Item,
+    NoData,
     Questions,
     Task,
     continuations,
@@ -25,6 +26,7 @@ __all__ = [
     "TASKS",
     "Choices",
     "Item",
+    "NoData",
     "Questions",
     "Task",
     "continuations",

@@ -21,6 +21,10 @@ _HUB = "hub"  # the --data that means the Hub
 _UNSPACED_AFTER_COLON = ("zh", "ja")
 
 
+class NoData(InputError):
+    """A task has no data in a language where it was looked for; data that is there and damaged is an InputError."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One question. Tasks use the fields they need and leave the others empty.
@@ -118,10 +122,10 @@ def questions(task: Task, language: str, data: str | Path | None = None) -> Ques
     if data is None:
         if not own_items:
             has = f"has {', '.join(task.built_in)} only" if task.built_in else "has none"
-            raise InputError(f"{task.name}: no built-in data for language {language!r}: it {has}; use --data")
+            raise NoData(f"{task.name}: no built-in data for language {language!r}: it {has}; use --data")
         return Questions(own_items, examples, f"mwork-jax data, {task.name}.{language}")
     if language not in task.languages:
-        raise InputError(f"{task.name} has no language {language!r}; choose from {', '.join(task.languages)}")
+        raise NoData(f"{task.name} has no language {language!r}; choose from {', '.join(task.languages)}")
     # The built-in items have worked solutions, which the official files lack.
     examples = examples or own_items
     if str(data).split(":")[0] == _HUB:
@@ -169,7 +173,7 @@ def _data_file(task: Task, language: str, data: Path) -> Path:
         for folder in folders:
             if (folder / file).is_file():
                 return folder / file
-    raise InputError(f"{data}: nothing of {task.name} in {language!r} there; {' or '.join(files)} is needed")
+    raise NoData(f"{data}: nothing of {task.name} in {language!r} there; {' or '.join(files)} is needed")
 
 
 def with_examples(found: Questions, shots: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
