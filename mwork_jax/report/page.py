@@ -1,0 +1,224 @@
+"""One self-contained page: no script, no request, light and dark, for a phone and for paper."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import Any
+
+from mwork_jax.report.findings import Findings
+from mwork_jax.report.names import direction_of, full_name, name_of
+from mwork_jax.report.sections import LENS_KEY, Figure, Section
+from mwork_jax.report.table import Table
+
+_EXAMPLE_NOTE = (
+    "Columns: the beginning of a prompt. Rows: layers, the last on top. A cell: the token that the layer ranks first, "
+    "tinted by its language, stronger for more probable."
+)
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # nothing can leave the page
+
+
+def page(findings: Findings, parts: Iterable[Section]) -> str:
+    """The whole page as HTML."""
+    parts = list(parts)
+    title = f"mwork: {findings.model['source']}"
+    css = (resources.files("mwork_jax.report") / "page.css").read_text(encoding="utf-8")
+    links = "".join(f'<li><a href="#{s.name}">{_text(s.title)}</a></li>' for s in parts)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="generator" content="mwork-jax">
+<title>{_text(title)}</title>
+<link rel="icon" href="data:,">
+<style>
+{css}</style>
+</head>
+<body>
+<header>
+<h1>{_text(_short(str(findings.model["source"])))}</h1>
+<p class="lead">How this model handles languages: {_text(_lead(findings))}</p>
+{_facts(findings)}
+<nav aria-label="Sections"><ul>{links}<li><a href="#made">What made this</a></li></ul></nav>
+</header>
+<main>
+{"".join(map(_section, parts))}
+{_made(findings)}
+</main>
+<footer><p>Written by mwork-jax, an implementation of PLND and MWork (Zhao et al., NeurIPS 2024).</p></footer>
+</body>
+</html>
+"""
+
+
+def _text(text: Any) -> str:
+    return html.escape(str(text))
+
+
+def _short(source: str) -> str:
+    """A path's last part; a name or a Hub id as it is."""
+    return source.rstrip("/").rsplit("/", 1)[-1] if source.startswith(("/", ".", "~")) else source
+
+
+def _lead(findings: Findings) -> str:
+    languages = dict.fromkeys([*(findings.run or {}).get("original", {}), *findings.neurons, *findings.scores])
+    if findings.lens is not None:
+        languages |= dict.fromkeys(findings.lens["data"])
+    return f"{', '.join(map(name_of, languages))}." if languages else "the tables below."
+
+
+def _facts(findings: Findings) -> str:
+    """The run in four numbers."""
+    if findings.run is None:
+        return ""
+    rows = list(findings.run["languages"].values())
+
+    def span(values: list[float], form: str) -> str:
+        low, high = format(min(values), form), format(max(values), form)
+        return low if low == high else f"{low} to {high}"
+
+    facts = (
+        ("own", span([100 * r["share"] for r in rows], ".2f") + " %", "of the neurons switched off, by language"),
+        ("own", span([r["everywhere"]["own"] for r in rows], "+.2f"), "nats per token lost in the language itself"),
+        ("english", span([r["everywhere"]["english"] for r in rows], "+.2f"), "nats per token lost in English"),
+        ("random", span([r["random"]["own_mean"] for r in rows], "+.2f"), "lost with as many random neurons off"),
+    )
+    cells = "".join(f'<div class="{kind}"><dt>{what}</dt><dd>{value}</dd></div>' for kind, value, what in facts)
+    return f'<dl class="facts">{cells}</dl>'
+
+
+def _section(section: Section) -> str:
+    words = "".join(f"<p>{_text(w)}</p>" for w in section.words)
+    figures = f'<div class="figures">{"".join(map(_figure, section.figures))}</div>'
+    first, *others = (*section.tables, None)
+    tables = _table(first, opened=not section.examples) if first else ""
+    tables += "".join(_table(t, opened=True) for t in others if t is not None)
+    examples = "".join(_example(e, i == 0) for i, e in enumerate(section.examples))
+    if examples:
+        head = f"<h3>What each layer would say next</h3><p class='note'>{_EXAMPLE_NOTE}</p>"
+        examples = f"{head}{_key(LENS_KEY)}{examples}"
+    return (
+        f'<section id="{section.name}" aria-labelledby="{section.name}-title">'
+        f'<h2 id="{section.name}-title">{_text(section.title)}</h2>{words}{figures}{examples}{tables}</section>\n'
+    )
+
+
+def _key(key: Iterable[tuple[str, str]]) -> str:
+    items = "".join(f'<li><i style="background:var(--{c})"></i>{_text(w)}</li>' for c, w in key)
+    return f'<ul class="key">{items}</ul>' if items else ""
+
+
+def _figure(figure: Figure) -> str:
+    key = _key(figure.key)
+    if len(figure.drawings) == 1:
+        kind, body = "", f"<h3>{_text(figure.drawings[0].label)}</h3>{key}<figure>{figure.drawings[0].inline}"
+    else:
+        panels = "".join(
+            f'<div class="panel"><h4><bdi>{_text(d.label)}</bdi></h4>{d.inline}</div>' for d in figure.drawings
+        )
+        kind, body = ' class="wide"', f'{key}<figure><div class="panels">{panels}</div>'
+    return f"<div{kind}>{body}<figcaption>{_text(figure.caption)}</figcaption></figure></div>"
+
+
+def _table(table: Table, *, opened: bool) -> str:
+    data = base64.b64encode(table.csv().encode()).decode()
+    link = (
+        f'<p class="note download"><a download="{table.name}.csv" href="data:text/csv;base64,{data}" '
+        f'aria-label="Data as CSV: {_text(table.title)}">Data as CSV</a></p>'
+    )
+    if opened:
+        return table.html() + link
+    return f"<details><summary>{_text(table.title)}: the numbers</summary>{table.html()}{link}</details>"
+
+
+def _example(example: Mapping[str, Any], opened: bool) -> str:
+    """Layers by positions, each cell the token that the layer ranks first, tinted by its label."""
+    language = example["language"]
+    head = "".join(f'<th scope="col"><bdi>{_token(t)}</bdi></th>' for t in example["tokens"])
+    rows = []
+    for layer in reversed(range(len(example["layers"]))):
+        cells = "".join(_lens_cell(cell, language) for cell in example["layers"][layer])
+        rows.append(f'<tr><th scope="row">{layer}</th>{cells}</tr>')
+    name = _text(full_name(language))
+    return (
+        f"<details{' open' if opened else ''}><summary>{name}</summary>"
+        f'<div class="scroll lens" role="region" tabindex="0" aria-label="Layers by position, {name}">'
+        f'<table dir="{direction_of(language)}">'
+        f'<thead><tr><th scope="col">layer</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div></details>"
+    )
+
+
+def _lens_cell(cell: Mapping[str, Any], language: str) -> str:
+    kind = {language: "own", "en": "english"}.get(
+        cell["label"], "rest" if cell["label"] in ("other", "unclear", "none") else "others"
+    )
+    tint = 8 + round(42 * float(cell["probability"]))
+    style = f"background:color-mix(in srgb, var(--{kind}) {tint}%, transparent)"
+    about = _text(f"{cell['label']}, probability {cell['probability']:.2f}")
+    return f'<td style="{style}" title="{about}"><bdi>{_token(cell["token"])}</bdi></td>'
+
+
+def _token(token: str) -> str:
+    shown = token.replace("\n", "⏎").replace("\t", "⇥")
+    return _text(shown) if shown.strip() else "␣"
+
+
+def _made(findings: Findings) -> str:
+    """Model, data, settings, versions, seeds, and the command that repeats it."""
+    run, lens, split = findings.run, findings.lens, findings.split
+    made = dict(run["made_by"]) if run else {}
+    facts: dict[str, Any] = {
+        "Model": ", ".join(f"{k} {v}" for k, v in findings.model.items()),
+        "Settings": _pairs(made.get("settings", {})),
+        "Stages": f"N1 = {split.understanding}, N2 = {split.generation} of {split.layers} layers",
+        "Data": "; ".join(f"{lang}: {d['origin']}" for lang, d in made.get("data", {}).items()),
+        "Lens": _pairs(lens["settings"]) if lens else "",
+        "Versions": _pairs(made.get("versions", {})),
+    }
+    for table in findings.tables:
+        facts[f"Table {table['table']}"] = _pairs(table.get("settings", {}))
+    rows = "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in facts.items() if v)
+    commands = "\n".join(repeat_commands(findings))
+    again = f"<h3>To repeat it</h3><pre><code>{_text(commands)}</code></pre>" if commands else ""
+    return (
+        '<section id="made" aria-labelledby="made-title"><h2 id="made-title">What made this</h2>'
+        f'<dl class="made">{rows}</dl>{again}</section>'
+    )
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{k} {' '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for k, v in values.items() if v is not None
+    )
+
+
+def repeat_commands(findings: Findings) -> list[str]:
+    """The commands that give the same results again, as far as the files say."""
+    commands = []
+    run, lens = findings.run, findings.lens
+    if run is not None:
+        s = run["made_by"]["settings"]
+        options = {"model": run["made_by"]["model"]["source"], "dtype": run["made_by"]["model"]["dtype"]}
+        options |= s | {"languages": ",".join(s["languages"])}
+        commands.append(_command("run", options))
+    if lens is not None:
+        s = lens["settings"]
+        documents = next(iter(lens["data"].values()))["documents"]
+        options = {
+            "model": lens["model"]["source"],
+            "dtype": lens["model"]["dtype"],
+            "languages": ",".join(lens["data"]),
+        }
+        options |= {"documents": documents, "max_tokens": s.get("max_tokens"), "top": s["top"]}
+        commands.append(_command("lens", options))
+    return commands
+
+
+def _command(name: str, options: Mapping[str, Any]) -> str:
+    given = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in options.items() if v is not None)
+    return f"mwork {name} {given} --out DIR"
