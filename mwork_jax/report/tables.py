@@ -76,8 +76,8 @@ def _delta_note(rows: Sequence[Mapping[str, Any]], corrected: bool) -> str:
     if corrected:
         return (
             f"{note}; p corrected over the rows (Holm). vs random: how much higher Δ is than with as many random "
-            f"neurons off in the same parts; {ALIKE}: not told apart from random (p of .05 or more; where no random row "
-            "has the same parts, intervals that meet)."
+            f"neurons off in the same parts; {ALIKE}: not told apart from random (p of .05 or more; where no random "
+            "row has the same parts, intervals that meet)."
         )
     return (
         f"{note}. {ALIKE}: the interval meets that of random neurons (in the same parts where the table has such a "
