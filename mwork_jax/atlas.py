@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
-from scipy.spatial.distance import squareform
 
 from mwork_jax.detect import NeuronScores
 from mwork_jax.errors import InputError
@@ -52,6 +50,9 @@ def overlap(sets: Mapping[str, NeuronSet]) -> Overlap:
 
 def _clustered(jaccard: np.ndarray) -> np.ndarray:
     """The order of rows that puts similar ones side by side."""
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering  # half a second to import
+    from scipy.spatial.distance import squareform
+
     if len(jaccard) < 3:
         return np.arange(len(jaccard))
     distance = 1.0 - jaccard

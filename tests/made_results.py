@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +49,23 @@ def real_run(folder: Path) -> Path:
 def all_parts(folder: Path) -> Path:
     """The demo run with everything that a report can show: real but for the scores and the tuning."""
     shutil.copytree(REAL, folder)
+    shutil.copytree(_made_once(), folder / "scores")
     made_by = json.loads((folder / "results.json").read_text())["made_by"]
-    model, languages = made_by["model"], made_by["settings"]["languages"]
-    widths = json.loads((folder / "neurons" / "en.json").read_text())["widths"]
-    for language, scores in made_scores(languages, model["layers"], widths, model).items():
-        scores.save(folder / "scores" / f"{language}.safetensors")
     (folder / "tuning").mkdir()
-    (folder / "tuning" / "results.json").write_text(json.dumps(made_study(model)))
+    (folder / "tuning" / "results.json").write_text(json.dumps(made_study(made_by["model"])))
+    return folder
+
+
+@cache
+def _made_once() -> Path:
+    """A folder of scores that fit the demo run."""
+    made_by = json.loads((REAL / "results.json").read_text())["made_by"]
+    model, languages = made_by["model"], made_by["settings"]["languages"]
+    widths = json.loads((REAL / "neurons" / "en.json").read_text())["widths"]
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for language, scores in made_scores(languages, model["layers"], widths, model).items():
+        scores.save(folder / f"{language}.safetensors")
     return folder
 
 

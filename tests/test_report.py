@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -119,12 +120,14 @@ def test_the_same_files_give_the_same_page(whole):
     assert (whole / "report.html").read_bytes() == before
 
 
-def test_a_figure_that_is_no_more_is_taken_away(tmp_path):
-    folder = all_parts(tmp_path / "results")
-    read_report(folder).write()
+def test_a_figure_that_is_no_more_is_taken_away(whole, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(whole, folder)
     (folder / "lens.json").unlink()
+    shutil.rmtree(folder / "scores")
     read_report(folder).write()
     assert not list((folder / "figures").glob("languages-by-layer*"))
+    assert (folder / "figures" / "losses.svg").exists()
 
 
 @pytest.mark.parametrize("form", ["md", "latex", "csv"])
@@ -209,8 +212,10 @@ def test_plots_take_an_axis_of_one_s_own(whole):
     assert axes[0].get_xlabel() == "layer"
 
 
-def test_they_show_themselves_in_a_notebook(whole):
-    report = read_report(whole)
+def test_they_show_themselves_in_a_notebook(whole, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(whole / "neurons", folder / "neurons")
+    report = read_report(folder)
     table = report.tables["overlap"]
     assert table._repr_html_().count('<th scope="col"') == len(table.columns)
     assert report.drawings["overlap"]._repr_html_().startswith("<svg")
