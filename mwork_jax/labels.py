@@ -22,6 +22,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.files import read_json, write_json
 
 OTHER, UNCLEAR, NONE = REST = ("other", "unclear", "none")
+RULES = 1  # the version of what decides: kept labels of another one are made again
 Labeller = Callable[[Sequence[str], Sequence[str]], Sequence[str | None]]
 _FORMAT = "mwork-labels-1"
 _LATIN = ("Latin",)
@@ -213,5 +214,7 @@ def by_lingua(texts: Sequence[str], languages: Sequence[str]) -> list[str | None
     return answers
 
 
-_SURE, _AHEAD = 0.35, 1.25  # the least confidence, and how many times that of the next language
+# The least confidence, and how many times that of the next language: lower, and more words get a wrong language;
+# higher, and more common ones get none.
+_SURE, _AHEAD = 0.45, 1.25
 LABELLERS: Mapping[str, Labeller] = MappingProxyType({"lingua": by_lingua, "scripts": by_script_alone})

@@ -20,7 +20,7 @@ import numpy as np
 from mwork_jax.corpus import Batching, Document, Encoded, encoded, stream_batches
 from mwork_jax.detect import counted_rows
 from mwork_jax.errors import InputError
-from mwork_jax.labels import Labels, label_vocabulary
+from mwork_jax.labels import RULES, Labels, label_vocabulary
 from mwork_jax.ledger import Ledger, fingerprint
 from mwork_jax.load import Model
 from mwork_jax.model import Decoder, embedded, hidden_states, logits_of
@@ -196,7 +196,7 @@ def kept_labels(model: Model, languages: tuple[str, ...], labeller: str, out: Pa
         "size": model.config.vocab_size,
         "languages": list(languages),
         "labeller": labeller,
-        "rules": 1,
+        "rules": RULES,
     }
     path = out / "labels" / f"{fingerprint(key)}.json"
     if path.exists():
@@ -228,7 +228,7 @@ def _kept_shares(
         "model": model.key,
         "documents": _fingerprint(documents),
         "off": None if off is None else fingerprint({g: np.flatnonzero(m).tolist() for g, m in off.groups.items()}),
-        "labels": fingerprint(dict(labels.provenance)),
+        "labels": fingerprint([labels.columns, labels.codes.tolist()]),
         "top": settings.top,
     }
     bar.say(f"lens {language}" + ("" if off is None else ", own neurons off"))

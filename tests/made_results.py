@@ -42,7 +42,7 @@ def made_scores(languages=LANGUAGES, layers=3, widths=None, model=None, kept=2, 
 
 def real_run(folder: Path) -> Path:
     """The demo run, as `mwork run --quick` left it but for the scores, which are large."""
-    shutil.copytree(REAL, folder, ignore=shutil.ignore_patterns("lens.json", "tables"))
+    shutil.copytree(REAL, folder, ignore=shutil.ignore_patterns("lens.json", "tables", "grid"))
     return folder
 
 

@@ -263,6 +263,10 @@ BAD = {
     "lens": (lambda f: damage(f, "lens.json", lambda b: b.update(shares=[])), "shares should be a list"),
     "neurons": (lambda f: (f / "neurons" / "de.json").write_text("{}"), r"de\.json: not a neuron set"),
     "scores": (lambda f: (f / "scores" / "de.safetensors").write_bytes(b"x"), "damaged neuron scores"),
+    "two of one table": (
+        lambda f: shutil.copytree(f / "tables", f / "tables again"),
+        r"table 4 xcsqa and .*two results of the same kind",
+    ),
     "two runs": (
         lambda f: [(f / "again").mkdir(), (f / "again" / "results.json").write_text((f / "results.json").read_text())],
         "two results of the same kind",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mwork_jax.deactivate import StageSplit
 from mwork_jax.detect import NeuronScores
@@ -84,26 +84,10 @@ def read_findings(folder: str | Path) -> Findings:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one that `mwork run`, `evaluate`, `detect` or `lens` wrote")
-    models: dict[str, Mapping[str, Any]] = {}
-    kinds: dict[str, dict[str, Any]] = {"run": {}, "study": {}, "lens": {}}
-    tables: list[Mapping[str, Any]] = []
-    grids: list[Mapping[str, Any]] = []
-    for path in _there(folder, "results.json"):
-        results = _object(path, _RESULTS_FORMAT)
-        if "tables" in results:
-            for table in _fits(path, results["tables"], [TABLE]):
-                whole = "stages" in table
-                (tables if whole else grids).append(_fits(path, table, _SPLIT_TABLE if whole else _GRID))
-                models[f"{path} (table {table['table']})"] = table["model"]
-        else:
-            kind = "run" if "languages" in results else "study"
-            kinds[kind][str(path)] = _fits(path, results, RUN if kind == "run" else STUDY)
-            models[str(path)] = results["made_by"]["model"]
-    for path in _there(folder, "lens.json"):
-        kinds["lens"][str(path)] = lens = _fits(path, _object(path, LENS_FORMAT), LENS)
-        models[str(path)] = lens["model"]
+    found = list(_results(folder))
     neurons = {p.stem: NeuronSet.load(p) for p in sorted((folder / "neurons").glob("*.json"))}
     scores = {p.stem: NeuronScores.load(p) for p in sorted((folder / "scores").glob("*.safetensors"))}
+    models = {part.where: part.model for part in found}
     for kind, parts in (("neurons", neurons), ("scores", scores)):
         models |= {f"{folder / kind}, {lang}": m for lang, p in parts.items() if (m := p.provenance.get("model"))}
     if not models:
@@ -112,19 +96,50 @@ def read_findings(folder: str | Path) -> Findings:
             "neurons/ is needed"
         )
     model = _one_model(models)
-    run, study, lens = (_only(parts) for parts in kinds.values())
+    run, study, lens = (_only([part for part in found if part.kind == kind]) for kind in ("run", "study", "lens"))
+    tables, grids = ([p for p in found if p.kind.split()[0] == kind] for kind in ("table", "grid"))
+    for part in (*tables, *grids):
+        _only([other for other in found if other.kind == part.kind])
     order = [*(run or {}).get("original", {}), *(lens or {}).get("data", {})]
     return Findings(
         folder,
         model,
         run,
-        tuple(tables),
-        tuple(grids),
+        tuple(part.value for part in tables),
+        tuple(part.value for part in grids),
         study,
         lens,
         _in_order(neurons, order),
         _in_order(scores, order),
     )
+
+
+class _Part(NamedTuple):
+    """One result: of which kind (a table's with its number and task), in which file, of which model."""
+
+    kind: str
+    where: str
+    model: Mapping[str, Any]
+    value: Mapping[str, Any]
+
+
+def _results(folder: Path) -> Iterator[_Part]:
+    """What the files of a folder hold, each checked to be whole."""
+    for path in _there(folder, "results.json"):
+        results = _object(path, _RESULTS_FORMAT)
+        if "tables" in results:
+            for table in _fits(path, results["tables"], [TABLE]):
+                kind = "table" if "stages" in table else "grid"
+                _fits(path, table, _SPLIT_TABLE if kind == "table" else _GRID)
+                name = f"{kind} {table['table']} {table['task']['name']}"
+                yield _Part(name, f"{path}, {name}", table["model"], table)
+        else:
+            kind = "run" if "languages" in results else "study"
+            whole = _fits(path, results, RUN if kind == "run" else STUDY)
+            yield _Part(kind, str(path), whole["made_by"]["model"], whole)
+    for path in _there(folder, "lens.json"):
+        whole = _fits(path, _object(path, LENS_FORMAT), LENS)
+        yield _Part("lens", str(path), whole["model"], whole)
 
 
 def _there(folder: Path, name: str) -> Iterator[Path]:
@@ -144,11 +159,12 @@ def _object(path: Path, form: str) -> dict[str, Any]:
     return body
 
 
-def _only(parts: Mapping[str, Any]) -> Any:
-    """The one part of its kind, or None."""
+def _only(parts: Sequence[_Part]) -> Any:
+    """The one result of its kind, or None."""
     if len(parts) > 1:
-        raise InputError(f"{' and '.join(parts)}: two results of the same kind in one folder; report each by itself")
-    return next(iter(parts.values()), None)
+        where = " and ".join(part.where for part in parts)
+        raise InputError(f"{where}: two results of the same kind in one folder; report each by itself")
+    return parts[0].value if parts else None
 
 
 def _one_model(models: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
