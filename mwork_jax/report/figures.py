@@ -199,7 +199,7 @@ def plot_grid(ax: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     _cells(ax, np.nan_to_num((values - low) / (high - low or 1.0)), OWN, first=0)
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
-            weight = "bold" if value == high else "normal"
+            weight = "bold" if value == high > low else "normal"
             ax.text(j, i, f"{value:+.1f}", ha="center", va="center", fontsize=8, weight=weight)
     ax.set_xticks(range(len(last)), map(str, last))
     ax.set_yticks(range(len(first)), map(str, first))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import shlex
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any
@@ -193,7 +194,9 @@ def _made(findings: Findings) -> str:
 
 def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{k} {' '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for k, v in values.items() if v is not None
+        f"{k} {' '.join(map(str, v)) if isinstance(v, list | tuple) else v}"
+        for k, v in values.items()
+        if v is not None and v != []
     )
 
 
@@ -202,23 +205,48 @@ def repeat_commands(findings: Findings) -> list[str]:
     commands = []
     run, lens = findings.run, findings.lens
     if run is not None:
-        s = run["made_by"]["settings"]
-        options = {"model": run["made_by"]["model"]["source"], "dtype": run["made_by"]["model"]["dtype"]}
-        options |= s | {"languages": ",".join(s["languages"])}
-        commands.append(_command("run", options))
+        made = run["made_by"]
+        own = [f"{lang}={origin}" for lang, origin in _own_files(made.get("data", {})).items()]
+        commands.append(_command("run", made["model"], made["settings"], "DIR", [("data", own)] if own else []))
     if lens is not None:
-        s = lens["settings"]
-        documents = next(iter(lens["data"].values()))["documents"]
-        options = {
-            "model": lens["model"]["source"],
-            "dtype": lens["model"]["dtype"],
-            "languages": ",".join(lens["data"]),
-        }
-        options |= {"documents": documents, "max_tokens": s.get("max_tokens"), "top": s["top"]}
-        commands.append(_command("lens", options))
+        options = {"languages": list(lens["data"]), "documents": next(iter(lens["data"].values()))["documents"]}
+        options |= {k: lens["settings"].get(k) for k in ("max_tokens", "top", "labeller", "label_languages")}
+        options["neurons"] = "DIR" if any(s["neurons_off"] for s in lens["shares"]) else None
+        files = [("corpus", [f"{lang}={origin}"]) for lang, origin in _own_files(lens["data"]).items()]
+        commands.append(_command("lens", lens["model"], options, "DIR", files))
+    for table in (*findings.tables, *findings.grids):
+        options = {"neurons": "DIR", "table": table["table"], "task": table["task"]["name"]}
+        options |= dict(table.get("settings", {})) | _stages_of(table)
+        folder = "DIR/tables" if "stages" in table else "DIR/grid"
+        commands.append(_command("evaluate", table["model"], options, folder))
     return commands
 
 
-def _command(name: str, options: Mapping[str, Any]) -> str:
-    given = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in options.items() if v is not None)
-    return f"mwork {name} {given} --out DIR"
+def _own_files(data: Mapping[str, Any]) -> dict[str, str]:
+    """{language: the reader's own file}; none of the project's own documents."""
+    origins = {lang: str(d.get("origin", "")) for lang, d in data.items()}
+    return {lang: origin for lang, origin in origins.items() if origin and not origin.startswith("mwork-jax data")}
+
+
+def _stages_of(table: Mapping[str, Any]) -> dict[str, list[int]]:
+    """N1 and N2 as options: of a grid, all of them."""
+    rows = [table["stages"]] if "stages" in table else table["rows"]
+    return {option: sorted({row[n] for row in rows}) for option, n in (("n1", "understanding"), ("n2", "generation"))}
+
+
+def _command(
+    name: str,
+    model: Mapping[str, Any],
+    options: Mapping[str, Any],
+    out: str,
+    files: Iterable[tuple[str, list[str]]] = (),
+) -> str:
+    """A command line: what is None, False or empty is left out, True is an option without a value. files: options with
+    several values."""
+    given = [f"mwork {name}"]
+    for option, value in {"model": model["source"], "dtype": model["dtype"], **options}.items():
+        if value is not None and value is not False and value != []:
+            shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            given.append(f"--{option.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(shown)}"))
+    given += [f"--{option} {' '.join(map(shlex.quote, values))}" for option, values in files]
+    return " ".join([*given, f"--out {out}"])

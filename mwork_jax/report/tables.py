@@ -119,7 +119,8 @@ def grid_tables(grid: Mapping[str, Any]) -> Iterator[Table]:
     """Delta for every N1 (down) and N2 (across), one table for each deactivated part; the highest is marked."""
     for off, rows in grid_settings(grid).items():
         first, last = (sorted({row[name] for row in rows}) for name in ("understanding", "generation"))
-        best = max(row["delta"] for row in rows)
+        deltas = {row["delta"] for row in rows}
+        best = max(deltas) if len(deltas) > 1 else None
         cells = {
             (r["understanding"], r["generation"]): f"{r['delta']:+.1f}{'*' if r['delta'] == best else ' '}"
             for r in rows
