@@ -162,6 +162,12 @@ def test_only_what_is_there_is_shown(tmp_path):
     assert 'id="loss"' not in text
 
 
+def test_scores_without_english_are_shown_as_they_are(tmp_path):
+    for language, scores in made_scores(("de", "th"), model={"source": "x", "weights": "1", "layers": 3}).items():
+        scores.save(tmp_path / "scores" / f"{language}.safetensors")
+    assert "mode all" in read_report(tmp_path).html
+
+
 def row(neurons, low, high, **off):
     stages = {stage: stage in off for stage in ("under", "s_attn", "s_ffn", "gen")}
     return {"neurons": neurons, "delta_ci95": [low, high], **stages}
@@ -259,6 +265,10 @@ BAD = {
     "a field is gone": (
         lambda f: damage(f, "results.json", lambda b: b["languages"]["de"].pop("everywhere")),
         r"languages\.de\.everywhere is missing",
+    ),
+    "no languages": (
+        lambda f: damage(f, "results.json", lambda b: b["languages"].clear()),
+        r"languages should have something in it",
     ),
     "lens": (lambda f: damage(f, "lens.json", lambda b: b.update(shares=[])), "shares should be a list"),
     "neurons": (lambda f: (f / "neurons" / "de.json").write_text("{}"), r"de\.json: not a neuron set"),

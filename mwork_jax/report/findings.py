@@ -56,7 +56,9 @@ class Findings:
 
     @property
     def mode(self) -> str:
-        return self._provenance("mode") or "minus_english" if ENGLISH in self.scores or not self.scores else "all"
+        """The mode that the sets were found with; "all" where it needs English and there are no scores of English."""
+        mode = self._provenance("mode") or "minus_english"
+        return "all" if mode == "minus_english" and self.scores and ENGLISH not in self.scores else mode
 
     def _provenance(self, name: str) -> str | None:
         sets = (s.provenance.get(name) for lang, s in self.neurons.items() if lang != ENGLISH)
@@ -240,6 +242,8 @@ def _fits(path: Path, value: Any, needed: Any, where: str = "") -> Any:
     if isinstance(needed, Mapping):
         if not isinstance(value, Mapping):
             raise InputError(f"{path}: damaged ({where or 'it'} should be an object)")
+        if "*" in needed and not value:
+            raise InputError(f"{path}: damaged ({where} should have something in it)")
         fields = dict.fromkeys(value, needed["*"]) if "*" in needed else needed
         for name, inner in fields.items():
             if name not in value:
