@@ -20,7 +20,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.evaluate import HeldOutLoss, LogLikelihood, held_out_loss, log_likelihood
 from mwork_jax.generate import generate
 from mwork_jax.labels import Labels, label_vocabulary
-from mwork_jax.lens import LanguageShares, language_shares, lens_logits
+from mwork_jax.lens import LanguageShares, language_shares, lens_logits, top_tokens
 from mwork_jax.load import Model, load_model
 from mwork_jax.metrics import Delta, delta
 from mwork_jax.model import Decoder, forward_decoder
@@ -66,6 +66,7 @@ __all__ = [
     "score_neurons",
     "select_neurons",
     "threshold_curves",
+    "top_tokens",
 ]
 
 

@@ -129,13 +129,24 @@ def _lens_logits(decoder: Decoder, tokens: jax.Array, mask: NeuronMask) -> jax.A
     return jnp.concatenate([logits_of(decoder, embedded(decoder, tokens))[None], later])
 
 
-@jax.jit
-def _top_tokens(decoder: Decoder, tokens: jax.Array, mask: NeuronMask) -> tuple[jax.Array, jax.Array]:
-    """The first token and its probability at each layer and position: [layers + 1, batch, time] each."""
+def top_tokens(model: Model, document: Document, mask: NeuronMask, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """What each layer would say next at each position of one document, most likely first: (tokens int32, probabilities
+    float32), [layers + 1, time, k] each."""
+    tokens = model.encode(document)
+    if tokens.size == 0 or not 1 <= k <= model.config.vocab_size:
+        raise InputError(f"top tokens: {tokens.size} tokens and k = {k}; at least one of each is needed")
+    best, probability = _top_tokens(model.decoder, tokens[None], mask, k)
+    return np.asarray(best[:, 0]), np.asarray(probability[:, 0])
+
+
+@partial(jax.jit, static_argnames="k")
+def _top_tokens(decoder: Decoder, tokens: jax.Array, mask: NeuronMask, k: int) -> tuple[jax.Array, jax.Array]:
+    """The first k tokens and their probabilities at each layer and position: [layers + 1, batch, time, k] each."""
 
     def top(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits_of(decoder, x)
-        return jnp.argmax(logits, axis=-1), jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+        values, places = jax.lax.top_k(logits, k)
+        return places, jnp.exp(values - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
 
     _, later = hidden_states(decoder, tokens, mask, observe=lambda record: top(record.hidden))
     first = top(embedded(decoder, tokens))
@@ -255,10 +266,10 @@ def _kept_shares(
 def _example(model: Model, language: str, document: Encoded, labels: Labels, settings: LensSettings) -> dict[str, Any]:
     """What each layer would say next along the beginning of a document."""
     tokens = document.tokens[: settings.example_tokens]
-    best, probability = _top_tokens(model.decoder, tokens[None], NeuronMask.keep_all(model.config))
+    best, probability = top_tokens(model, tokens, NeuronMask.keep_all(model.config), k=1)
     first = int(tokens[0] == model.config.bos_id)  # what is said after a BOS alone is no matter of language
     tokens = tokens[first:]
-    best, probability = np.asarray(best[:, 0, first:]), np.asarray(probability[:, 0, first:], np.float64)
+    best, probability = best[:, first:, 0], probability[:, first:, 0]
     texts = dict(zip(best.ravel().tolist(), _texts(model, best.ravel()), strict=True))
     return {
         "language": language,

@@ -68,6 +68,20 @@ def test_shares_equal_counting_one_by_one(family, masked):
     np.testing.assert_allclose(found.top_k.sum(axis=1), 1, atol=1e-6)
 
 
+def test_the_top_tokens_of_every_layer():
+    model = pair("gemma2", 2).model
+    mask = NeuronMask.keep_all(model.config)
+    document = tokens(1, 9)[0]
+    found, probability = mw.top_tokens(model, document, mask, k=3)
+    logits = np.asarray(lens_logits(model, document[None], mask))[:, 0]
+    np.testing.assert_array_equal(found, np.argsort(-logits, axis=-1, kind="stable")[..., :3])
+    every = np.exp(logits - logits.max(-1, keepdims=True))
+    every /= every.sum(-1, keepdims=True)
+    np.testing.assert_allclose(probability, np.take_along_axis(every, found, axis=-1), rtol=1e-5)
+    with pytest.raises(mw.InputError, match="0 tokens"):
+        mw.top_tokens(model, document[:0], mask)
+
+
 def test_one_program_for_every_mask():
     model = pair("llama", 2).model
     for seed in range(3):

@@ -14,6 +14,7 @@ from mwork_jax.report.names import direction_of, full_name, name_of
 from mwork_jax.report.sections import LENS_KEY, Figure, Section
 from mwork_jax.report.table import Table
 
+_LONG = 16  # rows
 _EXAMPLE_NOTE = (
     "Columns: the beginning of a prompt. Rows: layers, the last on top. A cell: the token that the layer ranks first, "
     "tinted by its language, stronger for more probable."
@@ -95,9 +96,7 @@ def _facts(findings: Findings) -> str:
 def _section(section: Section) -> str:
     words = "".join(f"<p>{_text(w)}</p>" for w in section.words)
     figures = f'<div class="figures">{"".join(map(_figure, section.figures))}</div>'
-    first, *others = (*section.tables, None)
-    tables = _table(first, opened=not section.examples) if first else ""
-    tables += "".join(_table(t, opened=True) for t in others if t is not None)
+    tables = "".join(map(_table, section.tables))
     examples = "".join(_example(e, i == 0) for i, e in enumerate(section.examples))
     if examples:
         head = f"<h3>What each layer would say next</h3><p class='note'>{_EXAMPLE_NOTE}</p>"
@@ -119,19 +118,20 @@ def _figure(figure: Figure) -> str:
         kind, body = "", f"<h3>{_text(figure.drawings[0].label)}</h3>{key}<figure>{figure.drawings[0].inline}"
     else:
         panels = "".join(
-            f'<div class="panel"><h4><bdi>{_text(d.label)}</bdi></h4>{d.inline}</div>' for d in figure.drawings
+            f'<div class="panel"><h3><bdi>{_text(d.label)}</bdi></h3>{d.inline}</div>' for d in figure.drawings
         )
         kind, body = ' class="wide"', f'{key}<figure><div class="panels">{panels}</div>'
     return f"<div{kind}>{body}<figcaption>{_text(figure.caption)}</figcaption></figure></div>"
 
 
-def _table(table: Table, *, opened: bool) -> str:
+def _table(table: Table) -> str:
+    """A table with its data to take away; a long one is folded."""
     data = base64.b64encode(table.csv().encode()).decode()
     link = (
         f'<p class="note download"><a download="{table.name}.csv" href="data:text/csv;base64,{data}" '
         f'aria-label="Data as CSV: {_text(table.title)}">Data as CSV</a></p>'
     )
-    if opened:
+    if len(table.rows) <= _LONG:
         return table.html() + link
     return f"<details><summary>{_text(table.title)}: the numbers</summary>{table.html()}{link}</details>"
 

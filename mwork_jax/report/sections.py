@@ -89,7 +89,7 @@ def sections(findings: Findings) -> Iterator[Section]:
         yield _overlap_section(findings, tables)
     if findings.scores:
         yield _threshold_section(findings, tables)
-        yield _importance_section(findings)
+        yield _importance_section(findings, tables)
 
 
 def _run_section(run: Mapping[str, Any], tables: Mapping[str, Table]) -> Section:
@@ -299,7 +299,7 @@ def _threshold_section(findings: Findings, tables: Mapping[str, Table]) -> Secti
     return Section("thresholds", "Other thresholds", words, (Figure(caption, (drawing,)),), (tables["thresholds"],))
 
 
-def _importance_section(findings: Findings) -> Section:
+def _importance_section(findings: Findings, tables: Mapping[str, Table]) -> Section:
     of_each = [importance_quantiles(s) for s in findings.scores.values()]
     drawings = []
     for group, title in GROUP_TITLES.items():
@@ -316,4 +316,5 @@ def _importance_section(findings: Findings) -> Section:
         "Band: the middle 80 %; line: median; dashed: 99th, dotted: 99.9th percentile. Queries and keys are measured "
         "on the attention weights, the others on the block's output, so their scales differ."
     )
-    return Section("importance", "How importance is spread", (), (Figure(caption, tuple(drawings)),))
+    figures, data = (Figure(caption, tuple(drawings)),), (tables["importance"],)
+    return Section("importance", "How importance is spread", (), figures, data)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mwork_jax.atlas import overlap, threshold_curves
+from mwork_jax.atlas import QUANTILES, importance_quantiles, overlap, threshold_curves
 from mwork_jax.labels import REST
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import GROUPS
@@ -46,6 +46,7 @@ def all_tables(findings: Findings) -> Iterator[Table]:
         yield overlap_table(findings)
     if findings.scores:
         yield thresholds_table(findings)
+        yield importance_table(findings)
 
 
 def delta_table(rows: Sequence[Mapping[str, Any]], digits: int, *, name: str = "delta", title: str = "Delta") -> Table:
@@ -353,3 +354,23 @@ def thresholds_table(findings: Findings) -> Table:
     columns = ("top fraction", *map(name_of, curves))
     title = f"Neurons found at other thresholds, mode {findings.mode}"
     return Table("thresholds", title, columns, tuple(rows), 1, "The CSV has every threshold.", tuple(records))
+
+
+def importance_table(findings: Findings) -> Table:
+    """Median and 99.9th percentile of importance in each layer, averaged over the languages."""
+    of_each = {lang: importance_quantiles(s) for lang, s in findings.scores.items()}
+    means = {group: np.mean([q[group] for q in of_each.values()], axis=0) for group in GROUPS}
+    layers = range(next(iter(means.values())).shape[1])
+    median, top = QUANTILES.index(0.5), QUANTILES.index(0.999)
+    rows = [
+        (str(layer + 1), *(f"{q[median, layer]:.3g} / {q[top, layer]:.3g}" for q in means.values())) for layer in layers
+    ]
+    records = [
+        {"language": lang, "group": group, "layer": layer + 1}
+        | {f"quantile_{q:g}": float(quantiles[group][i, layer]) for i, q in enumerate(QUANTILES)}
+        for lang, quantiles in of_each.items()
+        for group in GROUPS
+        for layer in layers
+    ]
+    note = "Median / 99.9th percentile over a layer's neurons, averaged over the languages. The CSV has every language."
+    return Table("importance", "Importance by layer", ("layer", *GROUPS), tuple(rows), 1, note, tuple(records))
