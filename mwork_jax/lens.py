@@ -175,6 +175,8 @@ def run_lens(
     """The shares for the prompts of each language, on the original model and, where `neurons` has a set for the
     language, with that set switched off. Returns what `lens.json` says; finished parts are kept in `out/cells`, the
     labels in `out/labels`."""
+    for neurons_of in neurons.values():  # a set of another model is found before any work
+        NeuronMask.keep_all(model.config).drop(neurons_of)
     languages = tuple(dict.fromkeys((*prompts, *settings.label_languages)))
     labels = kept_labels(model, languages, settings.labeller, out)
     ledger = Ledger(out / "cells")

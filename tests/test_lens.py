@@ -159,6 +159,13 @@ def test_bad_input_is_one_line_and_status_2(case, tmp_path, monkeypatch, capsys)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_neurons_of_another_model(tiny_folder, tmp_path, capsys):
+    random_neurons(pair("llama", 2).config).save(tmp_path / "neurons" / "th.json")
+    lens(tiny_folder, tmp_path / "out", "--neurons", tmp_path, expect=2)
+    assert "the set is of another model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_without_a_tokenizer(tiny_folder, tmp_path, capsys):
     import shutil
 
