@@ -11,6 +11,7 @@ Find the language-specific neurons of a model from unlabelled text, switch them 
 
 import jax
 
+from mwork_jax.atlas import Overlap, overlap, threshold_curves
 from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import Batching, read_corpus
 from mwork_jax.deactivate import Setting, StageSplit
@@ -18,10 +19,13 @@ from mwork_jax.detect import NeuronScores, importance, score_neurons
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate import HeldOutLoss, LogLikelihood, held_out_loss, log_likelihood
 from mwork_jax.generate import generate
+from mwork_jax.labels import Labels, label_vocabulary
+from mwork_jax.lens import LanguageShares, language_shares, lens_logits, top_tokens
 from mwork_jax.load import Model, load_model
 from mwork_jax.metrics import Delta, delta
 from mwork_jax.model import Decoder, forward_decoder
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet
+from mwork_jax.report import Report, read_report
 from mwork_jax.select import Rule, activated, select_neurons
 
 __version__ = "0.1.0"
@@ -32,12 +36,16 @@ __all__ = [
     "Delta",
     "HeldOutLoss",
     "InputError",
+    "Labels",
+    "LanguageShares",
     "LogLikelihood",
     "Model",
     "ModelConfig",
     "NeuronMask",
     "NeuronScores",
     "NeuronSet",
+    "Overlap",
+    "Report",
     "Rule",
     "Setting",
     "StageSplit",
@@ -47,11 +55,18 @@ __all__ = [
     "generate",
     "held_out_loss",
     "importance",
+    "label_vocabulary",
+    "language_shares",
+    "lens_logits",
     "load_model",
     "log_likelihood",
+    "overlap",
     "read_corpus",
+    "read_report",
     "score_neurons",
     "select_neurons",
+    "threshold_curves",
+    "top_tokens",
 ]
 
 

@@ -108,8 +108,8 @@ def _drop_results_of_others(out: Path, made: Mapping[str, Any]) -> None:
         except (InputError, KeyError, TypeError):
             same = False
         if not same:
-            path.unlink()
-            (out / "table.txt").unlink(missing_ok=True)
+            for name in ("results.json", "table.txt", "report.html"):
+                (out / name).unlink(missing_ok=True)
 
 
 def choose_documents(corpora: Mapping[str, Corpus], settings: RunSettings) -> dict[str, Corpus]:

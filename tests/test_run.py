@@ -52,7 +52,8 @@ def test_results_say_what_made_them(finished, tiny_folder):
     assert made["settings"]["languages"] == ["en", "de", "th"]
     assert made["stages"] == {"layers": 4, "understanding": 1, "generation": 1}
     assert made["versions"]["mwork-jax"] == mw.__version__
-    assert {p.name for p in finished.iterdir()} == {"results.json", "table.txt", "neurons", "scores", "cells"}
+    files = {"results.json", "table.txt", "report.html", "neurons", "scores", "cells", "figures"}
+    assert {p.name for p in finished.iterdir()} == files
 
 
 def test_rows_have_the_fields_others_rely_on(finished):
@@ -332,7 +333,7 @@ def test_a_full_disk_is_one_line(finished, tiny_folder, tmp_path, monkeypatch, c
     assert "No space left on device" in output.err
     assert "Traceback" not in output.err
     after = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    assert set(before) - set(after) <= {out / "results.json", out / "table.txt"}
+    assert set(before) - set(after) <= {out / "results.json", out / "table.txt", out / "report.html"}
     assert all(before[p] == content for p, content in after.items()), "nothing half-written"
 
 

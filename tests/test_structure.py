@@ -12,15 +12,15 @@ PACKAGE = ROOT / "mwork_jax"
 FLOORS = [
     ["errors"],
     ["config", "files", "metrics"],
-    ["neurons", "ledger", "progress", "report"],
+    ["neurons", "ledger", "progress", "labels"],
     ["model"],
     ["load"],
     ["corpus"],
     ["prefill"],
     ["detect", "evaluate", "generate", "tasks"],
-    ["select", "deactivate", "exams"],
-    ["tables", "cells"],
-    ["run", "sweep"],
+    ["select", "deactivate", "exams", "lens"],
+    ["tables", "cells", "atlas"],
+    ["run", "sweep", "report"],
     ["cli"],
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -21,7 +21,7 @@ from mwork_jax.corpus import LANGUAGES, Corpus, own_corpus, read_corpus
 from mwork_jax.errors import InputError
 from mwork_jax.files import output_folder, write_text
 from mwork_jax.load import load_model
-from mwork_jax.report import text_report
+from mwork_jax.report import read_report, text_report
 from mwork_jax.run import RunSettings, choose_documents, run
 from mwork_jax.select import MODES, Rule
 
@@ -57,7 +57,9 @@ def _run(chosen: argparse.Namespace) -> None:
     results = run(model, corpora, settings, out)
     text = text_report(results)
     write_text(out / "table.txt", text + "\n")
-    print_result(chosen, results, f"{text}\n\nEverything is in {out}: results.json, table.txt, neurons/, scores/.")
+    page = read_report(out).write()
+    where = f"Look at {page}. Everything is in {out}: results.json, table.txt, neurons/, scores/, figures/."
+    print_result(chosen, results, f"{text}\n\n{where}")
 
 
 def _run_settings(chosen: argparse.Namespace) -> tuple[RunSettings, dict[str, Corpus]]:

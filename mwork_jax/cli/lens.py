@@ -1,0 +1,91 @@
+"""`mwork lens`: the languages that each layer would speak."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mwork_jax.cli.options import add_model, at_least, command, languages_of, one_of, pairs, print_result
+from mwork_jax.corpus import encoded, own_corpus, read_corpus
+from mwork_jax.errors import InputError
+from mwork_jax.files import output_folder, write_json
+from mwork_jax.labels import LABELLERS
+from mwork_jax.lens import LensSettings, run_lens
+from mwork_jax.load import load_model
+from mwork_jax.neurons import NeuronSet
+from mwork_jax.report import lens_report
+
+_LANGUAGES = "en,de,es,zh,th,ar"
+
+
+def add(commands: Any) -> None:
+    what = "the logit lens: of which language are the tokens that each layer would say next (Figure 1)"
+    example = "mwork lens --model gemma3-270m --languages en,de,th --neurons results --out results"
+    parser = command(commands, "lens", _lens, what, example)
+    add_model(parser)
+    parser.add_argument(
+        "--out", default="mwork-results", help="output folder; lens.json goes there (default: mwork-results)"
+    )
+    parser.add_argument(
+        "--languages", help=f"comma-separated codes, of the prompts and of the labels (default: {_LANGUAGES})"
+    )
+    parser.add_argument(
+        "--corpus", action="append", metavar="LANG=FILE", help="own prompts, text or JSONL, one file per language"
+    )
+    parser.add_argument("--documents", type=int, default=4, help="prompts per language (default: 4)")
+    parser.add_argument("--max-tokens", type=int, default=64, help="longer prompts are cut here (default: 64)")
+    parser.add_argument("--top", type=int, default=10, help="tokens that count at each position (default: 10)")
+    parser.add_argument("--neurons", help="folder with neurons/LANG.json: also with each language's own neurons off")
+    parser.add_argument(
+        "--label-languages", help="comma-separated codes of more languages that a token can be of (default: none)"
+    )
+    parser.add_argument(
+        "--labeller",
+        default="lingua",
+        help=f"decides where a script does not: {', '.join(LABELLERS)} (default: lingua)",
+    )
+
+
+def _lens(chosen: argparse.Namespace) -> None:
+    for option in ("documents", "top"):
+        at_least(f"--{option}", getattr(chosen, option), 1)
+    at_least("--max-tokens", chosen.max_tokens, 2)
+    one_of("--labeller", chosen.labeller, tuple(LABELLERS))
+    more = languages_of(chosen.label_languages) if chosen.label_languages else ()
+    texts, origins = _prompts(chosen)
+    out = output_folder(chosen.out)
+    neurons = {} if chosen.neurons is None else _neurons(Path(chosen.neurons), tuple(texts))
+    model = load_model(chosen.model, dtype=chosen.dtype)
+    prompts = {lang: list(encoded(model, t, chosen.max_tokens, where=origins[lang])) for lang, t in texts.items()}
+    settings = LensSettings(chosen.top, chosen.max_tokens, chosen.labeller, more)
+    found = run_lens(model, prompts, origins, neurons, settings, out)
+    write_json(out / "lens.json", found)
+    print_result(chosen, found, f"{lens_report(found)}\n\nEverything is in {out / 'lens.json'}.")
+
+
+def _prompts(chosen: argparse.Namespace) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
+    """The texts and where they come from, by language."""
+    files = pairs("--corpus", chosen.corpus) if chosen.corpus else {}
+    languages = languages_of(chosen.languages or ",".join(files) or _LANGUAGES)
+    if files and not set(languages) <= set(files):
+        missing = ", ".join(sorted(set(languages) - set(files)))
+        raise InputError(f"--corpus has no prompts for {missing!r}; it has {', '.join(files)}")
+    texts, origins = {}, {}
+    for language in languages:
+        own = None if files else own_corpus(language)
+        there = read_corpus(files[language]) if own is None else own.held_out
+        origins[language] = files[language] if own is None else f"{own.origin}, held out"
+        if chosen.documents > len(there):
+            raise InputError(f"{origins[language]}: {chosen.documents} prompts asked, there are {len(there)}")
+        texts[language] = there[: chosen.documents]
+    return texts, origins
+
+
+def _neurons(folder: Path, languages: Sequence[str]) -> dict[str, NeuronSet]:
+    """The sets that the folder has of these languages."""
+    found = {lang: NeuronSet.load(p) for lang in languages if (p := folder / "neurons" / f"{lang}.json").exists()}
+    if not found:
+        raise InputError(f"{folder}: no neurons/LANG.json of {', '.join(languages)}; `mwork run` writes them")
+    return found

@@ -1,0 +1,47 @@
+"""Results as people read them: text, tables for papers, figures, and one page that shows it all.
+
+Everything is made from files (results.json, lens.json, scores, neuron sets), never from a model. The plot functions
+take a matplotlib axis.
+"""
+
+from mwork_jax.report.figures import (
+    plot_deltas,
+    plot_enhancement,
+    plot_grid,
+    plot_importance,
+    plot_layer_languages,
+    plot_losses,
+    plot_neurons,
+    plot_overlap,
+    plot_thresholds,
+)
+from mwork_jax.report.findings import Findings, read_findings
+from mwork_jax.report.names import NAMES
+from mwork_jax.report.table import FORMATS, Table
+from mwork_jax.report.text import grid_report, lens_report, printable, table_report, text_report
+from mwork_jax.report.written import Report, read_report, tables_as
+
+__all__ = [
+    "FORMATS",
+    "NAMES",
+    "Findings",
+    "Report",
+    "Table",
+    "grid_report",
+    "lens_report",
+    "plot_deltas",
+    "plot_enhancement",
+    "plot_grid",
+    "plot_importance",
+    "plot_layer_languages",
+    "plot_losses",
+    "plot_neurons",
+    "plot_overlap",
+    "plot_thresholds",
+    "printable",
+    "read_findings",
+    "read_report",
+    "table_report",
+    "tables_as",
+    "text_report",
+]

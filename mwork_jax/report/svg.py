@@ -1,0 +1,96 @@
+"""Figures as SVG: text stays text, every figure has a title and a description, colours follow the page's theme."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from mwork_jax.report.figures import (
+    ENGLISH_COLOUR,
+    GRID,
+    INK,
+    LINES,
+    MUTED,
+    OTHERS,
+    OWN,
+    PAPER,
+    RANDOM,
+    REST_COLOUR,
+    STYLE,
+)
+
+_SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', Arial, sans-serif"
+THEME = {
+    INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", OWN: "own", ENGLISH_COLOUR: "english", OTHERS: "others",
+    REST_COLOUR: "rest", RANDOM: "random",
+} | {colour: f"line-{i}" for i, colour in enumerate(LINES) if i > 2}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure. label: what stands over it. alt: what it shows, for those who do not see it. plain: an SVG file for
+    papers; inline: the same for the page, in the page's colours."""
+
+    name: str
+    label: str
+    alt: str
+    plain: str
+    inline: str
+
+    def _repr_html_(self) -> str:
+        return self.inline
+
+
+def draw(name: str, label: str, alt: str, size: tuple[float, float], plot: Callable[[Any], None]) -> Drawing:
+    """Draws on one axis of `size` inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    out = io.StringIO()
+    with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts draw the text, not matplotlib's
+        figure = Figure(figsize=size, layout="constrained")
+        plot(figure.subplots())
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    root = _accessible(ET.fromstring(out.getvalue()), f"fig-{name}", label, alt)
+    ET.register_namespace("", _SVG)
+    ET.register_namespace("xlink", _LINK)
+    plain = ET.tostring(root, encoding="unicode")
+    inline = re.sub(r"#[0-9a-f]{6}\b", lambda m: _themed(m[0]), plain)
+    return Drawing(name, label, alt, plain, inline)
+
+
+def _themed(colour: str) -> str:
+    return f"var(--{THEME[colour]}, {colour})" if colour in THEME else colour
+
+
+def _accessible(root: ET.Element, name: str, label: str, alt: str) -> ET.Element:
+    """With title and description, ids that are unique on a page, and fonts that every reader has."""
+    for parent in root.iter():
+        for child in list(parent):
+            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
+                parent.remove(child)
+    for element in root.iter():
+        for key, value in list(element.attrib.items()):
+            if key == "id":
+                element.set(key, f"{name}-{value}")
+            elif value.startswith("#") and key.endswith("href"):
+                element.set(key, f"#{name}-{value[1:]}")
+            else:
+                value = re.sub(r"url\(#", f"url(#{name}-", value)
+                element.set(key, re.sub(r"font-family: [^;]*", f"font-family: {_FONTS}", value))
+    for i, (tag, text) in enumerate((("title", label), ("desc", alt))):
+        child = ET.Element(f"{{{_SVG}}}{tag}", {"id": f"{name}-{tag}"})
+        child.text = text
+        root.insert(i, child)
+    root.set("style", f"max-width: {float(root.get('width', '0').removesuffix('pt')) / 72 * 96 * 1.15:.0f}px")
+    root.set("role", "img")
+    root.set("aria-labelledby", f"{name}-title {name}-desc")
+    root.set("stroke-linejoin", "round")
+    return root

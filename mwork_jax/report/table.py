@@ -1,0 +1,119 @@
+"""A table that people read, in every form they may want it in: text, HTML, Markdown, LaTeX, CSV."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FORMATS = ("md", "latex", "csv")
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "Δ": r"$\Delta$", "✗": r"$\times$", "✓": r"\checkmark{}",
+    "±": r"$\pm$", "−": "$-$", "≈": r"$\approx$", "–": "--", "·": r"$\cdot$",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are shown, and the numbers behind them.
+
+    name: also its file's name. words: so many first columns are words, to the left, and name their row; the others are
+    numbers, to the right. records: the same rows with unrounded values, for CSV and JSON. In a notebook it shows
+    itself.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+    note: str = ""
+    records: tuple[Mapping[str, Any], ...] = ()
+
+    def text(self, left: int | None = None) -> str:
+        """Aligned columns; the first `left` ones to the left (default: the words)."""
+        left = self.words if left is None else left
+        rows = (self.columns, *self.rows)
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self.columns))]
+        lines = [
+            "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            for row in rows
+        ]
+        rule = "-" * (sum(widths) + 2 * len(widths) - 2)
+        return "\n".join([lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:])])
+
+    def markdown(self) -> str:
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |"
+
+        marks = ["---" if i < self.words else "---:" for i in range(len(self.columns))]
+        body = "\n".join([line(self.columns), line(marks), *map(line, self.rows)])
+        return f"**{self.title}**\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
+
+    def latex(self) -> str:
+        """A table for the packages booktabs and amssymb."""
+
+        def line(cells: Sequence[str]) -> str:
+            return " & ".join("".join(_LATEX.get(sign, sign) for sign in cell) for cell in cells) + r" \\"
+
+        def plain(text: str) -> str:
+            return "".join(_LATEX.get(sign, sign) for sign in text)
+
+        places = "l" * self.words + "r" * (len(self.columns) - self.words)
+        parts = [
+            r"\begin{table}",
+            rf"\caption{{{plain(' '.join(filter(None, (self.title + '.', self.note))))}}}",
+            rf"\label{{tab:{self.name}}}",
+            rf"\begin{{tabular}}{{{places}}}",
+            r"\toprule",
+            line(self.columns),
+            r"\midrule",
+            *map(line, self.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(parts) + "\n"
+
+    def csv(self) -> str:
+        """The records where there are any, else the cells."""
+        out = io.StringIO()
+        records = self.records or [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+        writer = csv.DictWriter(out, list(dict.fromkeys(key for record in records for key in record)))
+        writer.writeheader()
+        writer.writerows(records)
+        return out.getvalue()
+
+    def written(self, form: str) -> str:
+        """The table in one of FORMATS."""
+        return {"md": self.markdown, "latex": self.latex, "csv": self.csv}[form]()
+
+    def html(self) -> str:
+        """A table with real headers, named by the line over it; where the page is narrow it scrolls by itself."""
+
+        def cell(i: int, text: str) -> str:
+            shown = html.escape(text)
+            return f'<th scope="row">{shown}</th>' if i == 0 else f"<td{_kind(i, self.words)}>{shown}</td>"
+
+        head = "".join(
+            f'<th scope="col"{_kind(i, self.words)}>{html.escape(c)}</th>' for i, c in enumerate(self.columns)
+        )
+        body = "\n".join(f"<tr>{''.join(cell(i, c) for i, c in enumerate(row))}</tr>" for row in self.rows)
+        note = f'<p class="note">{html.escape(self.note)}</p>' if self.note else ""
+        named = f'aria-labelledby="{self.name}-name"'
+        return (
+            f'<p class="caption" id="{self.name}-name">{html.escape(self.title)}</p>'
+            f'<div class="scroll" role="region" tabindex="0" {named}><table {named}>\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>{note}"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+
+def _kind(column: int, words: int) -> str:
+    return "" if column < words else ' class="n"'
