@@ -76,6 +76,7 @@ class State(NamedTuple):
 
     values: Compact
     optimizer: Any
+    step: jax.Array  # int32, updates made
     best: Compact  # the values with the lowest validation loss so far
     best_loss: jax.Array  # float32, nats per token
     stale: jax.Array  # int32, looks at the validation documents since the best
@@ -112,7 +113,7 @@ def begin(decoder: Decoder, index: Index, rates: Rates) -> tuple[Frozen, State]:
 
     def fresh(base: Compact, rates: Rates) -> State:
         zero = jnp.zeros((), jnp.int32)
-        return State(base, adamw(rates).init(base), base, jnp.float32(jnp.inf), zero, jnp.bool_(False))
+        return State(base, adamw(rates).init(base), zero, base, jnp.float32(jnp.inf), zero, jnp.bool_(False))
 
     state = jax.vmap(fresh)(base, rates)
     return Frozen(decoder, index, base, rates), jax.tree.map(jnp.copy, state)  # no two leaves share a buffer to donate
@@ -150,16 +151,11 @@ def _one_step(
     loss, gradient = nats / tokens, jax.tree.map(lambda g: g / tokens, gradient)
     norm = optax.global_norm(gradient)
     updates, optimizer = adamw(rates).update(gradient, state.optimizer, state.values)
-    after = state._replace(values=optax.apply_updates(state.values, updates), optimizer=optimizer)
+    after = state._replace(values=optax.apply_updates(state.values, updates), optimizer=optimizer, step=state.step + 1)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    going = finite & ~state.diverged & (state.stale < program.patience) & (_count(state) < rates.steps)
+    going = finite & ~state.diverged & (state.stale < program.patience) & (state.step < rates.steps)
     kept = jax.tree.map(lambda new, old: jnp.where(going, new, old), after, state)
     return kept._replace(diverged=state.diverged | ~finite), StepReport(loss, norm)
-
-
-def _count(state: State) -> jax.Array:
-    """Updates that a run has made."""
-    return optax.tree.get(state.optimizer, "count", filtering=lambda path, _: "ScaleBySchedule" in str(path))
 
 
 @partial(jax.jit, static_argnames="program")
