@@ -1,7 +1,7 @@
 """The compact form: a neuron set's rows and columns apart from the model, as one small pytree.
 
-A neuron is a row of W_Q, W_K, W_V, or of both W_gate and W_up, or a column of W_down. The chosen ones of every layer are
-gathered at one width per parameter, padded, with traced indices: neuron sets of other languages, random controls and
+A neuron is a row of W_Q, W_K, W_V, or of both W_gate and W_up, or a column of W_down. The chosen ones of every layer
+are gathered at one width per group, padded, with traced indices: neuron sets of other languages, random controls and
 seeds share one program and stack for `jax.vmap`. In the forward pass the difference to the model's own values is a
 small product beside the frozen one (`changes`), so a gradient and an optimizer state exist for the selection alone.
 Biases stay as they are.

@@ -123,7 +123,10 @@ def _nats(program: Program, decoder: Decoder, index: Index, base: Compact, rows:
     """Summed loss of packed rows [b, t] of one run."""
     config = decoder.config
     added, keep = changes(index, base, values), NeuronMask.keep_all(config)
-    x, _ = hidden_states(decoder, rows.tokens, keep, start=rows.start, changes=added, remat=program.remat)
+    positions = jnp.arange(rows.tokens.shape[1], dtype=jnp.int32) - rows.start
+    x, _ = hidden_states(
+        decoder, rows.tokens, keep, positions=positions, documents=rows.start, changes=added, remat=program.remat
+    )
     x = rms_norm(x, decoder.final_norm[...], config).reshape(-1, config.hidden_size)
     pad = -x.shape[0] % program.loss_rows
     targets, counts = (jnp.pad(a.reshape(-1), (0, pad)) for a in (rows.targets, rows.counts))
@@ -174,8 +177,6 @@ def note_validation(state: State, loss: jax.Array) -> State:
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.values, state.best)
         stale = jnp.where(better, 0, state.stale + 1)
         diverged = state.diverged | ~jnp.isfinite(loss)
-        return state._replace(
-            best=best, best_loss=jnp.minimum(loss, state.best_loss), stale=stale, diverged=diverged
-        )
+        return state._replace(best=best, best_loss=jnp.minimum(loss, state.best_loss), stale=stale, diverged=diverged)
 
     return jax.vmap(note)(state, loss)

@@ -26,7 +26,6 @@ from mwork_jax.enhance.train import (
     Frozen,
     Program,
     State,
-    StepReport,
     TuneSettings,
     begin,
     note_validation,
@@ -232,7 +231,7 @@ class _Work:
             if not self._going():
                 break
             self.state, report = train_step(self.program, self.frozen, self.state, self._batch(step))
-            self._note(step, report)
+            self.train.append([float(loss) for loss in np.asarray(report.loss)])
             if (step + 1) % self.settings.validate_every == 0 or step + 1 == self.steps:
                 self._look(step + 1)
                 if kept is not None and not np.asarray(self.state.diverged).all():
@@ -271,10 +270,8 @@ class _Work:
         """The rows of every run at this step: [runs, accumulate, b, t]."""
         s = self.settings
         each = [batch_at(d.training, s.batch, d.seed + s.seed, step) for d in self.data]
-        return Rows(*(np.stack(x).reshape(len(each), s.accumulate, -1, x[0].shape[-1]) for x in zip(*each, strict=True)))
-
-    def _note(self, step: int, report: StepReport) -> None:
-        self.train.append([float(x) for x in np.asarray(report.loss)])
+        stacked = Rows(*map(np.stack, zip(*each, strict=True)))
+        return Rows(*(x.reshape(len(each), s.accumulate, -1, x.shape[-1]) for x in stacked))
 
     def _look(self, step: int) -> None:
         """Every run's loss on its own validation documents."""
@@ -289,10 +286,10 @@ class _Work:
     def _validation_batches(self) -> Iterator[Rows]:
         size = self.settings.batch // self.settings.accumulate
         longest = max(len(d.validation.tokens) for d in self.data)
-        for begin in range(0, longest, size):
+        for first in range(0, longest, size):
             each = []
             for d in self.data:
-                part = d.validation.at(np.arange(begin, min(begin + size, len(d.validation.tokens))))
+                part = d.validation.at(np.arange(first, min(first + size, len(d.validation.tokens))))
                 filler = empty_rows(d.validation, size - len(part.tokens))
                 each.append(Rows(*map(np.concatenate, zip(part, filler, strict=True))))
             yield Rows(*map(np.stack, zip(*each, strict=True)))
