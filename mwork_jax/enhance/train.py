@@ -152,7 +152,7 @@ def _one_step(
     (nats, gradient), _ = jax.lax.scan(add_part, zero, rows)
     tokens = jnp.maximum(rows.counts.sum(), 1.0)
     loss, gradient = nats / tokens, jax.tree.map(lambda g: g / tokens, gradient)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     updates, optimizer = adamw(rates).update(gradient, state.optimizer, state.values)
     after = state._replace(values=optax.apply_updates(state.values, updates), optimizer=optimizer, step=state.step + 1)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
