@@ -221,7 +221,7 @@ def apply_delta(model: Model, path: str | Path) -> Model:
     if {k: v for k, v in base.items() if k != "source"} != model.key:
         raise InputError(
             f"{path}: it belongs to {base['source']} ({base['dtype']}, weights {base['weights']}), the model given is "
-            f"{model.source} ({model.key['dtype']}, weights {model.key['weights']}); load that base model"
+            f"{model.source} ({model.key['dtype']}, weights {model.key['weights']}); load that one, with that dtype"
         )
     arrays = parameter_arrays(model.decoder)
     for name, (_, axis) in PARAMETERS.items():
