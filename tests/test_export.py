@@ -116,7 +116,7 @@ def test_mwork_enhance(finished, tiny_folder, capsys):
     base, tuned = (mw.load_model(path, dtype="float32") for path in (tiny_folder, finished / "model"))
     keep = NeuronMask.keep_all(base.config)
     for model, expected in ((base, row["n_eng"] - row["delta_n_eng"]), (tuned, row["n_eng"])):
-        found = mw.held_out_loss(model, own_corpus("de").held_out, keep).scores.mean()
+        found = mw.held_out_loss(model, own_corpus("de").held_out, keep, batching=mw.Batching(64)).scores.mean()
         assert found == pytest.approx(expected, abs=1e-4)
     assert row["delta_n_eng"] > 0.05
     assert mw.apply_delta(base, finished / "delta.safetensors").key == tuned.key
@@ -127,7 +127,7 @@ def test_mwork_enhance(finished, tiny_folder, capsys):
 def test_again_it_computes_nothing(finished, tiny_folder, monkeypatch):
     before = (finished / "results.json").read_bytes()
     monkeypatch.setattr("mwork_jax.enhance.tune.train_step", lambda *a: pytest.fail("trained again"))
-    monkeypatch.setattr("mwork_jax.enhance.study.held_out_loss", lambda *a, **k: pytest.fail("measured again"))
+    monkeypatch.setattr("mwork_jax.exams.held_out_losses", lambda *a, **k: pytest.fail("measured again"))
     enhance("--model", tiny_folder, "--out", finished, "--documents", 16, "--rule", "top_fraction:0.3", *TUNING)
     assert (finished / "results.json").read_bytes() == before
 

@@ -15,6 +15,7 @@ from mwork_jax.enhance import TuneSettings
 from mwork_jax.enhance.study import Probes, StudySettings, check, study
 from mwork_jax.enhance.tables import enhance_report, figure
 from mwork_jax.errors import InputError
+from mwork_jax.exams import TaskExam
 from mwork_jax.export import save_delta, save_folder
 from mwork_jax.files import output_folder, write_json, write_text
 from mwork_jax.load import Model, load_model
@@ -23,7 +24,7 @@ from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import Progress
 from mwork_jax.run import DETECTION_COST, kept_scores
 from mwork_jax.select import Rule, select_neurons
-from mwork_jax.sweep import Exam, SweepSettings, prepare
+from mwork_jax.sweep import SweepSettings, prepare
 from mwork_jax.tasks import task_named
 
 _DETECTION_DOCUMENTS = 32  # of each language, where no neuron sets are given
@@ -163,7 +164,7 @@ def _held_out(chosen: argparse.Namespace, languages: Sequence[str]) -> dict[str,
     return found
 
 
-def _exams(chosen: argparse.Namespace, languages: Sequence[str]) -> dict[str, dict[str, Exam]]:
+def _exams(chosen: argparse.Namespace, languages: Sequence[str]) -> dict[str, dict[str, TaskExam]]:
     """Each task in English and in those of the languages that it has."""
     exams = {}
     for name in filter(None, chosen.tasks.split(",")):

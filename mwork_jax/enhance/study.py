@@ -14,25 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from mwork_jax.corpus import Batching
+from mwork_jax.corpus import Batching, encoded
 from mwork_jax.enhance.train import TuneSettings
 from mwork_jax.enhance.tune import Outcome, Run, fine_tune_many
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate import held_out_loss, log_likelihood
-from mwork_jax.generate import generate
-from mwork_jax.ledger import Ledger, fingerprint
+from mwork_jax.exams import Exam, LossExam, TaskExam
+from mwork_jax.ledger import Ledger
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, delta
 from mwork_jax.neurons import NeuronMask, NeuronSet
 from mwork_jax.progress import Progress
-from mwork_jax.sweep import Exam
-from mwork_jax.tasks import Choices, continuations, filtered
 
 LOSS = "held-out loss"  # a measure beside the tasks: minus nats per token, so that higher is better
 _POINTS = 100.0  # task scores are between 0 and 1, tables show points
 _KINDS = ("lang-spec", "random")
 
-Scores = dict[str, list[float]]  # of one measure: {language: one number per item}
+Points = dict[str, list[float]]  # of one measure: {language: one number per item, higher is better}
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,20 @@ class Probes:
     """What models are measured on: documents of every language, and the exams of each task in some."""
 
     held_out: Mapping[str, Sequence[str]]
-    exams: Mapping[str, Mapping[str, Exam]] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, TaskExam]] = field(default_factory=dict)
+
+    def exams(self, model: Model, max_tokens: int) -> dict[str, dict[str, Exam]]:
+        """{measure: {language: exam}}; documents are cut at `max_tokens`. Raises InputError for one that cannot be
+        used, or an item that does not fit the model."""
+        batching = Batching(max_tokens, 2048)
+        losses: dict[str, Exam] = {
+            lang: LossExam(tuple(encoded(model, texts, max_tokens, where=f"held-out documents, {lang}")), batching)
+            for lang, texts in self.held_out.items()
+        }
+        for exams in self.tasks.values():
+            for exam in exams.values():
+                exam.check_fits(model)
+        return {LOSS: losses, **{task: dict(exams) for task, exams in self.tasks.items()}}
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,7 @@ def study(
     """
     check(corpora, found, settings)
     wanted = jobs(list(corpora), settings)
+    exams = probes.exams(model, settings.tune.max_tokens)
     outcomes: dict[Job, Outcome] = {}
     with progress or Progress(1) as bar:
         bar.total = float(2 * len(wanted) + 1)
@@ -105,15 +116,15 @@ def study(
             outcomes |= _tune(model, group, corpora, found, settings, out / "checkpoints" / f"{number}", bar)
         ledger = Ledger(out / "cells")
         bar.say("measure the original")
-        original = _measure(model, {"tuned": None, "model": model.key}, probes, None, ledger)
+        original = _measure(model, {"tuned": None, "model": model.key}, exams, None, ledger)
         bar.add(1)
         tuned = {}
         for job, outcome in outcomes.items():
             bar.say(f"measure {job.name}")
             key = {"tuned": _values_of(outcome), "model": model.key}
-            tuned[job] = _measure(outcome.merged(model), key, probes, job.language, ledger)
+            tuned[job] = _measure(outcome.merged(model), key, exams, job.language, ledger)
             bar.add(1)
-    return _results(model, settings, probes, outcomes, original, tuned), outcomes
+    return _results(model, settings, exams, outcomes, original, tuned), outcomes
 
 
 def check(corpora: Mapping[str, Sequence[str]], found: Mapping[str, NeuronSet], settings: StudySettings) -> None:
@@ -174,59 +185,44 @@ def _values_of(outcome: Outcome) -> str:
 
 
 def _measure(
-    model: Model, key: Mapping[str, Any], probes: Probes, language: str | None, ledger: Ledger
-) -> dict[str, Scores]:
-    """{measure: {language: scores}}. Held-out loss in every language; tasks, which take long, in English and in
+    model: Model,
+    key: Mapping[str, Any],
+    exams: Mapping[str, Mapping[str, Exam]],
+    language: str | None,
+    ledger: Ledger,
+) -> dict[str, Points]:
+    """{measure: {language: points}}. Held-out loss in every language; tasks, which take long, in English and in
     `language`, or in all where it is None."""
     keep = NeuronMask.keep_all(model.config)
-    found: dict[str, Scores] = {LOSS: {}}
-    for lang, documents in probes.held_out.items():
-        cell = {**key, "measure": LOSS, "documents": fingerprint(list(documents))}
-        known = ledger.get(cell)
-        if known is None:
-            known = held_out_loss(model, documents, keep, batching=Batching(tokens_per_batch=2048)).scores.tolist()
-            ledger.put(cell, known)
-        found[LOSS][lang] = known
-    for task, exams in probes.exams.items():
-        found[task] = {}
-        for lang, exam in exams.items():
-            if language is not None and lang not in (ENGLISH, language):
+    found: dict[str, Points] = {}
+    for measure, by_language in exams.items():
+        found[measure] = {}
+        for lang, exam in by_language.items():
+            if measure != LOSS and language is not None and lang not in (ENGLISH, language):
                 continue
-            cell = {**key, "measure": [task, exam.task.version], "items": fingerprint(list(exam.prompts))}
-            known = ledger.get(cell)
-            if known is None:
-                known = _answered(model, exam, keep)
-                ledger.put(cell, known)
-            found[task][lang] = known
+            cell = {**key, **exam.key}
+            scores = ledger.get(cell)
+            if scores is None:
+                (scores,) = exam.scores(model, [keep])
+                ledger.put(cell, scores)
+            found[measure][lang] = _points(exam, scores)
     return found
 
 
-def _answered(model: Model, exam: Exam, mask: NeuronMask) -> list[float]:
-    """The first of a task's scores, of each item, in points."""
-    task, items = exam.task, exam.items
-    language = items[0].language
-    said: list[Any]
-    if task.kind == "generate":
-        stop = task.stop(language)
-        texts = generate(model, exam.prompts, mask, max_new_tokens=task.max_new_tokens, stop=stop)
-        said = [filtered(task, language, str(text)) for text in texts]
-    else:
-        options = [continuations(task, item) for item in items]
-        contexts = [text for text, choices in zip(exam.prompts, options, strict=True) for _ in choices]
-        likely = log_likelihood(model, contexts, [choice for choices in options for choice in choices], mask)
-        ends = np.cumsum([len(choices) for choices in options])[:-1]
-        parts = zip(np.split(likely.nats, ends), np.split(likely.tokens, ends), strict=True)
-        said = [Choices(nats, tokens) for nats, tokens in parts]
-    return [_POINTS * task.score(item, one)[task.scores[0]] for item, one in zip(items, said, strict=True)]
+def _points(exam: Exam, scores: Mapping[str, list[float]]) -> list[float]:
+    """Minus nats per token of each document, or the first of a task's scores of each item."""
+    if isinstance(exam, TaskExam):
+        return (_POINTS * np.asarray(scores[exam.task.scores[0]])).tolist()
+    return (-np.asarray(scores["nats"]) / np.asarray(scores["tokens"])).tolist()
 
 
 def _results(
     model: Model,
     settings: StudySettings,
-    probes: Probes,
+    exams: Mapping[str, Mapping[str, Exam]],
     outcomes: Mapping[Job, Outcome],
-    original: Mapping[str, Scores],
-    tuned: Mapping[Job, Mapping[str, Scores]],
+    original: Mapping[str, Points],
+    tuned: Mapping[Job, Mapping[str, Points]],
 ) -> dict[str, Any]:
     """What results.json says: how each run went, and one row per measure, language, number of documents and kind."""
     rows = []
@@ -239,10 +235,7 @@ def _results(
         "format": "mwork-results-1",
         "study": "enhance",
         "made_by": {"model": model.identity, "settings": asdict(settings)},
-        "data": {
-            "held_out": {lang: len(d) for lang, d in probes.held_out.items()},
-            "tasks": {task: {lang: len(e.items) for lang, e in exams.items()} for task, exams in probes.exams.items()},
-        },
+        "data": {measure: {lang: exam.size for lang, exam in found.items()} for measure, found in exams.items()},
         "original": {m: {lang: float(np.mean(s)) for lang, s in scores.items()} for m, scores in original.items()},
         "runs": {job.name: _run_facts(outcome) for job, outcome in outcomes.items()},
         "rows": rows,
@@ -268,7 +261,7 @@ def _run_facts(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _row(model: Model, measure: str, job: Job, original: Scores, alike: Sequence[Scores]) -> dict[str, Any]:
+def _row(model: Model, measure: str, job: Job, original: Points, alike: Sequence[Points]) -> dict[str, Any]:
     """One language under one kind of tuning, mean over seeds, beside the original; intervals over items."""
 
     def after(lang: str) -> np.ndarray:

@@ -184,7 +184,8 @@ def _jax_masked(tokens: np.ndarray) -> tuple[Step, int]:
     optimizer = selected_only(adamw(_rates()), selection)
 
     def loss(decoder: Any) -> jax.Array:
-        x, _ = hidden_states(decoder, packed.tokens, keep, start=packed.start)
+        positions = np.arange(packed.tokens.shape[1])[None] - packed.start
+        x, _ = hidden_states(decoder, packed.tokens, keep, positions=positions, documents=packed.start)
         nats = optax.softmax_cross_entropy_with_integer_labels(logits_of(decoder, x), packed.targets)
         return (nats * packed.counts).sum() / packed.counts.sum()
 
