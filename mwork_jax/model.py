@@ -389,8 +389,8 @@ def attend(
     documents: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention over rotated q [b, t, h, k] at times now + t, k and v [b, s, g, k] at times s -> [b, t, h, k],
-    float32. queries_at [b or 1, t] and keys_at [b or 1, s] are their positions, as in `visible`; documents [b, t], for t
-    and s that are the same times, are numbers that a query and a key must share.
+    float32. queries_at [b or 1, t] and keys_at [b or 1, s] are their positions, as in `visible`; documents [b, t], for
+    t and s that are the same times, are numbers that a query and a key must share.
 
     Works through blocks of queries, each, where `now` is a Python number, against the keys up to its end: half the
     work of the square, and bounded memory. Heads come first within a block, so that every product is a plain batched
