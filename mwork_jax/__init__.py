@@ -16,8 +16,10 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import Batching, read_corpus
 from mwork_jax.deactivate import Setting, StageSplit
 from mwork_jax.detect import NeuronScores, importance, score_neurons
+from mwork_jax.enhance import Run, Tuned, TuneSettings, fine_tune, fine_tune_many
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate import HeldOutLoss, LogLikelihood, held_out_loss, log_likelihood
+from mwork_jax.export import apply_delta, save_delta, save_folder
 from mwork_jax.generate import generate
 from mwork_jax.labels import Labels, label_vocabulary
 from mwork_jax.lens import LanguageShares, language_shares, lens_logits, top_tokens
@@ -47,10 +49,16 @@ __all__ = [
     "Overlap",
     "Report",
     "Rule",
+    "Run",
     "Setting",
     "StageSplit",
+    "TuneSettings",
+    "Tuned",
     "activated",
+    "apply_delta",
     "delta",
+    "fine_tune",
+    "fine_tune_many",
     "forward",
     "generate",
     "held_out_loss",
@@ -63,6 +71,8 @@ __all__ = [
     "overlap",
     "read_corpus",
     "read_report",
+    "save_delta",
+    "save_folder",
     "score_neurons",
     "select_neurons",
     "threshold_curves",

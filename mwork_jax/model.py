@@ -122,6 +122,21 @@ class Decoder(nnx.Module):
         return self.embed[...].dtype
 
 
+class NeuronChange(NamedTuple):
+    """What is added to some rows or some columns of a weight matrix [out, in]; the matrix itself stays as it is.
+
+    An index just past the matrix is padding: every layer has as many.
+    """
+
+    index: jax.Array  # int32 [w]
+    values: jax.Array  # float32 [w, in] for rows, [w, out] for columns
+
+
+# What is added to the weights: {parameter name without `layers.`: NeuronChange stacked along layers}; rows of q, k, v,
+# gate and up, columns of down.
+Changes = Mapping[str, NeuronChange]
+
+
 class LayerRecord(NamedTuple):
     """What one layer computed, for those who measure it. Unused fields cost nothing: the compiler removes them.
 
@@ -148,27 +163,35 @@ def hidden_states(
     mask: NeuronMask,
     *,
     positions: jax.Array | None = None,
+    documents: jax.Array | None = None,
+    changes: Changes | None = None,
     observe: Callable[[LayerRecord], Any] | None = None,
+    remat: bool = False,
 ) -> tuple[jax.Array, Any]:
     """The residual stream after the last layer, and what `observe` made of every layer.
 
     tokens: int32 [batch, time]. Padding on the right needs no care (attention is causal); for padding elsewhere give
-    `positions`, int32 [batch, time]: each token's place in its row, -1 for one that nobody may see. Returns (float32
-    [batch, time, hidden] before the final norm, observe's results stacked over layers, or None).
+    `positions`, int32 [batch, time]: each token's place in its row, -1 for one that nobody may see. documents: int32
+    [batch, time], where a row holds several documents: tokens see those of the same number only. changes: added to the
+    weights, as small products beside the unchanged ones. remat: each layer is computed again in the backward pass
+    instead of keeping what it computed. Returns (float32 [batch, time, hidden] before the final norm, observe's
+    results stacked over layers, or None).
     """
     config = decoder.config
     if positions is None:
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    layer_inputs, tables = _stacked(decoder, mask), rope_tables(config.ropes, config.head_dim, positions)
+    layer_inputs = _stacked(decoder, mask)._replace(changes=changes or {})
+    tables = rope_tables(config.ropes, config.head_dim, positions)
 
     def step(x: jax.Array, inputs: _LayerInputs) -> tuple[jax.Array, Any]:
         def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-            return attend(config, q, k, v, inputs.window, positions, positions, decoder.dtype), None
+            at = (inputs.window, positions, positions)
+            return attend(config, q, k, v, *at, decoder.dtype, documents=documents), None
 
         x, _, record = _layer(config, x, inputs, tables, attention)
         return x, observe(record) if observe is not None else None
 
-    return jax.lax.scan(step, embedded(decoder, tokens), layer_inputs)
+    return jax.lax.scan(jax.checkpoint(step) if remat else step, embedded(decoder, tokens), layer_inputs)
 
 
 class KeyValueCache(NamedTuple):
@@ -252,6 +275,7 @@ class _LayerInputs(NamedTuple):
     mask: NeuronMask
     rope: jax.Array  # int32, an index into the configuration's ropes
     window: jax.Array  # int32, how many positions a query sees, itself included
+    changes: Changes
 
 
 def _stacked(decoder: Decoder, mask: NeuronMask) -> _LayerInputs:
@@ -262,6 +286,7 @@ def _stacked(decoder: Decoder, mask: NeuronMask) -> _LayerInputs:
         mask,
         jnp.asarray(config.layer_rope, jnp.int32),
         jnp.asarray(windows),
+        {},
     )
 
 
@@ -293,13 +318,13 @@ def _layer(
     tables: RoPE's cos and sin of these tokens. attention: rotated q, k and v of these tokens -> (heads [b, t, h, k],
     what it keeps).
     """
-    w, mask, window = inputs.weights, inputs.mask, inputs.window
+    w, mask, window, changes = inputs.weights, inputs.mask, inputs.window, inputs.changes
     cos, sin = tables[0][inputs.rope], tables[1][inputs.rope]
     with jax.named_scope("attention"):
         y = rms_norm(x, w["attn_norm"], config)
-        q_raw = _project(y, w, "q", mask.attn_q, config.head_dim)
-        k_raw = _project(y, w, "k", mask.attn_k, config.head_dim)
-        v = _project(y, w, "v", mask.attn_v, config.head_dim)
+        q_raw = _project(y, w, "q", changes, mask.attn_q, config.head_dim)
+        k_raw = _project(y, w, "k", changes, mask.attn_k, config.head_dim)
+        v = _project(y, w, "v", changes, mask.attn_v, config.head_dim)
         q = rms_norm(q_raw, w["q_norm"], config) if config.qk_norm else q_raw
         k = rms_norm(k_raw, w["k_norm"], config) if config.qk_norm else k_raw
         heads, kept = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
@@ -309,23 +334,46 @@ def _layer(
         x = x + (rms_norm(y, w["attn_post_norm"], config) if config.post_norms else y)
     with jax.named_scope("ffn"):
         y = rms_norm(x, w["ffn_norm"], config)
-        gate, up = product("btm,fm->btf", y, w["gate"]), product("btm,fm->btf", y, w["up"])
+        gate, up = (
+            add_rows(product("btm,fm->btf", y, w[name]), y, changes.get(name), w[name].dtype) for name in ("gate", "up")
+        )
         if config.mlp_bias:
             gate, up = gate + w["gate_bias"], up + w["up_bias"]
         h = _ACTIVATIONS[config.activation](gate) * up * (mask.ffn_up * mask.ffn_down)
-        y = product("btf,mf->btm", h, w["down"])
+        y = add_columns(product("btf,mf->btm", h, w["down"]), h, changes.get("down"), w["down"].dtype)
         if config.mlp_bias:
             y = y + w["down_bias"]
         x = x + (rms_norm(y, w["ffn_post_norm"], config) if config.post_norms else y)
     return x, kept, LayerRecord(q_raw, k_raw, q, k, v, cos, sin, window, heads, h, x, w)
 
 
-def _project(y: jax.Array, w: dict[str, jax.Array], name: str, mask: jax.Array, head_dim: int) -> jax.Array:
+def _project(
+    y: jax.Array, w: dict[str, jax.Array], name: str, changes: Changes, mask: jax.Array, head_dim: int
+) -> jax.Array:
     """Queries, keys or values [b, t, heads, k]; a masked neuron is 0, bias included, as if its weights were."""
     x = product("btm,hkm->bthk", y, w[name])
+    if name in changes:
+        x = add_rows(x.reshape(*x.shape[:2], -1), y, changes[name], w[name].dtype).reshape(x.shape)
     if f"{name}_bias" in w:
         x = x + w[f"{name}_bias"]
     return x * mask.reshape(-1, head_dim)
+
+
+def add_rows(out: jax.Array, x: jax.Array, change: NeuronChange | None, dtype: Any) -> jax.Array:
+    """`out` [b, t, f], a product of x [b, t, m] with a matrix, as if `change` had been added to the matrix's rows."""
+    if change is None:
+        return out
+    added = product("btm,wm->btw", x, change.values.astype(dtype))
+    return out.at[:, :, change.index].add(added, mode="drop")
+
+
+def add_columns(out: jax.Array, x: jax.Array, change: NeuronChange | None, dtype: Any) -> jax.Array:
+    """`out` [b, t, m], a product of x [b, t, f] with a matrix, as if `change` had been added to the matrix's
+    columns."""
+    if change is None:
+        return out
+    chosen = jnp.take(x, change.index, axis=2, mode="fill", fill_value=0)
+    return out + product("btw,wm->btm", chosen, change.values.astype(dtype))
 
 
 def attend(
@@ -338,9 +386,11 @@ def attend(
     keys_at: jax.Array,
     dtype: Any,
     now: int | jax.Array = 0,
+    documents: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention over rotated q [b, t, h, k] at times now + t, k and v [b, s, g, k] at times s -> [b, t, h, k],
-    float32. queries_at [b or 1, t] and keys_at [b or 1, s] are their positions, as in `visible`.
+    float32. queries_at [b or 1, t] and keys_at [b or 1, s] are their positions, as in `visible`; documents [b, t], for
+    t and s that are the same times, are numbers that a query and a key must share.
 
     Works through blocks of queries, each, where `now` is a Python number, against the keys up to its end: half the
     work of the square, and bounded memory. Heads come first within a block, so that every product is a plain batched
@@ -358,7 +408,10 @@ def attend(
         queries = q[:, :, :, begin:end].reshape(batch, groups, -1, size)
         scores = product("bgqk,bgsk->bgqs", queries, k[:, :, :keys]) * config.attn_scale
         scores = soft_cap(scores, config.attn_softcap).reshape(batch, groups, shared, end - begin, keys)
-        seen = visible(queries_at[:, begin:end], keys_at[:, :keys], window)[:, None, None]
+        seen = visible(queries_at[:, begin:end], keys_at[:, :keys], window)
+        if documents is not None:
+            seen &= documents[:, begin:end, None] == documents[:, None, :keys]
+        seen = seen[:, None, None]
         weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
         weights = weights.astype(dtype).reshape(batch, groups, -1, keys)
         out = product("bgqs,bgsk->bgqk", weights, v[:, :, :keys])

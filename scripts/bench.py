@@ -11,9 +11,9 @@ import argparse
 import json
 import sys
 
-from benchmarks import forward, sweep
+from benchmarks import enhance, forward, sweep
 
-BENCHMARKS = {"forward": forward, "sweep": sweep}
+BENCHMARKS = {"forward": forward, "sweep": sweep, "enhance": enhance}
 
 
 def main() -> None:

@@ -155,7 +155,11 @@ def test_a_damaged_cell_is_computed_again(finished, tiny_folder, tmp_path):
     for i, cell in enumerate(sorted((out / "cells").iterdir())[:3]):
         cell.write_text(("{", '{"value": {"nats": [1]}}', "[]")[i])
     mwork("run", "--model", tiny_folder, "--out", out, *QUICK)
-    assert results(out)["rows"] == results(finished)["rows"]
+    # Three cells run in other company than the whole table did, so the last digits of float32 sums may differ.
+    for row, before in zip(results(out)["rows"], results(finished)["rows"], strict=True):
+        for name in ("eng", "n_eng", "delta_eng", "delta_n_eng", "delta", "delta_ci95"):
+            assert row[name] == pytest.approx(before[name], abs=1e-5)
+    assert not [cell for cell in (out / "cells").iterdir() if len(cell.read_text()) < 50]
 
 
 def test_another_tokenizer_is_another_run(finished, tiny_folder, tmp_path):

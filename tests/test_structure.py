@@ -21,6 +21,8 @@ FLOORS = [
     ["select", "deactivate", "exams", "lens"],
     ["tables", "cells", "atlas"],
     ["run", "sweep", "report"],
+    ["enhance"],
+    ["export"],
     ["cli"],
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,201 @@
+"""`mwork enhance`: tune a language's neurons on its documents, write the tuned model; with --sweep, Table 6 and
+Figure 4."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mwork_jax.cli.options import add_model, add_rule, command, languages_of, pairs, print_result
+from mwork_jax.corpus import LANGUAGES, encoded, own_corpus, read_corpus
+from mwork_jax.enhance import TuneSettings
+from mwork_jax.enhance.study import Probes, StudySettings, check, study
+from mwork_jax.enhance.tables import enhance_report, figure
+from mwork_jax.errors import InputError
+from mwork_jax.exams import TaskExam
+from mwork_jax.export import save_delta, save_folder
+from mwork_jax.files import output_folder, write_json, write_text
+from mwork_jax.load import Model, load_model
+from mwork_jax.metrics import ENGLISH
+from mwork_jax.neurons import NeuronSet
+from mwork_jax.progress import Progress
+from mwork_jax.run import DETECTION_COST, kept_scores
+from mwork_jax.select import Rule, select_neurons
+from mwork_jax.sweep import SweepSettings, prepare
+from mwork_jax.tasks import task_named
+
+_DETECTION_DOCUMENTS = 32  # of each language, where no neuron sets are given
+_SWEEP = (100, 200, 400, 800)
+_TUNING = {
+    "learning_rate": "the highest learning rate", "epochs": "times that training sees every document",
+    "steps": "stop after so many steps", "batch": "packed rows per step",
+    "accumulate": "parts that a batch is worked through in", "max_tokens": "longer documents are cut here",
+    "weight_decay": "of the tuned neurons", "clip": "the largest norm of a gradient",
+    "validate_every": "steps between looks at the validation documents, each with a checkpoint",
+    "patience": "looks without a better loss that end a run", "seed": "order of the documents",
+}  # fmt: skip
+
+
+def add(commands: Any) -> None:
+    what = "tune nothing but a language's neurons on its documents; --sweep: Table 6 and Figure 4"
+    example = "mwork enhance --model gemma3-270m --language de --corpus german.txt --documents 400 --out tuned"
+    parser = command(commands, "enhance", _enhance, what, example)
+    add_model(parser)
+    parser.add_argument("--out", default="mwork-enhanced", help="output folder (default: mwork-enhanced)")
+    parser.add_argument("--language", default="de", help="code of the language; several with --sweep (default: de)")
+    parser.add_argument(
+        "--corpus",
+        action="append",
+        metavar="[LANG=]FILE",
+        help="documents to tune on, text or JSONL (default: the project's own few)",
+    )
+    parser.add_argument(
+        "--documents", help="tune on the first so many documents; several with --sweep (default: all; 100,200,400,800)"
+    )
+    parser.add_argument(
+        "--neurons", help="neurons/LANG.json is in this folder, from `mwork run` or `mwork select` (default: find them)"
+    )
+    add_rule(parser)
+    parser.add_argument(
+        "--held-out", action="append", metavar="LANG=FILE", help="documents to measure on (default: the project's own)"
+    )
+    parser.add_argument("--seeds", type=int, help="random controls per language (default: 0; 3 with --sweep)")
+    parser.add_argument("--sweep", action="store_true", help="several languages and numbers of documents; no folders")
+    parser.add_argument("--tasks", default="", help="comma-separated tasks to measure too, such as xquad,xcopa")
+    parser.add_argument("--data", help="official files of the tasks, or a folder of them")
+    parser.add_argument("--items", type=int, help="score the first so many items of each task (default: all)")
+    parser.add_argument("--at-once", type=int, default=8, help="runs in one program (default: 8)")
+    parser.add_argument(
+        "--weights", choices=("float32", "bfloat16"), default="float32", help="of the written folder (default: float32)"
+    )
+    for name, what in _TUNING.items():
+        default = getattr(TuneSettings(), name)
+        kind = int if isinstance(default, int | None) else float
+        shown = "" if default is None else f" (default: {default:g})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=what + shown)
+    parser.add_argument("--no-remat", action="store_true", help="keep what layers compute: faster, more memory")
+
+
+def _enhance(chosen: argparse.Namespace) -> None:
+    Rule.parse(chosen.rule)
+    languages = languages_of(chosen.language)
+    if len(languages) > 1 and not chosen.sweep:
+        raise InputError(f"--language {chosen.language}: one language, or several with --sweep")
+    if ENGLISH in languages:
+        raise InputError("--language en: English is what the other languages are compared with")
+    corpora, origins = _corpora(chosen, languages)
+    settings = _settings(chosen, corpora)
+    check(corpora, dict.fromkeys(corpora, None), settings)  # type: ignore[arg-type]
+    probes = Probes(_held_out(chosen, languages), _exams(chosen, languages))
+    out = output_folder(chosen.out)
+    given = _given_neurons(chosen, languages)
+    model = load_model(chosen.model, dtype=chosen.dtype)
+    for language, documents in corpora.items():
+        list(encoded(model, documents, settings.tune.max_tokens, where=origins[language]))
+    found = given or _detected(chosen, model, corpora, origins, out)
+    for language, neurons in found.items():
+        neurons.save(out / "neurons" / f"{language}.json")
+    results, outcomes = study(model, corpora, found, probes, settings, out)
+    write_json(out / "results.json", results)
+    written = [out / "results.json"]
+    for job, outcome in outcomes.items():
+        if job.kind == "lang-spec" and job.seed == 0:
+            tuned, name = outcome.merged(model), "delta" if not chosen.sweep else f"deltas/{job.name}"
+            save_delta(tuned, out / f"{name}.safetensors")
+            written.append(out / f"{name}.safetensors")
+            if not chosen.sweep:
+                save_folder(tuned, out / "model", dtype=chosen.weights, notes={"corpus": origins[job.language]})
+                written.append(out / "model")
+    text = enhance_report(results)
+    write_text(out / "table.txt", text + "\n")
+    if chosen.sweep:
+        write_text(out / "figure4.svg", figure(results))
+        written.append(out / "figure4.svg")
+    print_result(chosen, results, f"{text}\n\nWritten: {', '.join(map(str, written))}.")
+
+
+def _corpora(chosen: argparse.Namespace, languages: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """{language: documents to tune on}, and where they are from."""
+    if not chosen.corpus:
+        own = {language: own_corpus(language) for language in languages}
+        return {lang: list(c.detection) for lang, c in own.items()}, {lang: c.origin for lang, c in own.items()}
+    given = chosen.corpus
+    if len(languages) == 1 and len(given) == 1 and not given[0].startswith(f"{languages[0]}="):
+        given = [f"{languages[0]}={given[0]}"]
+    files = pairs("--corpus", given)
+    if set(files) != set(languages):
+        raise InputError(f"--corpus has documents of {', '.join(files)}; --language is {', '.join(languages)}")
+    return {lang: read_corpus(files[lang]) for lang in languages}, {lang: files[lang] for lang in languages}
+
+
+def _settings(chosen: argparse.Namespace, corpora: Mapping[str, Sequence[str]]) -> StudySettings:
+    given = {name: getattr(chosen, name) for name in _TUNING if getattr(chosen, name) is not None}
+    tune = replace(TuneSettings(remat=not chosen.no_remat), **given)
+    fewest = min(map(len, corpora.values()))
+    if chosen.documents:
+        counts = tuple(_count(part) for part in chosen.documents.split(","))
+    else:
+        counts = tuple(n for n in _SWEEP if n <= fewest) if chosen.sweep else ()
+    if len(counts) > 1 and not chosen.sweep:
+        raise InputError(f"--documents {chosen.documents}: one number, or several with --sweep")
+    seeds = chosen.seeds if chosen.seeds is not None else 3 if chosen.sweep else 0
+    if seeds < 0 or chosen.at_once < 1:
+        raise InputError("--seeds must be at least 0, --at-once at least 1")
+    return StudySettings(counts or (fewest,), seeds, chosen.at_once, tune)
+
+
+def _count(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise InputError(f"--documents {text}: a whole number is needed, as in 400")
+    return int(text)
+
+
+def _held_out(chosen: argparse.Namespace, languages: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Documents to measure on: English, the languages that are tuned, and all others that there are."""
+    given = {lang: read_corpus(path) for lang, path in pairs("--held-out", chosen.held_out or ()).items()}
+    own = {lang: own_corpus(lang).held_out for lang in LANGUAGES} if not given else {}
+    found = {**own, **given}
+    for language in (ENGLISH, *languages):
+        if language not in found:
+            raise InputError(f"no documents to measure {language!r} on; give them with --held-out {language}=FILE")
+    return found
+
+
+def _exams(chosen: argparse.Namespace, languages: Sequence[str]) -> dict[str, dict[str, TaskExam]]:
+    """Each task in English and in those of the languages that it has."""
+    exams = {}
+    for name in filter(None, chosen.tasks.split(",")):
+        task = task_named(name.strip())
+        there = [lang for lang in languages if lang in (task.languages if chosen.data else task.built_in)]
+        if not there:
+            raise InputError(f"--tasks {name}: it has none of {', '.join(languages)}")
+        exams[task.name] = prepare(task, chosen.data, SweepSettings((ENGLISH, *there), chosen.items))
+    return exams
+
+
+def _given_neurons(chosen: argparse.Namespace, languages: Sequence[str]) -> dict[str, NeuronSet]:
+    if chosen.neurons is None:
+        return {}
+    return {lang: NeuronSet.load(Path(chosen.neurons) / "neurons" / f"{lang}.json") for lang in languages}
+
+
+def _detected(
+    chosen: argparse.Namespace,
+    model: Model,
+    corpora: Mapping[str, Sequence[str]],
+    origins: Mapping[str, str],
+    out: Path,
+) -> dict[str, NeuronSet]:
+    """Each language's neurons, found on its first documents and on the project's own in English."""
+    english = own_corpus(ENGLISH)
+    texts = {ENGLISH: english.detection, **{lang: d[:_DETECTION_DOCUMENTS] for lang, d in corpora.items()}}
+    where = {ENGLISH: english.origin, **origins}
+    longest = chosen.max_tokens or TuneSettings().max_tokens
+    ready = {lang: list(encoded(model, d, longest, where=where[lang])) for lang, d in texts.items()}
+    with Progress(DETECTION_COST * sum(map(len, ready.values()))) as bar:
+        scores = {lang: kept_scores(model, lang, d, where[lang], longest, out, bar) for lang, d in ready.items()}
+    found = select_neurons(scores, chosen.rule, chosen.mode)
+    return {lang: found[lang] for lang in corpora}

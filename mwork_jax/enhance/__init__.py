@@ -1,0 +1,17 @@
+"""Enhancement (section 4 of the paper): tuning nothing but a language's neurons."""
+
+from mwork_jax.enhance.optimizer import selected_only, selection_in
+from mwork_jax.enhance.train import TuneSettings
+from mwork_jax.enhance.tune import History, Outcome, Run, Tuned, fine_tune, fine_tune_many
+
+__all__ = [
+    "History",
+    "Outcome",
+    "Run",
+    "TuneSettings",
+    "Tuned",
+    "fine_tune",
+    "fine_tune_many",
+    "selected_only",
+    "selection_in",
+]

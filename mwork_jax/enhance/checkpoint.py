@@ -1,0 +1,99 @@
+"""Checkpoints of tuning, with Orbax: the trainable part, the optimizer, the step and what they belong to.
+
+The frozen weights are not in them, so they are megabytes. The order of the documents follows from the seed, so the step
+is the position in the data too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from mwork_jax.enhance.train import State
+from mwork_jax.errors import InputError
+
+_KEPT = 2  # the newest ones
+
+
+class Checkpoints:
+    """A folder with the newest checkpoints of one piece of work; usable in a `with` block."""
+
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any]):
+        """identity: what the work is determined by, as JSON: base model, neuron sets, documents, settings."""
+        self.folder, self._identity = Path(folder).absolute(), dict(identity)
+        self._saver = ocp.training.Checkpointer(
+            self.folder,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            self._saver.close()
+        except Exception as failure:
+            if kind is None:
+                raise _cannot_write(self.folder, failure) from None
+
+    def save(self, step: int, state: State, history: Mapping[str, Any]) -> None:
+        """Begins to write the state after `step` steps; training goes on meanwhile. Raises InputError where an earlier
+        one could not be written."""
+        work = {"state": state, "work": {"identity": self._identity, "history": dict(history)}}
+        try:
+            self._saver.save_checkpointables_async(step, work)
+        except Exception as failure:  # Orbax and TensorStore raise many kinds for a disk that is full
+            raise _cannot_write(self.folder, failure) from None
+
+    def latest(self, like: State) -> tuple[int, State, dict[str, Any]] | None:
+        """(step, state, history) of the newest checkpoint, or None where there is none.
+
+        Raises InputError where it is of another model, neuron set, corpus or settings, or cannot be read.
+        """
+        found = self._saver.latest
+        if found is None:
+            return None
+        try:
+            work = self._saver.load_checkpointables(found.step, {"work": None})["work"]
+            self._check(work["identity"])
+            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+            state = self._saver.load_checkpointables(found.step, {"state": abstract})["state"]
+        except InputError:
+            raise
+        except Exception as failure:
+            reason = " ".join(str(failure).split())[:160]
+            raise InputError(f"{self.folder}: checkpoint {found.step} cannot be read ({reason}); remove it") from None
+        return found.step, State(*state), work["history"]
+
+    def _check(self, theirs: Mapping[str, Any]) -> None:
+        for name, own in self._identity.items():
+            if theirs.get(name) != own:
+                raise InputError(
+                    f"{self.folder}: its checkpoints are of another {_NAMES.get(name, name)} "
+                    f"({_difference(theirs.get(name), own)}); choose another output folder, or remove this one"
+                )
+
+
+_NAMES = {"model": "base model", "runs": "neuron set or corpus"}
+
+
+def _difference(theirs: Any, own: Any) -> str:
+    """The first thing that differs, in a few words."""
+    if isinstance(theirs, dict) and isinstance(own, dict):
+        for name in sorted(theirs.keys() | own.keys()):
+            if theirs.get(name) != own.get(name):
+                return f"{name}: {_difference(theirs.get(name), own.get(name))}"
+    if isinstance(theirs, list) and isinstance(own, list) and len(theirs) == len(own):
+        return next(_difference(a, b) for a, b in zip(theirs, own, strict=True) if a != b)
+    return f"{theirs!r:.60} there, {own!r:.60} here"
+
+
+def _cannot_write(folder: Path, failure: Exception) -> InputError:
+    reason = " ".join(str(failure).split())[:160]
+    return InputError(f"{folder}: a checkpoint cannot be written ({reason}); is the disk full? The one before is kept")

@@ -1,0 +1,292 @@
+"""Does tuning a language's neurons help the language, and spare the others? Table 6 and Figure 4 of the paper.
+
+Languages x numbers of documents x seeds x {language-specific, random} are tuned in few programs; every tuned model is
+measured beside the original. What was measured is kept and never measured twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mwork_jax.corpus import Batching, encoded
+from mwork_jax.enhance.train import TuneSettings
+from mwork_jax.enhance.tune import Outcome, Run, fine_tune_many
+from mwork_jax.errors import InputError
+from mwork_jax.exams import Exam, LossExam, TaskExam
+from mwork_jax.ledger import Ledger
+from mwork_jax.load import Model
+from mwork_jax.metrics import ENGLISH, delta
+from mwork_jax.neurons import NeuronMask, NeuronSet
+from mwork_jax.progress import Progress
+
+LOSS = "held-out loss"  # a measure beside the tasks: minus nats per token, so that higher is better
+_POINTS = 100.0  # task scores are between 0 and 1, tables show points
+_KINDS = ("lang-spec", "random")
+
+Points = dict[str, list[float]]  # of one measure: {language: one number per item, higher is better}
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """documents: numbers of documents to tune on. seeds: how many times each language's own neurons are tuned, and as
+    many random ones, each time in another order of the documents; 0 for its own neurons once and no control.
+    at_once: runs in one program."""
+
+    documents: tuple[int, ...] = (400,)
+    seeds: int = 1
+    at_once: int = 8
+    tune: TuneSettings = field(default_factory=TuneSettings)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What models are measured on: documents of every language, and the exams of each task in some."""
+
+    held_out: Mapping[str, Sequence[str]]
+    tasks: Mapping[str, Mapping[str, TaskExam]] = field(default_factory=dict)
+
+    def exams(self, model: Model, max_tokens: int) -> dict[str, dict[str, Exam]]:
+        """{measure: {language: exam}}; documents are cut at `max_tokens`. Raises InputError for one that cannot be
+        used, or an item that does not fit the model."""
+        batching = Batching(max_tokens, 2048)
+        losses: dict[str, Exam] = {
+            lang: LossExam(tuple(encoded(model, texts, max_tokens, where=f"held-out documents, {lang}")), batching)
+            for lang, texts in self.held_out.items()
+        }
+        for exams in self.tasks.values():
+            for exam in exams.values():
+                exam.check_fits(model)
+        return {LOSS: losses, **{task: dict(exams) for task, exams in self.tasks.items()}}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run's place in the tables."""
+
+    language: str
+    kind: str
+    documents: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.language}-{self.kind}-{self.documents}-{self.seed}"
+
+
+def jobs(languages: Sequence[str], settings: StudySettings) -> list[Job]:
+    """Every run of a study: those of about the same length beside each other."""
+    kinds = _KINDS if settings.seeds else _KINDS[:1]
+    return [
+        Job(lang, kind, count, seed)
+        for count in sorted(settings.documents)
+        for lang in languages
+        for kind in kinds
+        for seed in range(max(1, settings.seeds))
+    ]
+
+
+def study(
+    model: Model,
+    corpora: Mapping[str, Sequence[str]],
+    found: Mapping[str, NeuronSet],
+    probes: Probes,
+    settings: StudySettings,
+    out: Path,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], dict[Job, Outcome]]:
+    """Tunes and measures; returns what `out/results.json` says, and every run's outcome.
+
+    corpora: {language: documents to tune on}; found: {language: its neurons}. Raises InputError where a language has
+    fewer documents than asked, or no neurons.
+    """
+    check(corpora, found, settings)
+    wanted = jobs(list(corpora), settings)
+    exams = probes.exams(model, settings.tune.max_tokens)
+    outcomes: dict[Job, Outcome] = {}
+    with progress or Progress(1) as bar:
+        bar.total = float(2 * len(wanted) + 1)
+        for number, group in enumerate(_groups(wanted, settings.at_once), 1):
+            bar.say(f"tune {group[0].name}" + (f" and {len(group) - 1} more" if len(group) > 1 else ""))
+            outcomes |= _tune(model, group, corpora, found, settings, out / "checkpoints" / f"{number}", bar)
+        ledger = Ledger(out / "cells")
+        bar.say("measure the original")
+        original = _measure(model, {"tuned": None, "model": model.key}, exams, None, ledger)
+        bar.add(1)
+        tuned = {}
+        for job, outcome in outcomes.items():
+            bar.say(f"measure {job.name}")
+            key = {"tuned": _values_of(outcome), "model": model.key}
+            tuned[job] = _measure(outcome.merged(model), key, exams, job.language, ledger)
+            bar.add(1)
+    return _results(model, settings, exams, outcomes, original, tuned), outcomes
+
+
+def check(corpora: Mapping[str, Sequence[str]], found: Mapping[str, NeuronSet], settings: StudySettings) -> None:
+    """Raises InputError for what would only come to light after hours."""
+    if not settings.documents or min(settings.documents) < 2:
+        raise InputError("--documents: at least 2 are needed, one to learn from and one to validate with")
+    for language, documents in corpora.items():
+        if language not in found:
+            raise InputError(f"no neurons of {language!r}; find them first, or leave the language out")
+        if len(documents) < max(settings.documents):
+            raise InputError(
+                f"{language}: {max(settings.documents)} documents asked, there are {len(documents)}; "
+                "ask for fewer with --documents"
+            )
+
+
+def _groups(wanted: Sequence[Job], at_once: int) -> Iterator[list[Job]]:
+    """Runs of one number of documents, so that none waits long for another, at most `at_once` of them."""
+    for count in dict.fromkeys(job.documents for job in wanted):
+        alike = [job for job in wanted if job.documents == count]
+        for begin in range(0, len(alike), at_once):
+            yield alike[begin : begin + at_once]
+
+
+def _tune(
+    model: Model,
+    group: Sequence[Job],
+    corpora: Mapping[str, Sequence[str]],
+    found: Mapping[str, NeuronSet],
+    settings: StudySettings,
+    checkpoints: Path,
+    bar: Progress,
+) -> dict[Job, Outcome]:
+    runs = []
+    for job in group:
+        own = found[job.language]
+        neurons = own if job.kind == "lang-spec" else own.random_like(job.seed)
+        runs.append(Run(neurons, corpora[job.language][: job.documents], job.name, job.seed))
+    done = 0.0
+
+    def step(made: int, of: int) -> None:
+        nonlocal done
+        bar.add(len(runs) * made / of - done)
+        done = len(runs) * made / of
+
+    outcomes = fine_tune_many(model, runs, settings.tune, checkpoints=checkpoints, progress=step)
+    bar.add(len(runs) - done)
+    return dict(zip(group, outcomes, strict=True))
+
+
+def _values_of(outcome: Outcome) -> str:
+    """A fingerprint of what was tuned."""
+    digest = hashlib.sha256()
+    for part in (outcome.index, outcome.values):
+        for name in sorted(part):
+            digest.update(np.ascontiguousarray(part[name]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _measure(
+    model: Model,
+    key: Mapping[str, Any],
+    exams: Mapping[str, Mapping[str, Exam]],
+    language: str | None,
+    ledger: Ledger,
+) -> dict[str, Points]:
+    """{measure: {language: points}}. Held-out loss in every language; tasks, which take long, in English and in
+    `language`, or in all where it is None."""
+    keep = NeuronMask.keep_all(model.config)
+    found: dict[str, Points] = {}
+    for measure, by_language in exams.items():
+        found[measure] = {}
+        for lang, exam in by_language.items():
+            if measure != LOSS and language is not None and lang not in (ENGLISH, language):
+                continue
+            cell = {**key, **exam.key}
+            scores = ledger.get(cell)
+            if scores is None:
+                (scores,) = exam.scores(model, [keep])
+                ledger.put(cell, scores)
+            found[measure][lang] = _points(exam, scores)
+    return found
+
+
+def _points(exam: Exam, scores: Mapping[str, list[float]]) -> list[float]:
+    """Minus nats per token of each document, or the first of a task's scores of each item."""
+    if isinstance(exam, TaskExam):
+        return (_POINTS * np.asarray(scores[exam.task.scores[0]])).tolist()
+    return (-np.asarray(scores["nats"]) / np.asarray(scores["tokens"])).tolist()
+
+
+def _results(
+    model: Model,
+    settings: StudySettings,
+    exams: Mapping[str, Mapping[str, Exam]],
+    outcomes: Mapping[Job, Outcome],
+    original: Mapping[str, Points],
+    tuned: Mapping[Job, Mapping[str, Points]],
+) -> dict[str, Any]:
+    """What results.json says: how each run went, and one row per measure, language, number of documents and kind."""
+    rows = []
+    for measure in original:
+        for job in tuned:
+            if job.seed == 0 and job.language in original[measure]:
+                alike = [tuned[j][measure] for j in tuned if (j.language, j.kind, j.documents) == _place(job)]
+                rows.append(_row(model, measure, job, original[measure], alike))
+    return {
+        "format": "mwork-results-1",
+        "study": "enhance",
+        "made_by": {"model": model.identity, "settings": asdict(settings)},
+        "data": {measure: {lang: exam.size for lang, exam in found.items()} for measure, found in exams.items()},
+        "original": {m: {lang: float(np.mean(s)) for lang, s in scores.items()} for m, scores in original.items()},
+        "runs": {job.name: _run_facts(outcome) for job, outcome in outcomes.items()},
+        "rows": rows,
+    }
+
+
+def _place(job: Job) -> tuple[str, str, int]:
+    return job.language, job.kind, job.documents
+
+
+def _run_facts(outcome: Outcome) -> dict[str, Any]:
+    history = outcome.history
+    return {
+        "neurons": outcome.run.neurons.count(),
+        "documents": len(outcome.run.documents),
+        "steps": len(history.train),
+        "best_step": history.best[0],
+        "validation_before": history.validation[0][1],
+        "validation_best": history.best[1],
+        "diverged": history.diverged,
+        "train": history.train,
+        "validation": history.validation,
+    }
+
+
+def _row(model: Model, measure: str, job: Job, original: Points, alike: Sequence[Points]) -> dict[str, Any]:
+    """One language under one kind of tuning, mean over seeds, beside the original; intervals over items."""
+
+    def after(lang: str) -> np.ndarray:
+        return np.mean([np.asarray(scores[lang]) for scores in alike], axis=0)
+
+    others = [lang for lang in alike[0] if lang not in (ENGLISH, job.language)]
+    own = delta(
+        {lang: np.asarray(original[lang]) for lang in (ENGLISH, job.language)},
+        {job.language: {lang: after(lang) for lang in (ENGLISH, job.language)}},
+    )
+    change = [float(np.mean(after(lang)) - np.mean(original[lang])) for lang in others]
+    return {
+        "table": 6,
+        "task": measure,
+        "model": model.source,
+        "under": False,
+        "s_attn": False,
+        "s_ffn": False,
+        "gen": False,
+        "neurons": job.kind,
+        "language": job.language,
+        "documents": job.documents,
+        "seeds": len(alike),
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(own).items()},
+        "own_by_seed": [float(np.mean(scores[job.language])) for scores in alike],
+        "delta_others": float(np.mean(change)) if change else None,
+        "others": others,
+    }

@@ -1,0 +1,182 @@
+"""One training step of many runs at once, and the loop around it.
+
+Every array of a run has a leading axis over runs; the frozen weights have none. A run that has made its steps, has
+stopped getting better, or whose loss is no longer finite stays as it is while the others go on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mwork_jax.enhance.compact import Compact, Index, changes, gather
+from mwork_jax.enhance.loss import summed_nats
+from mwork_jax.enhance.optimizer import Rates, adamw
+from mwork_jax.enhance.packing import Rows
+from mwork_jax.errors import InputError
+from mwork_jax.model import Decoder, hidden_states, rms_norm
+from mwork_jax.neurons import NeuronMask
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How neurons are tuned. Defaults: chosen on a validation split with Gemma 3 270M (README).
+
+    learning_rate: the highest; it rises over the share `warmup` of the steps and falls along a cosine. epochs: times
+    that training sees every document; steps: fewer or exactly so many steps instead. batch: packed rows per step, in
+    `accumulate` parts whose gradients are added up. max_tokens: length of a row; longer documents are cut.
+    weight_decay, clip: of the selection alone. validation: share of the documents that are kept out of training and
+    decide which step is best; validate_every: steps between two looks at them, each of which is a checkpoint;
+    patience: so many looks without a better one end the run. remat: layers are computed again in the backward pass,
+    which takes a third more time and keeps memory from growing with depth. seed: order of the documents.
+    """
+
+    learning_rate: float = 1e-3
+    epochs: int = 3
+    steps: int | None = None
+    batch: int = 8
+    accumulate: int = 1
+    max_tokens: int = 512
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    clip: float = 0.3
+    validation: float = 0.1
+    validate_every: int = 10
+    patience: int = 3
+    remat: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("epochs", 1), ("batch", 1), ("accumulate", 1), ("max_tokens", 2), ("validate_every", 1), ("patience", 1),
+            ("steps", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"tuning: {name} is {value}; it must be {least} or more")
+        for name, low, high in (
+            ("learning_rate", 0.0, math.inf), ("clip", 0.0, math.inf), ("weight_decay", -1e-9, math.inf),
+            ("warmup", -1e-9, 1.0), ("validation", 0.0, 0.5),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not low < value <= high or value == math.inf:
+                raise InputError(f"tuning: {name} is {value}; it must be above {max(low, 0):g} and at most {high:g}")
+        if self.batch % self.accumulate:
+            raise InputError(f"tuning: a batch of {self.batch} rows does not split into {self.accumulate} equal parts")
+
+
+class State(NamedTuple):
+    """What training changes; every leaf has a leading axis over runs."""
+
+    values: Compact
+    optimizer: Any
+    step: jax.Array  # int32, updates made
+    best: Compact  # the values with the lowest validation loss so far
+    best_loss: jax.Array  # float32, nats per token
+    stale: jax.Array  # int32, looks at the validation documents since the best
+    diverged: jax.Array  # bool, whether the loss or the gradient was not finite
+
+
+class Frozen(NamedTuple):
+    """What training does not change. `decoder` is shared; `index`, `base` and `rates` have a leading axis over runs."""
+
+    decoder: Decoder
+    index: Index
+    base: Compact
+    rates: Rates
+
+
+class Program(NamedTuple):
+    """What is compiled in: another value is another program."""
+
+    remat: bool
+    patience: int
+    loss_rows: int = 128  # positions whose logits exist at once, per run
+
+
+class StepReport(NamedTuple):
+    """Of one step, before its update; float32 [runs]."""
+
+    loss: jax.Array  # nats per token
+    norm: jax.Array  # of the gradient, before clipping
+
+
+def begin(decoder: Decoder, index: Index, rates: Rates) -> tuple[Frozen, State]:
+    """Runs at their beginning: index and rates with a leading axis over runs."""
+    base = jax.jit(jax.vmap(gather, in_axes=(None, 0)))(decoder, index)
+
+    def fresh(base: Compact, rates: Rates) -> State:
+        zero = jnp.zeros((), jnp.int32)
+        return State(base, adamw(rates).init(base), zero, base, jnp.float32(jnp.inf), zero, jnp.bool_(False))
+
+    state = jax.vmap(fresh)(base, rates)
+    return Frozen(decoder, index, base, rates), jax.tree.map(jnp.copy, state)  # no two leaves share a buffer to donate
+
+
+def _nats(program: Program, decoder: Decoder, index: Index, base: Compact, rows: Rows, values: Compact) -> jax.Array:
+    """Summed loss of packed rows [b, t] of one run."""
+    config = decoder.config
+    added, keep = changes(index, base, values), NeuronMask.keep_all(config)
+    positions = jnp.arange(rows.tokens.shape[1], dtype=jnp.int32) - rows.start
+    x, _ = hidden_states(
+        decoder, rows.tokens, keep, positions=positions, documents=rows.start, changes=added, remat=program.remat
+    )
+    x = rms_norm(x, decoder.final_norm[...], config).reshape(-1, config.hidden_size)
+    pad = -x.shape[0] % program.loss_rows
+    targets, counts = (jnp.pad(a.reshape(-1), (0, pad)) for a in (rows.targets, rows.counts))
+    head = decoder.embed[...] if decoder.head is None else decoder.head[...]
+    return summed_nats(config, program.loss_rows, jnp.pad(x, ((0, pad), (0, 0))), head, targets, counts)
+
+
+@partial(jax.jit, static_argnames="program", donate_argnames="state")
+def train_step(program: Program, frozen: Frozen, state: State, rows: Rows) -> tuple[State, StepReport]:
+    """One step of every run. rows: [runs, accumulate, b, t]; the loss is the mean over all tokens of all parts."""
+    one = partial(_one_step, program, frozen.decoder)
+    return jax.vmap(one)(frozen.index, frozen.base, frozen.rates, state, rows)
+
+
+def _one_step(
+    program: Program, decoder: Decoder, index: Index, base: Compact, rates: Rates, state: State, rows: Rows
+) -> tuple[State, StepReport]:
+    def add_part(total: tuple[jax.Array, Compact], part: Rows) -> tuple[tuple[jax.Array, Compact], None]:
+        nats = partial(_nats, program, decoder, index, base, part)
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(nats)(state.values)), None
+
+    zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.values))
+    (nats, gradient), _ = jax.lax.scan(add_part, zero, rows)
+    tokens = jnp.maximum(rows.counts.sum(), 1.0)
+    loss, gradient = nats / tokens, jax.tree.map(lambda g: g / tokens, gradient)
+    norm = optax.tree.norm(gradient)
+    updates, optimizer = adamw(rates).update(gradient, state.optimizer, state.values)
+    after = state._replace(values=optax.apply_updates(state.values, updates), optimizer=optimizer, step=state.step + 1)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    going = finite & ~state.diverged & (state.stale < program.patience) & (state.step < rates.steps)
+    kept = jax.tree.map(lambda new, old: jnp.where(going, new, old), after, state)
+    return kept._replace(diverged=state.diverged | ~finite), StepReport(loss, norm)
+
+
+@partial(jax.jit, static_argnames="program")
+def validation_nats(program: Program, frozen: Frozen, values: Compact, rows: Rows) -> jax.Array:
+    """Summed loss of every run on its validation rows [runs, b, t]: float32 [runs]."""
+    nats = partial(_nats, program, frozen.decoder)
+    return jax.vmap(nats)(frozen.index, frozen.base, rows, values)
+
+
+@jax.jit
+def note_validation(state: State, loss: jax.Array) -> State:
+    """The state after a look at the validation documents: loss float32 [runs]."""
+
+    def note(state: State, loss: jax.Array) -> State:
+        better = loss < state.best_loss
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.values, state.best)
+        stale = jnp.where(better, 0, state.stale + 1)
+        diverged = state.diverged | ~jnp.isfinite(loss)
+        return state._replace(best=best, best_loss=jnp.minimum(loss, state.best_loss), stale=stale, diverged=diverged)
+
+    return jax.vmap(note)(state, loss)

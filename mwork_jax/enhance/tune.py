@@ -1,0 +1,302 @@
+"""Tuning a language's neurons: from a model, a neuron set and documents to a tuned model.
+
+Many runs (languages, numbers of documents, seeds, random controls, learning rates) go through one program over one copy
+of the frozen weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mwork_jax.corpus import Document, Encoded, encoded
+from mwork_jax.enhance.checkpoint import Checkpoints
+from mwork_jax.enhance.compact import Compact, Index, check_fits, index_of, scatter, widths
+from mwork_jax.enhance.optimizer import Rates
+from mwork_jax.enhance.packing import Rows, batch_at, empty_rows, pack, steps_per_epoch
+from mwork_jax.enhance.train import (
+    Frozen,
+    Program,
+    State,
+    TuneSettings,
+    begin,
+    note_validation,
+    train_step,
+    validation_nats,
+)
+from mwork_jax.errors import InputError
+from mwork_jax.ledger import fingerprint
+from mwork_jax.load import Model
+from mwork_jax.neurons import NeuronSet
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run: which neurons, on which documents, and what may differ between runs of one program."""
+
+    neurons: NeuronSet
+    documents: Sequence[Document | Encoded]
+    name: str = "tuning"
+    seed: int = 0
+    learning_rate: float | None = None  # that of the settings unless given
+
+
+@dataclass(frozen=True)
+class History:
+    """How one run went: nats per token. `train[i]` is the loss of step i before its update; `validation` is [steps
+    made, loss] pairs, the first of them before any step."""
+
+    train: list[float] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    diverged: bool = False
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """Steps made and loss where the validation loss was lowest; its values are those that are kept."""
+        return min(self.validation, key=lambda pair: pair[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a run found: the tuned neurons in the compact form, megabytes; `merged` makes a model of them."""
+
+    run: Run
+    index: Index
+    values: Compact
+    history: History
+
+    def merged(self, model: Model) -> Tuned:
+        """The model with the tuned neurons in their places; every other weight is the same, bit for bit."""
+        decoder = jax.jit(scatter)(model.decoder, self.index, self.values)
+        return Tuned(decoder, model.tokenizer, f"{model.source} ({self.run.name})", model, self)
+
+
+@dataclass(frozen=True)
+class Tuned(Model):
+    """A tuned model: a Model as any other, that knows its `base` and the `outcome` of its tuning."""
+
+    base: Model
+    outcome: Outcome
+
+    @property
+    def history(self) -> History:
+        return self.outcome.history
+
+    @property
+    def neurons(self) -> NeuronSet:
+        return self.outcome.run.neurons
+
+    @cached_property
+    def plain(self) -> Model:
+        """The same as a Model without its past, to be an argument of jit."""
+        return Model(self.decoder, self.tokenizer, self.source)
+
+
+def fine_tune(
+    model: Model,
+    neurons: NeuronSet,
+    documents: Sequence[Document | Encoded],
+    settings: TuneSettings = TuneSettings(),
+    *,
+    checkpoints: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tuned:
+    """Tunes a neuron set by causal language modelling on documents (section 4 of the paper) and returns the tuned
+    model.
+
+    Nothing but the set's rows and columns is trained, and no gradient or optimizer state exists for anything else. A
+    share of the documents is kept out and decides which step's values are returned. checkpoints: a folder; the same
+    call goes on from the newest checkpoint in it. progress is called with (steps made, steps in all).
+
+    Raises InputError for an empty or foreign neuron set, too few documents for the steps asked, a checkpoint of other
+    work, and a loss that is no longer finite.
+    """
+    run = Run(neurons, documents)
+    (outcome,) = fine_tune_many(model, [run], settings, checkpoints=checkpoints, progress=progress)
+    return outcome.merged(model)
+
+
+def fine_tune_many(
+    model: Model,
+    runs: Sequence[Run],
+    settings: TuneSettings = TuneSettings(),
+    *,
+    checkpoints: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Outcome]:
+    """`fine_tune` for several runs in one program; each gets what it would get on its own.
+
+    A run that diverges stays at its best values and says so in its history, while others go on; where all do,
+    InputError. Otherwise as `fine_tune`.
+    """
+    if not runs:
+        raise InputError("tuning: there are no runs; at least one is needed")
+    for run in runs:
+        check_fits(run.neurons, model.decoder)
+    data = [_Data.of(model, run, settings) for run in runs]
+    room = widths([run.neurons for run in runs])
+    index = _stack([index_of(run.neurons, room) for run in runs])
+    rates = _stack([_rates(run, d, settings) for run, d in zip(runs, data, strict=True)])
+    work = _Work(*begin(model.decoder, index, rates), data, settings)
+    identity = {
+        "model": model.key,
+        "runs": [_described(run, d) for run, d in zip(runs, data, strict=True)],
+        "settings": asdict(settings),
+    }
+    with Checkpoints(checkpoints, identity) if checkpoints is not None else nullcontext() as kept:
+        work.go(kept, progress)
+    return [Outcome(run, *work.of(place)) for place, run in enumerate(runs)]
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def _rates(run: Run, data: _Data, settings: TuneSettings) -> Rates:
+    highest = settings.learning_rate if run.learning_rate is None else run.learning_rate
+    return Rates(
+        np.float32(highest), np.int32(data.steps), np.float32(settings.warmup), np.float32(settings.weight_decay),
+        np.float32(settings.clip),
+    )  # fmt: skip
+
+
+def _described(run: Run, data: _Data) -> dict[str, Any]:
+    """What determines a run, apart from the model and the settings; for its checkpoints."""
+    return {
+        "neurons": fingerprint({g: np.flatnonzero(m).tolist() for g, m in run.neurons.groups.items()}),
+        "documents": data.fingerprint,
+        "seed": run.seed,
+        "learning_rate": run.learning_rate,
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """One run's documents, packed, and how many steps they are good for."""
+
+    training: Rows
+    validation: Rows
+    steps: int
+    seed: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, model: Model, run: Run, settings: TuneSettings) -> _Data:
+        time = min(settings.max_tokens, model.config.max_length)
+        ready = list(encoded(model, run.documents, time, where=run.name))
+        ready = [d._replace(tokens=d.tokens[:time]) for d in ready]
+        held = max(1, round(settings.validation * len(ready)))
+        if len(ready) < held + 1:
+            raise InputError(
+                f"{run.name}: {len(ready)} document; at least 2 are needed, one of them to validate the steps with"
+            )
+        order = np.random.default_rng([settings.seed, run.seed]).permutation(len(ready))
+        training = pack([ready[i] for i in order[held:]], time)
+        validation = pack([ready[i] for i in order[:held]], time)
+        most = settings.epochs * steps_per_epoch(training, settings.batch)
+        if settings.steps is not None and settings.steps > most:
+            raise InputError(
+                f"{run.name}: {settings.steps} steps asked, but {len(ready) - held} training documents make "
+                f"{steps_per_epoch(training, settings.batch)} batches, {most} in {settings.epochs} epochs; ask for "
+                "fewer steps or more epochs, or give more documents"
+            )
+        described = fingerprint([d.tokens.tolist() for d in ready])
+        return cls(training, validation, settings.steps or most, run.seed, described)
+
+
+class _Work:
+    """The loop: steps, looks at the validation documents, checkpoints."""
+
+    def __init__(self, frozen: Frozen, state: State, data: Sequence[_Data], settings: TuneSettings):
+        self.frozen, self.state, self.data, self.settings = frozen, state, data, settings
+        self.program = Program(settings.remat, settings.patience, max(16, 128 // len(data)))
+        self.steps = max(d.steps for d in data)
+        self.train: list[list[float]] = []  # [step][run]
+        self.validation: list[tuple[int, list[float]]] = []
+
+    def go(self, kept: Checkpoints | None, progress: Callable[[int, int], None] | None) -> None:
+        done = self._resume(kept)
+        if done is None:
+            done = 0
+            self._look(0)
+        for step in range(done, self.steps):
+            if not self._going():
+                break
+            self.state, report = train_step(self.program, self.frozen, self.state, self._batch(step))
+            self.train.append([float(loss) for loss in np.asarray(report.loss)])
+            if (step + 1) % self.settings.validate_every == 0 or step + 1 == self.steps:
+                self._look(step + 1)
+                if kept is not None and not np.asarray(self.state.diverged).all():
+                    kept.save(step + 1, self.state, {"train": self.train, "validation": self.validation})
+            if progress is not None:
+                progress(step + 1, self.steps)
+        if np.asarray(self.state.diverged).all():
+            raise self._diverged(kept)
+
+    def of(self, run: int) -> tuple[Index, Compact, History]:
+        """One run's index, its best values, and how it went."""
+        index, values = jax.tree.map(lambda x: x[run], (self.frozen.index, self.state.best))
+        history = History(
+            [losses[run] for losses in self.train[: self.data[run].steps]],
+            [(step, losses[run]) for step, losses in self.validation if np.isfinite(losses[run])],
+            bool(self.state.diverged[run]),
+        )
+        return index, values, history
+
+    def _resume(self, kept: Checkpoints | None) -> int | None:
+        """The steps that the newest checkpoint has made, or None where the work begins."""
+        found = kept.latest(self.state) if kept is not None else None
+        if found is None:
+            return None
+        done, self.state, history = found
+        self.train = history["train"]
+        self.validation = [(int(step), list(losses)) for step, losses in history["validation"]]
+        return done
+
+    def _going(self) -> bool:
+        """Whether any run still changes."""
+        stale, diverged = np.asarray(self.state.stale), np.asarray(self.state.diverged)
+        return bool(((stale < self.settings.patience) & ~diverged).any())
+
+    def _batch(self, step: int) -> Rows:
+        """The rows of every run at this step: [runs, accumulate, b, t]."""
+        s = self.settings
+        each = [batch_at(d.training, s.batch, d.seed + s.seed, step) for d in self.data]
+        stacked = Rows(*map(np.stack, zip(*each, strict=True)))
+        return Rows(*(x.reshape(len(each), s.accumulate, -1, x.shape[-1]) for x in stacked))
+
+    def _look(self, step: int) -> None:
+        """Every run's loss on its own validation documents."""
+        nats, counts = np.zeros(len(self.data)), np.zeros(len(self.data))
+        for rows in self._validation_batches():
+            nats += np.asarray(validation_nats(self.program, self.frozen, self.state.values, rows), np.float64)
+            counts += rows.counts.sum((1, 2))
+        losses = (nats / counts).astype(np.float32)
+        self.state = note_validation(self.state, jnp.asarray(losses))
+        self.validation.append((step, [float(x) for x in losses]))
+
+    def _validation_batches(self) -> Iterator[Rows]:
+        size = self.settings.batch // self.settings.accumulate
+        longest = max(len(d.validation.tokens) for d in self.data)
+        for first in range(0, longest, size):
+            each = []
+            for d in self.data:
+                part = d.validation.at(np.arange(first, min(first + size, len(d.validation.tokens))))
+                filler = empty_rows(d.validation, size - len(part.tokens))
+                each.append(Rows(*map(np.concatenate, zip(part, filler, strict=True))))
+            yield Rows(*map(np.stack, zip(*each, strict=True)))
+
+    def _diverged(self, kept: Checkpoints | None) -> InputError:
+        where = f"; the last good checkpoint is kept in {kept.folder}" if kept is not None else ""
+        return InputError(
+            f"tuning: the loss is not finite after step {len(self.train)} at learning rate "
+            f"{float(np.max(self.frozen.rates.learning_rate)):g}{where}; choose a lower learning rate"
+        )
