@@ -122,3 +122,93 @@ def test_bad_input_is_one_line(case, tiny_folder, neurons, tmp_path, capsys):
 def test_a_run_s_results_are_not_overwritten(tiny_folder, neurons, capsys):
     evaluate(tiny_folder, neurons, neurons, "--table", "4", expect=2)
     assert "holds the results of `mwork run`" in capsys.readouterr().err
+
+
+def test_rows_say_how_sure_they_are(tiny_folder, neurons, tmp_path, capsys):
+    evaluate(tiny_folder, neurons, tmp_path, "--table", "4")
+    captured = capsys.readouterr()
+    assert "programs compiled" in captured.err
+    results = json.loads((tmp_path / "results.json").read_text())
+    rows, (table,) = results["rows"], results["tables"]
+    assert table["data"]["de"]["items"] == 3
+    assert (tmp_path / "table.txt").read_text() in captured.out
+    from mwork_jax.metrics import benjamini_hochberg, holm
+
+    np.testing.assert_allclose([row["p_holm"] for row in rows], holm([row["p"] for row in rows]))
+    tests = [test for row in rows for sides in row.get("mcnemar", {}).values() for test in sides.values()]
+    np.testing.assert_allclose([t["p_bh"] for t in tests], benjamini_hochberg([t["p"] for t in tests]))
+    for row in rows:
+        changes = row["by_language"]
+        assert row["delta_n_eng"] == pytest.approx(np.mean([changes[lang]["own"] for lang in ("de", "th")]))
+        assert row["delta_eng"] == pytest.approx(np.mean([changes[lang]["english"] for lang in ("de", "th")]))
+        if row["neurons"] == "random":
+            assert row["seed_spread"]["delta"]["mean"] == pytest.approx(row["delta"])
+            assert row["seed_spread"]["delta"]["seeds"] == 2
+        else:
+            for lang, sides in row["mcnemar"].items():
+                gained = sides["own"]["gained"] - sides["own"]["lost"]
+                assert 100 * gained / 3 == pytest.approx(changes[lang]["own"])
+    # Table 4's last row, a language's own S-FFN, has a random row with the same parts off: its first.
+    assert rows[-1]["beyond_random"]["delta"] == pytest.approx(rows[-1]["delta"] - rows[0]["delta"])
+    assert "beyond_random" not in rows[-2]
+
+
+def test_the_grid_runs_every_split(tiny_folder, neurons, tmp_path, capsys):
+    evaluate(tiny_folder, neurons, tmp_path / "grid", "--table", "4", "--n1", "1,2", "--n2", "0,1")
+    printed = capsys.readouterr().out
+    rows = json.loads((tmp_path / "grid" / "results.json").read_text())["rows"]
+    own = [row for row in TABLES[4].rows if row.neurons == "lang-spec"]
+    assert [(r["understanding"], r["generation"]) for r in rows[:: len(own)]] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert len(rows) == 4 * len(own)
+    assert printed.count("N2 = 1") == len(own)
+    evaluate(tiny_folder, neurons, tmp_path / "one", "--table", "4", "--n1", "2", "--n2", "1")
+    one = json.loads((tmp_path / "one" / "results.json").read_text())["rows"]
+    for row in rows[-len(own) :]:
+        (same,) = [r for r in one if r["neurons"] == "lang-spec" and all(r[s] == row[s] for s in ("s_attn", "s_ffn"))]
+        assert row["delta"] == pytest.approx(same["delta"])
+
+
+def test_a_prompt_that_does_not_fit_is_named(tiny_folder, neurons, tmp_path, capsys):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 300}))
+    evaluate(folder, neurons, tmp_path / "out", "--table", "2", expect=2)
+    errors = capsys.readouterr().err
+    assert "tokens with its answer, the model's context is 300" in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_s_stand_in_is_named(tiny_folder, neurons, tmp_path, monkeypatch, capsys):
+    def answers(model, prompts, masks, **_):
+        return [["a"] * len(prompts)] * len(masks)
+
+    monkeypatch.setattr("mwork_jax.exams.generations", answers)
+    evaluate(tiny_folder, neurons, tmp_path, "--table", "5")
+    assert "table 5: no data of xlsum there; headlines stands in for it" in capsys.readouterr().err
+    assert json.loads((tmp_path / "results.json").read_text())["tables"][0]["task"]["name"] == "headlines"
+
+
+CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[model] "
+
+
+def test_prompts_go_through_the_chat_template(tiny_folder, neurons, tmp_path, capsys):
+    import shutil
+
+    evaluate(tiny_folder, neurons, tmp_path / "out", "--table", "4", "--chat", expect=2)
+    assert "the model has no chat template" in capsys.readouterr().err
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "chat_template.jinja").write_text(CHAT)
+    model = mw.load_model(folder)
+    assert model.chat_prompt("Q") == "[user] Q\n[model] "
+    assert list(model.encode(model.chat_prompt("Q"))).count(1) == 1, "one BOS"
+    exam = prepare(TASKS["xcsqa"], None, SweepSettings(("en", "de"), 2))["de"]
+    chat = exam.as_chat(model)
+    assert chat.prompts == tuple(f"[user] {prompt}\n[model] " for prompt in exam.prompts)
+    assert chat.key != exam.key
+    evaluate(folder, neurons, tmp_path / "out", "--table", "4", "--chat")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["tables"][0]["settings"]["chat"] is True
