@@ -25,8 +25,9 @@ from .outer_products import Changes, norms_of, score_changes
 
 _QUERIES = 64  # queries in a block
 _KEYS = 16  # keys in a step, unrolled: the accumulator stays in registers meanwhile
+_LANES = 32  # neurons, alike in their bound, that go together
 _ACCUMULATOR = 1 << 14  # elements of the accumulator [n, t, c], so that it stays in the cache
-_DOUBLINGS = (0, 2, 4)  # one program for each; a bound over 2^4 takes the general one
+_DOUBLINGS = (1, 2, 3, 5)  # one program for each; a bound over 2^5 takes the general one
 _LARGEST = 40.0  # changes of a score up to here stay in float32's range when exponentiated and squared
 
 
@@ -69,7 +70,7 @@ def qk_importance_xla(
     batch, time, heads, size = q.shape
     changes = score_changes(q, k, cos, sin, scale=scale, q_gain=q_gain, k_gain=k_gain)
     counted = jnp.repeat(rows.astype(jnp.float32), heads, axis=0)
-    room = _ACCUMULATOR // (min(time, _QUERIES) * 2 * size)
+    room = _ACCUMULATOR // (min(time, _QUERIES) * _lanes(2 * size))
     together = max(n for n in range(1, batch * heads + 1) if batch * heads % n == 0 and n <= max(1, room))
 
     def some_heads(xs: tuple[Changes, jax.Array]) -> jax.Array:
@@ -79,13 +80,17 @@ def qk_importance_xla(
     return norms_of(jax.lax.map(some_heads, split), batch, k.shape[2])
 
 
+def _lanes(width: int) -> int:
+    return max(n for n in range(1, min(width, _LANES) + 1) if width % n == 0)
+
+
 class _Queries(NamedTuple):
     """What stays the same for all keys, [n, t, c]. shift is minus the change at each query's mean key."""
 
     rows: jax.Array
     rows2: jax.Array
     gain: jax.Array | None
-    shift: jax.Array | float
+    shift: jax.Array | float | None
 
 
 class _Keys(NamedTuple):
@@ -106,33 +111,62 @@ class _Step(NamedTuple):
 
 
 def _some_heads(x: Changes, counted: jax.Array, window: jax.Array, softcap: float | None) -> jax.Array:
-    """Squared importances [n, c] of the neurons of n heads; counted [n, t]."""
-    time = x.queries.shape[1]
-    block = min(time, _QUERIES)
-    keys = jax.tree.map(lambda y: _keys_first(y)[:, :, None], _Keys(x.columns, x.columns2, x.column_gain, None))
-    spread = _spread(x, softcap)
+    """Squared importances [n, c] of the neurons of n heads; counted [n, t].
+
+    The neurons of each head are sorted by the bound on their changes and cut into portions, each as costly as its
+    largest bound.
+    """
+    heads, time, width = x.rows.shape
+    block, lanes = min(time, _QUERIES), _lanes(width)
+    bound = _bound(x, counted, softcap)
+    place = jax.nn.one_hot(jnp.argsort(bound, axis=-1), width, axis=1)  # [n, neuron, its place]; a product is a gather
+
+    def portions(y: jax.Array) -> jax.Array:
+        return jnp.moveaxis(_exact("ntc,ncd->ntd", y, place).reshape(heads, time, -1, lanes), 2, 0)
+
+    queries = jax.tree.map(portions, _Queries(x.rows, x.rows2, x.row_gain, None))
+    columns = jax.tree.map(portions, _Keys(x.columns, x.columns2, x.column_gain, None))
+    keys = jax.tree.map(jax.vmap(lambda y: _keys_first(y)[:, :, None]), columns)
+    largest = jnp.sort(bound, axis=-1).reshape(heads, -1, lanes).max(axis=(0, 2))
+    form = jnp.sum(largest[:, None] > 2.0 ** np.asarray(_DOUBLINGS), axis=1)
 
     def one_block(first: jax.Array) -> jax.Array:
         # The last block may reach back over queries already counted: those get weight 0.
         begin = jnp.minimum(first, time - block)
         counts = jnp.where(begin + jnp.arange(block) >= first, _cut(counted, begin, block), 0.0)
-        changed = _block(x, keys, spread, begin, block, window, softcap)
-        # A plain sum, not a product: matrix units would round the squares.
-        return jnp.sum(counts[:, :, None] * changed, axis=1)
+        attention = _attention(x, begin, block, window, softcap)
 
-    return jax.lax.map(one_block, block * jnp.arange(-(-time // block))).sum(axis=0)
+        def one_portion(xs: tuple[_Queries, _Keys, _Keys, jax.Array]) -> jax.Array:
+            own = jax.tree.map(lambda y: _cut(y, begin, block), xs[0])
+            # A plain sum, not a product: matrix units would round the squares.
+            return jnp.sum(counts[:, :, None] * _portion(attention, own, *xs[1:], softcap), axis=1)
+
+        return jax.lax.map(one_portion, (queries, columns, keys, form))
+
+    squares = jax.lax.map(one_block, block * jnp.arange(-(-time // block))).sum(axis=0)
+    return _exact("nd,ncd->nc", jnp.swapaxes(squares, 0, 1).reshape(heads, width), place)
 
 
-def _spread(x: Changes, softcap: float | None) -> jax.Array:
-    """How far apart the columns of two keys can be, at most: [n, 1, c].
+def _bound(x: Changes, counted: jax.Array, softcap: float | None) -> jax.Array:
+    """What no |change| of a neuron exceeds, less the change at a mean key: [n, c], by Cauchy-Schwarz on the two outer
+    products.
 
-    Twice the distance from their middle: a part that is the same for every key falls out with the shift. Not so under
-    a soft cap, which is not linear: there it is twice the distance from 0.
+    A part of the columns that is the same for every key falls out, so they count from their middle; not so under a
+    soft cap, which is not linear.
     """
     columns = jnp.stack([x.columns, x.columns2])
     if softcap is None:
         columns = columns - (columns.max(axis=2, keepdims=True) + columns.min(axis=2, keepdims=True)) / 2
-    return 2.0 * jnp.sqrt(jnp.square(columns).sum(axis=0).max(axis=1, keepdims=True))
+
+    def longest(*parts: jax.Array) -> jax.Array:
+        return jnp.sqrt(sum(jnp.square(y) for y in parts).max(axis=1))
+
+    seen = counted[:, :, None] > 0
+    bound = 2.0 * longest(x.rows * seen, x.rows2 * seen) * longest(*columns)
+    if x.row_gain is not None:
+        score = jnp.linalg.norm(x.queries, axis=-1).max(axis=1) * jnp.linalg.norm(x.keys, axis=-1).max(axis=1)
+        bound = bound + 2.0 * (longest(x.row_gain) + longest(x.column_gain)) * score[:, None]
+    return bound
 
 
 def _cut(x: jax.Array, begin: jax.Array, size: int) -> jax.Array:
@@ -145,43 +179,43 @@ def _keys_first(x: jax.Array, unseen: float = 0.0) -> jax.Array:
     return jnp.pad(x, [(0, -len(x) % _KEYS)] + [(0, 0)] * (x.ndim - 1), constant_values=unseen)
 
 
-def _block(
-    x: Changes,
-    keys: _Keys,
-    spread: jax.Array,
-    begin: jax.Array,
-    block: int,
-    window: jax.Array,
-    softcap: float | None,
-) -> jax.Array:
-    """Squared norm of the change of each query's attention weights by each neuron, [n, t, c]."""
+class _Attention(NamedTuple):
+    """A block of queries of n heads against all keys, as every portion of the neurons needs it."""
+
+    weight: jax.Array  # P, [n, t, s]
+    scores: jax.Array  # [n, t, s]
+    step: _Step  # without the columns
+    reach: tuple[jax.Array, jax.Array]  # the steps over the keys that some query sees
+
+
+def _attention(x: Changes, begin: jax.Array, block: int, window: jax.Array, softcap: float | None) -> _Attention:
     scores = _exact("ntk,nsk->nts", _cut(x.queries, begin, block), x.keys)
     ago = (begin + jnp.arange(block))[:, None] - jnp.arange(x.keys.shape[1])[None, :]
     capped = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
     capped = jnp.where((ago >= 0) & (ago < window), capped, -1e30)
     weight = jax.nn.softmax(capped, axis=-1)
-    parts = (None if y is None else _cut(y, begin, block) for y in (x.rows, x.rows2, x.row_gain))
-    queries = _Queries(*parts, shift=0.0)
-    mean = _Keys(
-        *(None if y is None else _exact("nts,nsc->ntc", weight, y) for y in (x.columns, x.columns2, x.column_gain)),
-        None,
+    changed = None if x.row_gain is None and softcap is None else _keys_first(scores.mT)[..., None]
+    step = _Step(
+        _Keys(None, None, None, changed), _keys_first(weight.mT)[..., None], _keys_first(capped.mT, -1e30)[..., None]
     )
-    if x.row_gain is not None or softcap is not None:
-        keys = keys._replace(scores=_keys_first(scores.mT)[..., None])
-        mean = mean._replace(scores=jnp.sum(weight * scores, axis=-1, keepdims=True))
-    queries = queries._replace(shift=-_change(queries, mean, softcap))
-    step = _Step(keys, _keys_first(weight.mT)[..., None], _keys_first(capped.mT, -1e30)[..., None])
     reach = jnp.maximum(begin - window + 1, 0) // _KEYS, (begin + block - 1) // _KEYS + 1
-    bound = jnp.hypot(queries.rows, queries.rows2) * spread
-    if queries.gain is not None:
-        gain = jnp.abs(queries.gain) + jnp.abs(x.column_gain).max(axis=1, keepdims=True)
-        bound = bound + 2.0 * gain * jnp.abs(scores).max(axis=-1, keepdims=True)
+    return _Attention(weight, scores, step, reach)
+
+
+def _portion(
+    attention: _Attention, queries: _Queries, columns: _Keys, keys: _Keys, form: jax.Array, softcap: float | None
+) -> jax.Array:
+    """Squared norm of the change of each query's attention weights by each neuron, [n, t, c]. columns are [n, s, c]."""
+    weight, scores, step, reach = attention
+    mean = jax.tree.map(lambda y: _exact("nts,nsc->ntc", weight, y), columns)
+    mean = mean._replace(scores=jnp.sum(weight * scores, axis=-1, keepdims=True))
+    queries = queries._replace(shift=-_change(queries._replace(shift=0.0), mean, softcap))
+    step = step._replace(keys=keys._replace(scores=step.keys.scores))
 
     def changed(doublings: int | None) -> Callable[[], jax.Array]:
         return lambda: _changed(queries, step, reach, softcap, doublings)
 
-    too_large = jnp.max(bound) > 2.0 ** np.asarray(_DOUBLINGS)
-    return jax.lax.switch(jnp.sum(too_large), [changed(n) for n in (*_DOUBLINGS, None)])
+    return jax.lax.switch(form, [changed(n) for n in (*_DOUBLINGS, None)])
 
 
 def _exact(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
