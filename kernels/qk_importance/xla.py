@@ -6,10 +6,11 @@ in u, so small importances keep their digits. Softmax does not see the shift c; 
 (weighted by P) makes u small where P is large, so that a row which attends to almost one key only (an attention sink)
 loses no digits.
 
-XLA's expm1 is most of the work, so u comes from a polynomial: `_expm1` is right to 4e-7 of u for |change| <= 1, and
-n doublings u -> u (2 + u) carry it to 2^n. How many are needed follows from a bound on |change| that holds for every
-query, key and neuron of the block (Cauchy-Schwarz on the two outer products), and blocks over the largest bound use
-expm1 itself. Sliding windows and causality bound the keys that a block of queries visits.
+XLA's expm1 would be most of the work. A bound on |change| that holds for every query, key and neuron of some heads
+(Cauchy-Schwarz on the two outer products) says what may take its place: for |change| <= 1 a polynomial, right to 4e-7
+of u however small that is; up to 40 an exp without range checks, right to 1e-7 of e^change. Over that, expm1 itself
+and, where even that would overflow, the softmax of the changed scores. Causality and sliding windows bound the keys
+that a block of queries visits.
 """
 
 from __future__ import annotations
@@ -23,34 +24,41 @@ import numpy as np
 
 from .outer_products import Changes, norms_of, score_changes
 
-_QUERIES = 64  # queries in a block
+_QUERIES = 64  # queries in a block, at most
 _KEYS = 16  # keys in a step, unrolled: the accumulator stays in registers meanwhile
-_LANES = 32  # neurons, alike in their bound, that go together
 _ACCUMULATOR = 1 << 14  # elements of the accumulator [n, t, c], so that it stays in the cache
-_DOUBLINGS = (1, 2, 3, 5)  # one program for each; a bound over 2^5 takes the general one
+_SMALL = 1.0
 _LARGEST = 40.0  # changes of a score up to here stay in float32's range when exponentiated and squared
 
 
-def _expm1_coefficients(degree: int) -> tuple[float, ...]:
-    """expm1(v) / v on [-1, 1] as a polynomial, lowest power first, from its values at the Chebyshev points: the error
-    relative to u is even over the interval."""
-    points = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
-    return tuple(np.polynomial.Polynomial.fit(points, np.expm1(points) / points, degree, domain=[-1, 1]).coef.tolist())
+def _fitted(function: Callable[[np.ndarray], np.ndarray], reach: float, degree: int) -> tuple[float, ...]:
+    """A polynomial for `function` on [-reach, reach], from its values at the Chebyshev points; lowest power first."""
+    points = reach * np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
+    return tuple(np.polynomial.Polynomial.fit(points, function(points), degree, domain=[-1, 1]).coef.tolist())
 
 
-_COEFFICIENTS = _expm1_coefficients(6)
+_EXPM1_RATIO = _fitted(lambda v: np.expm1(v) / v, _SMALL, 6)
+_EXP2 = _fitted(np.exp2, 0.5, 5)
 
 
-def _expm1(change: jax.Array, doublings: int) -> jax.Array:
-    """expm1 of |change| <= 2^doublings."""
-    v = change * 2.0**-doublings if doublings else change
-    u = jnp.full_like(v, _COEFFICIENTS[-1])
-    for coefficient in _COEFFICIENTS[-2::-1]:
-        u = u * v + coefficient
-    u = u * v
-    for _ in range(doublings):
-        u = u * (2.0 + u)
-    return u
+def _horner(coefficients: tuple[float, ...], v: jax.Array) -> jax.Array:
+    total = jnp.full_like(v, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        total = total * v + coefficient
+    return total
+
+
+def _small_expm1(change: jax.Array) -> jax.Array:
+    """expm1 of |change| <= 1."""
+    return change * _horner(_EXPM1_RATIO, change)
+
+
+def _plain_exp(change: jax.Array) -> jax.Array:
+    """exp of |change| <= 40: a power of two, put together from its bits, times a polynomial."""
+    power = change * np.float32(np.log2(np.e))
+    whole = jnp.round(power)
+    fraction = jax.lax.bitcast_convert_type(_horner(_EXP2, power - whole), jnp.int32)
+    return jax.lax.bitcast_convert_type(fraction + (whole.astype(jnp.int32) << 23), jnp.float32)
 
 
 def qk_importance_xla(
@@ -70,18 +78,15 @@ def qk_importance_xla(
     batch, time, heads, size = q.shape
     changes = score_changes(q, k, cos, sin, scale=scale, q_gain=q_gain, k_gain=k_gain)
     counted = jnp.repeat(rows.astype(jnp.float32), heads, axis=0)
-    room = _ACCUMULATOR // (min(time, _QUERIES) * _lanes(2 * size))
-    together = max(n for n in range(1, batch * heads + 1) if batch * heads % n == 0 and n <= max(1, room))
+    block = min(time, _QUERIES, max(8, _ACCUMULATOR // (2 * size)))
+    room = max(1, _ACCUMULATOR // (block * 2 * size))
+    together = max(n for n in range(1, min(room, batch * heads) + 1) if batch * heads % n == 0)
 
     def some_heads(xs: tuple[Changes, jax.Array]) -> jax.Array:
-        return _some_heads(*xs, window, softcap)
+        return _some_heads(*xs, window, softcap, block)
 
     split = jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), (changes, counted))
     return norms_of(jax.lax.map(some_heads, split), batch, k.shape[2])
-
-
-def _lanes(width: int) -> int:
-    return max(n for n in range(1, min(width, _LANES) + 1) if width % n == 0)
 
 
 class _Queries(NamedTuple):
@@ -110,46 +115,25 @@ class _Step(NamedTuple):
     capped: jax.Array  # the scores as softmax sees them, -1e30 where unseen; [s, n, t, 1]
 
 
-def _some_heads(x: Changes, counted: jax.Array, window: jax.Array, softcap: float | None) -> jax.Array:
-    """Squared importances [n, c] of the neurons of n heads; counted [n, t].
-
-    The neurons of each head are sorted by the bound on their changes and cut into portions, each as costly as its
-    largest bound.
-    """
-    heads, time, width = x.rows.shape
-    block, lanes = min(time, _QUERIES), _lanes(width)
-    bound = _bound(x, counted, softcap)
-    place = jax.nn.one_hot(jnp.argsort(bound, axis=-1), width, axis=1)  # [n, neuron, its place]; a product is a gather
-
-    def portions(y: jax.Array) -> jax.Array:
-        return jnp.moveaxis(_exact("ntc,ncd->ntd", y, place).reshape(heads, time, -1, lanes), 2, 0)
-
-    queries = jax.tree.map(portions, _Queries(x.rows, x.rows2, x.row_gain, None))
-    columns = jax.tree.map(portions, _Keys(x.columns, x.columns2, x.column_gain, None))
-    keys = jax.tree.map(jax.vmap(lambda y: _keys_first(y)[:, :, None]), columns)
-    largest = jnp.sort(bound, axis=-1).reshape(heads, -1, lanes).max(axis=(0, 2))
-    form = jnp.sum(largest[:, None] > 2.0 ** np.asarray(_DOUBLINGS), axis=1)
+def _some_heads(x: Changes, counted: jax.Array, window: jax.Array, softcap: float | None, block: int) -> jax.Array:
+    """Squared importances [n, c] of the neurons of n heads; counted [n, t]."""
+    time = x.queries.shape[1]
+    columns = _Keys(x.columns, x.columns2, x.column_gain, None)
+    keys = jax.tree.map(lambda y: _keys_first(y)[:, :, None], columns)
+    form = jnp.sum(_bound(x, counted, softcap) > np.asarray([_SMALL, _LARGEST], np.float32))
 
     def one_block(first: jax.Array) -> jax.Array:
         # The last block may reach back over queries already counted: those get weight 0.
         begin = jnp.minimum(first, time - block)
         counts = jnp.where(begin + jnp.arange(block) >= first, _cut(counted, begin, block), 0.0)
-        attention = _attention(x, begin, block, window, softcap)
+        # A plain sum, not a product: matrix units would round the squares.
+        return jnp.sum(counts[:, :, None] * _block(x, keys, begin, block, window, form, softcap), axis=1)
 
-        def one_portion(xs: tuple[_Queries, _Keys, _Keys, jax.Array]) -> jax.Array:
-            own = jax.tree.map(lambda y: _cut(y, begin, block), xs[0])
-            # A plain sum, not a product: matrix units would round the squares.
-            return jnp.sum(counts[:, :, None] * _portion(attention, own, *xs[1:], softcap), axis=1)
-
-        return jax.lax.map(one_portion, (queries, columns, keys, form))
-
-    squares = jax.lax.map(one_block, block * jnp.arange(-(-time // block))).sum(axis=0)
-    return _exact("nd,ncd->nc", jnp.swapaxes(squares, 0, 1).reshape(heads, width), place)
+    return jax.lax.map(one_block, block * jnp.arange(-(-time // block))).sum(axis=0)
 
 
 def _bound(x: Changes, counted: jax.Array, softcap: float | None) -> jax.Array:
-    """What no |change| of a neuron exceeds, less the change at a mean key: [n, c], by Cauchy-Schwarz on the two outer
-    products.
+    """What no |change|, less the change at a mean key, exceeds: a scalar, by Cauchy-Schwarz on the two outer products.
 
     A part of the columns that is the same for every key falls out, so they count from their middle; not so under a
     soft cap, which is not linear.
@@ -166,7 +150,7 @@ def _bound(x: Changes, counted: jax.Array, softcap: float | None) -> jax.Array:
     if x.row_gain is not None:
         score = jnp.linalg.norm(x.queries, axis=-1).max(axis=1) * jnp.linalg.norm(x.keys, axis=-1).max(axis=1)
         bound = bound + 2.0 * (longest(x.row_gain) + longest(x.column_gain)) * score[:, None]
-    return bound
+    return bound.max()
 
 
 def _cut(x: jax.Array, begin: jax.Array, size: int) -> jax.Array:
@@ -179,43 +163,32 @@ def _keys_first(x: jax.Array, unseen: float = 0.0) -> jax.Array:
     return jnp.pad(x, [(0, -len(x) % _KEYS)] + [(0, 0)] * (x.ndim - 1), constant_values=unseen)
 
 
-class _Attention(NamedTuple):
-    """A block of queries of n heads against all keys, as every portion of the neurons needs it."""
-
-    weight: jax.Array  # P, [n, t, s]
-    scores: jax.Array  # [n, t, s]
-    step: _Step  # without the columns
-    reach: tuple[jax.Array, jax.Array]  # the steps over the keys that some query sees
-
-
-def _attention(x: Changes, begin: jax.Array, block: int, window: jax.Array, softcap: float | None) -> _Attention:
+def _block(
+    x: Changes,
+    keys: _Keys,
+    begin: jax.Array,
+    block: int,
+    window: jax.Array,
+    form: jax.Array,
+    softcap: float | None,
+) -> jax.Array:
+    """Squared norm of the change of each query's attention weights by each neuron, [n, t, c]."""
     scores = _exact("ntk,nsk->nts", _cut(x.queries, begin, block), x.keys)
     ago = (begin + jnp.arange(block))[:, None] - jnp.arange(x.keys.shape[1])[None, :]
     capped = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
     capped = jnp.where((ago >= 0) & (ago < window), capped, -1e30)
     weight = jax.nn.softmax(capped, axis=-1)
-    changed = None if x.row_gain is None and softcap is None else _keys_first(scores.mT)[..., None]
-    step = _Step(
-        _Keys(None, None, None, changed), _keys_first(weight.mT)[..., None], _keys_first(capped.mT, -1e30)[..., None]
-    )
-    reach = jnp.maximum(begin - window + 1, 0) // _KEYS, (begin + block - 1) // _KEYS + 1
-    return _Attention(weight, scores, step, reach)
 
-
-def _portion(
-    attention: _Attention, queries: _Queries, columns: _Keys, keys: _Keys, form: jax.Array, softcap: float | None
-) -> jax.Array:
-    """Squared norm of the change of each query's attention weights by each neuron, [n, t, c]. columns are [n, s, c]."""
-    weight, scores, step, reach = attention
+    columns = _Keys(x.columns, x.columns2, x.column_gain, None)
     mean = jax.tree.map(lambda y: _exact("nts,nsc->ntc", weight, y), columns)
     mean = mean._replace(scores=jnp.sum(weight * scores, axis=-1, keepdims=True))
+    queries = jax.tree.map(lambda y: _cut(y, begin, block), _Queries(x.rows, x.rows2, x.row_gain, None))
     queries = queries._replace(shift=-_change(queries._replace(shift=0.0), mean, softcap))
-    step = step._replace(keys=keys._replace(scores=step.keys.scores))
-
-    def changed(doublings: int | None) -> Callable[[], jax.Array]:
-        return lambda: _changed(queries, step, reach, softcap, doublings)
-
-    return jax.lax.switch(form, [changed(n) for n in (*_DOUBLINGS, None)])
+    if x.row_gain is not None or softcap is not None:
+        keys = keys._replace(scores=_keys_first(scores.mT)[..., None])
+    step = _Step(keys, _keys_first(weight.mT)[..., None], _keys_first(capped.mT, -1e30)[..., None])
+    reach = jnp.maximum(begin - window + 1, 0) // _KEYS, (begin + block - 1) // _KEYS + 1
+    return _changed(queries, step, reach, form, softcap)
 
 
 def _exact(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -236,9 +209,9 @@ def _change(queries: _Queries, keys: _Keys, softcap: float | None) -> jax.Array:
 
 
 def _changed(
-    queries: _Queries, step: _Step, reach: tuple[jax.Array, jax.Array], softcap: float | None, doublings: int | None
+    queries: _Queries, step: _Step, reach: tuple[jax.Array, jax.Array], form: jax.Array, softcap: float | None
 ) -> jax.Array:
-    """`_block`'s result where no |change| exceeds 2^doublings; of any size for None."""
+    """`_block`'s result; `form` counts the limits (_SMALL, _LARGEST) that some |change| may exceed."""
 
     def over_keys(start: float, fold: Callable[[jax.Array, jax.Array, _Step], jax.Array]) -> jax.Array:
         """Folds fold(accumulator, change, piece) over the keys, one at a time."""
@@ -257,10 +230,11 @@ def _changed(
         total = jnp.full(queries.rows.shape, start, jnp.float32)
         return jax.lax.fori_loop(*reach, body, (total, piece_at(reach[0])))[0]
 
-    def usual(u_of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    def from_u(u_of: Callable[[jax.Array], jax.Array], one_more: float) -> jax.Array:
+        """one_more: what is missing from u to e^change."""
         z = over_keys(0.0, lambda total, change, one: total + one.weight * u_of(change))
         squares = over_keys(0.0, lambda total, change, one: total + jnp.square(one.weight * (u_of(change) - z)))
-        return squares / jnp.square(1.0 + z)
+        return squares / jnp.square(one_more + z)
 
     def outright() -> jax.Array:
         """The softmax of the changed scores, less the weights: exact where so much changes that exp overflows."""
@@ -270,10 +244,14 @@ def _changed(
             0.0, lambda total, change, one: total + jnp.square(jnp.exp(one.capped + change - top) / z - one.weight)
         )
 
-    if doublings is not None:
-        return usual(lambda change: _expm1(change, doublings))
-    most = over_keys(
-        -jnp.inf, lambda total, change, one: jnp.maximum(total, jnp.where(one.capped > -1e29, change, -1e30))
-    )
-    fits = usual(lambda change: jnp.expm1(jnp.minimum(change, _LARGEST)))
-    return jax.lax.cond(jnp.max(most) < _LARGEST, lambda: fits, lambda: jnp.where(most < _LARGEST, fits, outright()))
+    def any_size() -> jax.Array:
+        most = over_keys(
+            -jnp.inf,
+            lambda total, change, one: jnp.maximum(total, jnp.where(one.capped > -1e29, change, -jnp.inf)),
+        )
+        fits = from_u(lambda change: jnp.expm1(jnp.minimum(change, _LARGEST)), 1.0)
+        return jax.lax.cond(
+            jnp.max(most) < _LARGEST, lambda: fits, lambda: jnp.where(most < _LARGEST, fits, outright())
+        )
+
+    return jax.lax.switch(form, [lambda: from_u(_small_expm1, 1.0), lambda: from_u(_plain_exp, 0.0), any_size])
