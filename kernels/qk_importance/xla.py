@@ -78,6 +78,10 @@ def qk_importance_xla(
     batch, time, heads, size = q.shape
     changes = score_changes(q, k, cos, sin, scale=scale, q_gain=q_gain, k_gain=k_gain)
     counted = jnp.repeat(rows.astype(jnp.float32), heads, axis=0)
+    # What does not count must not be large either: it stays at 0, and the bound holds for it too.
+    seen = counted[:, :, None] > 0
+    gain = None if changes.row_gain is None else changes.row_gain * seen
+    changes = changes._replace(rows=changes.rows * seen, rows2=changes.rows2 * seen, row_gain=gain)
     block = min(time, _QUERIES, max(8, _ACCUMULATOR // (2 * size)))
     room = max(1, _ACCUMULATOR // (block * 2 * size))
     together = max(n for n in range(1, min(room, batch * heads) + 1) if batch * heads % n == 0)
@@ -120,7 +124,7 @@ def _some_heads(x: Changes, counted: jax.Array, window: jax.Array, softcap: floa
     time = x.queries.shape[1]
     columns = _Keys(x.columns, x.columns2, x.column_gain, None)
     keys = jax.tree.map(lambda y: _keys_first(y)[:, :, None], columns)
-    form = jnp.sum(_bound(x, counted, softcap) > np.asarray([_SMALL, _LARGEST], np.float32))
+    form = jnp.sum(_bound(x, softcap) > np.asarray([_SMALL, _LARGEST], np.float32))
 
     def one_block(first: jax.Array) -> jax.Array:
         # The last block may reach back over queries already counted: those get weight 0.
@@ -132,7 +136,7 @@ def _some_heads(x: Changes, counted: jax.Array, window: jax.Array, softcap: floa
     return jax.lax.map(one_block, block * jnp.arange(-(-time // block))).sum(axis=0)
 
 
-def _bound(x: Changes, counted: jax.Array, softcap: float | None) -> jax.Array:
+def _bound(x: Changes, softcap: float | None) -> jax.Array:
     """What no |change|, less the change at a mean key, exceeds: a scalar, by Cauchy-Schwarz on the two outer products.
 
     A part of the columns that is the same for every key falls out, so they count from their middle; not so under a
@@ -145,8 +149,7 @@ def _bound(x: Changes, counted: jax.Array, softcap: float | None) -> jax.Array:
     def longest(*parts: jax.Array) -> jax.Array:
         return jnp.sqrt(sum(jnp.square(y) for y in parts).max(axis=1))
 
-    seen = counted[:, :, None] > 0
-    bound = 2.0 * longest(x.rows * seen, x.rows2 * seen) * longest(*columns)
+    bound = 2.0 * longest(x.rows, x.rows2) * longest(*columns)
     if x.row_gain is not None:
         score = jnp.linalg.norm(x.queries, axis=-1).max(axis=1) * jnp.linalg.norm(x.keys, axis=-1).max(axis=1)
         bound = bound + 2.0 * (longest(x.row_gain) + longest(x.column_gain)) * score[:, None]
