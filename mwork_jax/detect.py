@@ -160,7 +160,7 @@ def importance(model: Model, document: Document, *, include_bos: bool = False) -
     (ready,) = encoded(model, [document], max_tokens=model.config.max_length, where="importance")
     (batch,) = list_batches([ready], Batching(max_tokens=model.config.max_length))
     rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos)
-    scores = _importance_batch(model.decoder, batch.tokens, rows)
+    scores = importance_batch(model.decoder, batch.tokens, rows)
     return {g: np.asarray(s[0]) for g, s in scores.items()}
 
 
@@ -245,7 +245,7 @@ def _importance(decoder: Decoder, tokens: jax.Array, rows: jax.Array) -> dict[st
     return _measure(decoder, tokens, rows)[0]
 
 
-_importance_batch = jax.jit(_importance)
+importance_batch = jax.jit(_importance)
 
 
 def _layer_importance(config: ModelConfig, rows: jax.Array, record: LayerRecord) -> dict[str, jax.Array]:

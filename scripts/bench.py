@@ -11,9 +11,9 @@ import argparse
 import json
 import sys
 
-from benchmarks import forward, sweep
+from benchmarks import detect, forward, sweep
 
-BENCHMARKS = {"forward": forward, "sweep": sweep}
+BENCHMARKS = {"detect": detect, "forward": forward, "sweep": sweep}
 
 
 def main() -> None:
