@@ -143,7 +143,10 @@ def _about(sweep: Sweep, scores: Mapping[str, Mapping[str, Scores]]) -> dict[str
         "model": sweep.model.identity,
         "settings": asdict(sweep.settings),
         "neurons": {lang: dict(sweep.found[lang].provenance) for lang in sweep.others},
-        "data": {lang: {"origin": e.origin, "items": e.size, "fingerprint": e.key["items"]} for lang, e in sweep.exams.items()},
+        "data": {
+            lang: {"origin": e.origin, "items": e.size, "fingerprint": e.key["items"]}
+            for lang, e in sweep.exams.items()
+        },
         "original": {
             lang: {name: _POINTS * float(np.mean(values)) for name, values in scores[ORIGINAL][lang].items()}
             for lang in sweep.exams
