@@ -34,8 +34,12 @@ from mwork_jax.model import Decoder, LayerRecord, hidden_states
 from mwork_jax.neurons import GROUPS, NeuronMask, group_widths
 from mwork_kernels.qk_importance import qk_importance  # pyright: ignore[reportMissingImports]
 
-_FORMAT = "mwork-neuron-scores-1"
+_FORMAT = "mwork-neuron-scores-2"
+_OLD_FORMAT = "mwork-neuron-scores-1"
 DEFAULT_KEPT = 8
+_MEASURED = GROUPS[:4]  # ffn_up and ffn_down share their importance: what is kept of one is kept of both
+_TABLES = ("lowest", "worst_rank", "mean")
+_ACTIVITY = ("active", "activation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,8 @@ class NeuronScores:
     lowest [n, layers, width], float32: the n smallest importances over the documents, ascending;
     worst_rank [n, layers, width], int32: the n worst ranks within layer and group, descending, 0 being a document's
     most important neuron; mean [layers, width], float32.
+    Of the feed-forward, over the tokens that count in the norms: active [layers, f], float32, the share with
+    act(gate) > 0 (what LAPE needs); activation [layers, f], float32, the mean of act(gate) * up.
     `lowest[0] >= epsilon` and `worst_rank[0] < K` say that a neuron is activated for every document; entry m says it
     for all but m of them.
     """
@@ -53,6 +59,8 @@ class NeuronScores:
     lowest: Mapping[str, np.ndarray]
     worst_rank: Mapping[str, np.ndarray]
     mean: Mapping[str, np.ndarray]
+    active: np.ndarray
+    activation: np.ndarray
     documents: int
     tokens: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -68,8 +76,8 @@ class NeuronScores:
 
     def save(self, path: str | Path) -> None:
         """Writes safetensors, atomically, with the provenance in the header."""
-        tables = {"lowest": self.lowest, "worst_rank": self.worst_rank, "mean": self.mean}
-        arrays = {f"{t}.{g}": np.ascontiguousarray(a) for t, table in tables.items() for g, a in table.items()}
+        arrays = {f"{t}.{g}": np.ascontiguousarray(a) for t in _TABLES for g, a in getattr(self, t).items()}
+        arrays |= {name: np.ascontiguousarray(getattr(self, name)) for name in _ACTIVITY}
         header = {
             "format": _FORMAT,
             "documents": self.documents,
@@ -89,10 +97,13 @@ class NeuronScores:
         try:
             with safe_open(path, framework="numpy") as file:
                 header = json.loads((file.metadata() or {}).get("mwork", "{}"))
+                if header.get("format") == _OLD_FORMAT:
+                    raise InputError(f"{path}: neuron scores of an older version; make them anew with `mwork detect`")
                 if header.get("format") != _FORMAT:
                     raise InputError(f"{path}: not neuron scores (its header should say {_FORMAT!r})")
-                tables = {t: {g: file.get_tensor(f"{t}.{g}") for g in GROUPS} for t in ("lowest", "worst_rank", "mean")}
-                return cls(**tables, **{n: header[n] for n in ("documents", "tokens", "provenance")})
+                tables = {t: {g: file.get_tensor(f"{t}.{g}") for g in GROUPS} for t in _TABLES}
+                activity = {name: file.get_tensor(name) for name in _ACTIVITY}
+                return cls(**tables, **activity, **{n: header[n] for n in ("documents", "tokens", "provenance")})
         except InputError:
             raise
         except FileNotFoundError:
@@ -121,12 +132,13 @@ def score_neurons(
     if kept < 1:
         raise InputError(f"kept is {kept}; at least 1 is needed")
     state = _Running.empty(model.config, kept)
-    count = tokens = 0
+    count = tokens = counted = 0
     for batch in stream_batches(encoded(model, documents, batching.max_tokens), batching):
         rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos)
         state = _score_batch(model.decoder, state, batch.tokens, rows, batch.documents >= 0)
         count += int((batch.documents >= 0).sum())
         tokens += int(batch.lengths.sum())
+        counted += int(rows.sum())
         if progress is not None:
             progress(count)
     host = jax.device_get(state)
@@ -136,8 +148,10 @@ def score_neurons(
         "max_tokens": batching.max_tokens,
         **(provenance or {}),
     }
-    mean = {g: total / np.float32(count) for g, total in host.total.items()}
-    return NeuronScores(host.lowest, host.worst_rank, mean, count, tokens, made)
+    tables = (host.lowest, host.worst_rank, {g: total / np.float32(count) for g, total in host.total.items()})
+    both_ends = ({**table, GROUPS[4]: table[GROUPS[3]]} for table in tables)
+    active, activation = host.active / np.float32(counted), host.activation / np.float32(counted)
+    return NeuronScores(*both_ends, active, activation, count, tokens, made)
 
 
 def importance(model: Model, document: Document, *, include_bos: bool = False) -> dict[str, np.ndarray]:
@@ -146,7 +160,7 @@ def importance(model: Model, document: Document, *, include_bos: bool = False) -
     (ready,) = encoded(model, [document], max_tokens=model.config.max_length, where="importance")
     (batch,) = list_batches([ready], Batching(max_tokens=model.config.max_length))
     rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos)
-    scores = _importance_batch(model.decoder, batch.tokens, rows)
+    scores = importance_batch(model.decoder, batch.tokens, rows)
     return {g: np.asarray(s[0]) for g, s in scores.items()}
 
 
@@ -167,29 +181,35 @@ class _Running:
     lowest: dict[str, jax.Array]
     worst_rank: dict[str, jax.Array]
     total: dict[str, jax.Array]
+    active: jax.Array
+    activation: jax.Array
 
     @classmethod
     def empty(cls, config: ModelConfig, kept: int) -> _Running:
-        shapes = {g: (config.num_layers, w) for g, w in group_widths(config).items()}
+        shapes = {g: (config.num_layers, group_widths(config)[g]) for g in _MEASURED}
+        ffn = shapes[GROUPS[3]]
         return cls(
             {g: jnp.full((kept, *s), jnp.inf, jnp.float32) for g, s in shapes.items()},
             {g: jnp.full((kept, *s), -1, jnp.int32) for g, s in shapes.items()},
             {g: jnp.zeros(s, jnp.float32) for g, s in shapes.items()},
+            jnp.zeros(ffn, jnp.int32),
+            jnp.zeros(ffn, jnp.float32),
         )
 
 
 @partial(jax.jit, donate_argnums=1)
 def _score_batch(decoder: Decoder, state: _Running, tokens: jax.Array, rows: jax.Array, real: jax.Array) -> _Running:
     """Folds a batch into the order statistics; rows of the batch that are not `real` change nothing."""
-    scores = _importance(decoder, tokens, rows)
+    scores, active, activation = _measure(decoder, tokens, rows)
     lowest, worst, total = {}, {}, {}
-    for group, score in scores.items():
+    for group in _MEASURED:
+        score = scores[group]
         there = real[:, None, None]
         ranks = jnp.argsort(jnp.argsort(-score, axis=-1), axis=-1).astype(jnp.int32)
         lowest[group] = _insert(state.lowest[group], jnp.where(there, score, jnp.inf), jnp.minimum, jnp.maximum)
         worst[group] = _insert(state.worst_rank[group], jnp.where(there, ranks, -1), jnp.maximum, jnp.minimum)
         total[group] = state.total[group] + jnp.sum(jnp.where(there, score, 0.0), axis=0)
-    return _Running(lowest, worst, total)
+    return _Running(lowest, worst, total, state.active + active, state.activation + activation)
 
 
 def _insert(sorted_: jax.Array, new: jax.Array, keep: Callable, push: Callable) -> jax.Array:
@@ -205,14 +225,27 @@ def _insert(sorted_: jax.Array, new: jax.Array, keep: Callable, push: Callable) 
     return jax.lax.scan(insert, sorted_, new)[0]
 
 
+def _measure(decoder: Decoder, tokens: jax.Array, rows: jax.Array) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
+    """One forward pass: Imp of every neuron for each document, {group: float32 [batch, layers, width]}, and over all
+    counted tokens, [layers, f], how often act(gate) > 0 and the sum of act(gate) * up."""
+
+    def observe(record: LayerRecord) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
+        positive = (record.gate > 0) & (rows[:, :, None] > 0)  # where its activation is positive, in every family
+        activation = jnp.einsum("bt,btf->f", rows, record.product, precision=jax.lax.Precision.HIGHEST)
+        return _layer_importance(decoder.config, rows, record), positive.sum(axis=(0, 1), dtype=jnp.int32), activation
+
+    _, (scores, active, activation) = hidden_states(
+        decoder, tokens, NeuronMask.keep_all(decoder.config), observe=observe
+    )
+    return {g: jnp.swapaxes(s, 0, 1) for g, s in scores.items()}, active, activation
+
+
 def _importance(decoder: Decoder, tokens: jax.Array, rows: jax.Array) -> dict[str, jax.Array]:
     """Imp of every neuron for each document of a batch: {group: float32 [batch, layers, width]}."""
-    mask = NeuronMask.keep_all(decoder.config)
-    _, scores = hidden_states(decoder, tokens, mask, observe=partial(_layer_importance, decoder.config, rows))
-    return {g: jnp.swapaxes(s, 0, 1) for g, s in scores.items()}
+    return _measure(decoder, tokens, rows)[0]
 
 
-_importance_batch = jax.jit(_importance)
+importance_batch = jax.jit(_importance)
 
 
 def _layer_importance(config: ModelConfig, rows: jax.Array, record: LayerRecord) -> dict[str, jax.Array]:

@@ -152,6 +152,7 @@ class LayerRecord(NamedTuple):
     sin: jax.Array  # [b or 1, t, k]
     window: jax.Array  # int32 scalar, how many positions a query sees
     heads: jax.Array  # [b, t, h, k], attention output before W_O
+    gate: jax.Array  # [b, t, f], before the activation
     product: jax.Array  # [b, t, f], act(gate) * up
     hidden: jax.Array  # [b, t, m], the residual stream after this layer
     weights: dict[str, jax.Array]  # this layer's parameters
@@ -344,7 +345,7 @@ def _layer(
         if config.mlp_bias:
             y = y + w["down_bias"]
         x = x + (rms_norm(y, w["ffn_post_norm"], config) if config.post_norms else y)
-    return x, kept, LayerRecord(q_raw, k_raw, q, k, v, cos, sin, window, heads, h, x, w)
+    return x, kept, LayerRecord(q_raw, k_raw, q, k, v, cos, sin, window, heads, gate, h, x, w)
 
 
 def _project(

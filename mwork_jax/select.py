@@ -14,9 +14,9 @@ import numpy as np
 
 from mwork_jax.detect import NeuronScores
 from mwork_jax.errors import InputError
-from mwork_jax.neurons import GROUPS, NeuronSet
+from mwork_jax.neurons import FFN_GROUPS, GROUPS, NeuronSet
 
-KINDS = ("epsilon", "top_k", "top_fraction")
+KINDS = ("epsilon", "top_k", "top_fraction", "lape")
 MODES = ("minus_english", "minus_shared", "all")
 DEFAULT_RULE = "top_fraction:0.05"
 ENGLISH = "en"
@@ -27,7 +27,8 @@ class Rule:
     """When a neuron counts as activated, and for which share of the documents it must be.
 
     epsilon: Imp >= value (the paper). top_k: among the `value` most important of its layer and group. top_fraction:
-    among that fraction of them, rounded, at least one.
+    among that fraction of them, rounded, at least one. lape (Tang et al., ACL 2024) looks at all languages at once:
+    that fraction of the feed-forward neurons whose activation probabilities are the most unequal between languages.
     """
 
     kind: str
@@ -46,7 +47,8 @@ class Rule:
             rule = cls("", math.nan)
         if not rule._makes_sense():
             forms = (
-                "epsilon:X, top_k:K (whole), top_fraction:F (up to 1), each with @SHARE where fewer documents suffice"
+                "epsilon:X, top_k:K (whole), top_fraction:F (up to 1), each with @SHARE where fewer documents suffice, "
+                "and lape:F (up to 1)"
             )
             raise InputError(f"rule {text!r} is not one of {forms}")
         return rule
@@ -54,7 +56,11 @@ class Rule:
     def _makes_sense(self) -> bool:
         if self.kind not in KINDS or not (0 < self.value < math.inf and 0 < self.share <= 1):
             return False
-        return {"top_k": self.value == round(self.value), "top_fraction": self.value <= 1}.get(self.kind, True)
+        return {
+            "top_k": self.value == round(self.value),
+            "top_fraction": self.value <= 1,
+            "lape": self.value <= 1 and self.share == 1,
+        }.get(self.kind, True)
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.value:g}" + ("" if self.share == 1 else f"@{self.share:g}")
@@ -67,6 +73,8 @@ def activated(scores: NeuronScores, rule: str | Rule) -> NeuronSet:
     InputError where more may miss it than the scores remember.
     """
     rule = Rule.parse(rule) if isinstance(rule, str) else rule
+    if rule.kind == "lape":
+        raise InputError(f"rule {rule} compares languages; use it with select_neurons")
     missing = math.floor((1 - rule.share) * scores.documents + 1e-9)
     if missing >= scores.kept:
         raise InputError(
@@ -93,13 +101,17 @@ def select_neurons(
 
     mode: `minus_english` takes the neurons of English away from every other language (Tables 2 to 6; under "en" is
     English's whole set); `minus_shared` takes away what all the languages given share (the authors' code); `all` takes
-    nothing away (the paper's Table 1). Raises InputError for an unknown mode, too few languages for it, or scores of
+    nothing away (the paper's Table 1). The rule lape compares the languages itself, and no mode takes anything
+    away from what it finds. Raises InputError for an unknown mode, too few languages for it, or scores of
     different models.
     """
     if mode not in MODES:
         raise InputError(f"mode {mode!r} is not one of {', '.join(MODES)}")
     if not scores:
         raise InputError("no scores to select from")
+    rule = Rule.parse(rule) if isinstance(rule, str) else rule
+    if rule.kind == "lape":
+        return _lape(scores, rule)
     if mode == "minus_english" and ENGLISH not in scores:
         raise InputError(f"mode minus_english needs scores of {ENGLISH!r}; there are {', '.join(scores)}")
     if mode == "minus_shared" and len(scores) < 2:
@@ -114,6 +126,33 @@ def select_neurons(
         shared = _shared(active)
         taken = dict.fromkeys(active, shared)
     return {language: _specific(language, own, taken[language], mode) for language, own in active.items()}
+
+
+_OFTEN = 0.95  # LAPE: a neuron acts in a language when it acts more often there than this share of all probabilities
+
+
+def _lape(scores: Mapping[str, NeuronScores], rule: Rule) -> dict[str, NeuronSet]:
+    """Language activation probability entropy: of the neurons that act often in some language, those whose
+    probabilities, normalised over the languages, have the lowest entropy; each belongs where it acts often."""
+    if len(scores) < 2:
+        raise InputError("rule lape compares languages; it needs at least two")
+    _check_alike(scores)
+    probability = np.stack([s.active for s in scores.values()]).astype(np.float64)
+    often = probability > np.quantile(probability, _OFTEN)
+    share = probability / np.maximum(probability.sum(axis=0), 1e-300)
+    entropy = -np.sum(share * np.log(np.maximum(share, 1e-300)), axis=0)
+    entropy[~often.any(axis=0)] = np.inf
+    wanted = max(1, round(rule.value * entropy.size))
+    lowest = np.argsort(entropy, axis=None, kind="stable")[:wanted]
+    chosen = np.zeros(entropy.size, bool)
+    chosen[lowest] = np.isfinite(entropy.flat[lowest])
+    chosen = chosen.reshape(entropy.shape)
+    found = {}
+    for language, acts, of in zip(scores, often, scores.values(), strict=True):
+        groups = {g: chosen & acts if g in FFN_GROUPS else np.zeros(of.mean[g].shape, bool) for g in GROUPS}
+        made = {**of.provenance, "documents": of.documents, "tokens": of.tokens, "rule": str(rule)}
+        found[language] = NeuronSet(groups, {**made, "language": language, "mode": "all"})
+    return found
 
 
 def _check_alike(scores: Mapping[str, NeuronScores]) -> None:

@@ -12,7 +12,7 @@ from mwork_jax.detect import NeuronScores, importance, score_neurons
 from mwork_jax.errors import InputError
 from mwork_jax.neurons import GROUPS
 from mwork_jax.select import select_neurons
-from tiny import pair
+from tiny import pair, torch
 
 SMALL = Batching(max_tokens=40, tokens_per_batch=96)
 
@@ -48,6 +48,35 @@ def test_worst_ranks_equal_one_document_at_a_time(streamed):
         # Two neurons whose importances round alike may swap places between a batch and a single document.
         assert (scores.worst_rank[group] == expected).mean() > 0.995
         assert np.abs(scores.worst_rank[group] - expected).max() <= 1
+
+
+def test_activity_equals_counting_in_pytorch():
+    both = pair("gemma3", 2)
+    documents = some_documents()
+    scores = score_neurons(both.model, documents, batching=SMALL)
+    gates, products = [], []
+    hooks = []
+    for layer in both.hf.model.layers:
+        hooks.append(layer.mlp.gate_proj.register_forward_hook(lambda m, i, o: gates.append(o[0, 1:])))
+        hooks.append(layer.mlp.down_proj.register_forward_hook(lambda m, i, o: products.append(i[0][0, 1:])))
+    with torch.no_grad():
+        for document in documents:
+            both.hf(torch.tensor(document[None], dtype=torch.long), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    layers = both.config.num_layers
+    for layer in range(layers):
+        gate, product = (torch.cat(kept[layer::layers]).numpy() for kept in (gates, products))
+        np.testing.assert_allclose(scores.active[layer], (gate > 0).mean(axis=0), atol=2e-3)
+        np.testing.assert_allclose(scores.activation[layer], product.mean(axis=0), rtol=1e-3, atol=1e-5)
+
+
+def test_scores_of_an_older_version_are_refused(streamed, tmp_path, monkeypatch):
+    monkeypatch.setattr(detect, "_FORMAT", detect._OLD_FORMAT)
+    streamed[0].save(tmp_path / "en.safetensors")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="older version; make them anew"):
+        NeuronScores.load(tmp_path / "en.safetensors")
 
 
 def test_fewer_documents_than_remembered_never_count_as_activated():
@@ -109,6 +138,8 @@ def test_save_and_load(streamed, tmp_path):
     assert again.provenance["model"]["family"] == "gemma3_text"
     for group in GROUPS:
         np.testing.assert_array_equal(again.worst_rank[group], scores.worst_rank[group])
+    np.testing.assert_array_equal(again.active, scores.active)
+    np.testing.assert_array_equal(again.activation, scores.activation)
     assert [p.name for p in path.parent.iterdir()] == ["en.safetensors"]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="damaged"):

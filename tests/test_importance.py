@@ -119,7 +119,7 @@ def test_a_padded_batch_scores_like_each_document_alone(family):
     ids = tokens(3, 16)
     lengths = np.asarray([16, 9, 5], np.int32)
     rows = detect.counted_rows(both.config, ids, lengths, include_bos=False)
-    together = detect._importance_batch(both.decoder, jnp.asarray(ids), rows)
+    together = detect.importance_batch(both.decoder, jnp.asarray(ids), rows)
     for row, length in enumerate(lengths):
         alone = detect.importance(both.model, ids[row, :length])
         for group in GROUPS:

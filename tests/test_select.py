@@ -1,5 +1,7 @@
 """Rules and modes, against doing it document by document."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,8 @@ def scores_of(values: np.ndarray, **provenance) -> NeuronScores:
         dict.fromkeys(GROUPS, lowest),
         dict.fromkeys(GROUPS, worst),
         dict.fromkeys(GROUPS, values.mean(axis=0)),
+        values.mean(axis=0),
+        values.mean(axis=0),
         DOCUMENTS,
         100,
         provenance,
@@ -61,7 +65,7 @@ def test_more_tolerance_than_remembered_is_refused():
 @pytest.mark.parametrize(
     "text",
     ["", "top_k", "top_k:", "top_k:0", "top_k:2.5", "top_fraction:1.5", "top_fraction:0", "epsilon:-1", "top_k:3@0",
-     "top_k:3@1.2", "lape:0.01", "epsilon:nan", "epsilon:inf"],
+     "top_k:3@1.2", "lape:1.5", "lape:0.01@0.9", "epsilon:nan", "epsilon:inf"],
 )  # fmt: skip
 def test_rules_that_make_no_sense(text):
     with pytest.raises(InputError, match="is not one of"):
@@ -69,7 +73,7 @@ def test_rules_that_make_no_sense(text):
 
 
 def test_rules_print_as_they_are_read():
-    for text in ("top_fraction:0.25", "top_k:100@0.9", "epsilon:0.5"):
+    for text in ("top_fraction:0.25", "top_k:100@0.9", "epsilon:0.5", "lape:0.01"):
         assert str(Rule.parse(text)) == text
 
 
@@ -107,3 +111,28 @@ def test_scores_of_different_models_are_refused():
     scores = {"en": scores_of(per_document(0), model="a"), "de": scores_of(per_document(1), model="b")}
     with pytest.raises(InputError, match="different models"):
         select_neurons(scores)
+
+
+def test_lape_finds_the_neurons_that_act_in_one_language():
+    rng = np.random.default_rng(0)
+    scores = {}
+    for i, lang in enumerate(("en", "de", "ru")):
+        active = rng.uniform(0.2, 0.3, (LAYERS, WIDTH)).astype(np.float32)
+        active[:, 0] = 0.01
+        active[:, 1 + i] = 0.9  # the others act on it at 0.2 to 0.3: unequal, but less than those at 0.01
+        active[1, 10 + i], active[1, 13] = 0.95, 0.95  # own and shared
+        for other in range(3):
+            if other != i:
+                active[1, 10 + other] = 0.001
+        scores[lang] = replace(scores_of(per_document(i)), active=active)
+    found = select_neurons(scores, f"lape:{3 / (LAYERS * WIDTH)}")
+    for i, lang in enumerate(scores):
+        expected = np.zeros((LAYERS, WIDTH), bool)
+        expected[1, 10 + i] = True
+        np.testing.assert_array_equal(found[lang].groups["ffn_up"], expected)
+        np.testing.assert_array_equal(found[lang].groups["ffn_down"], expected)
+        assert found[lang].counts()["attn_q"].sum() == 0
+    with pytest.raises(InputError, match="at least two"):
+        select_neurons({"en": scores["en"]}, "lape:0.01")
+    with pytest.raises(InputError, match="compares languages"):
+        activated(scores["en"], "lape:0.01")

@@ -47,7 +47,7 @@ def add_rule(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rule",
         default=DEFAULT_RULE,
-        help=f"epsilon:X, top_k:K or top_fraction:F, each with @SHARE (default: {DEFAULT_RULE})",
+        help=f"epsilon:X, top_k:K or top_fraction:F, each with @SHARE, or lape:F (default: {DEFAULT_RULE})",
     )
     parser.add_argument("--mode", default=MODES[0], help=f"{', '.join(MODES)} (default: {MODES[0]})")
 
