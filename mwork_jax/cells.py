@@ -37,6 +37,8 @@ def measure(
         sets = {fingerprint(asked[c.name]): c.neurons for c in conditions if c.name in asked}
         keys = {fingerprint(key): key for key in asked.values()}
         known = {place: value for place, key in keys.items() if _fits(value := ledger.get(key), exam)}
+        if any(ledger.has(key) for place, key in keys.items() if place not in known):
+            known = {}  # one is damaged: alone, it would come out with other last digits than in its first company
         missing = [place for place in keys if place not in known]
         bar.add(exam.size * (len(asked) - len(missing)), free=True)
         for portion in _portions(missing):

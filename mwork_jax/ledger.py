@@ -42,6 +42,10 @@ class Ledger:
         except (InputError, KeyError, TypeError):
             return None
 
+    def has(self, key: Mapping[str, Any]) -> bool:
+        """Whether something was put under the key, damaged since or not."""
+        return self._path(key).exists()
+
     def put(self, key: Mapping[str, Any], value: Any) -> None:
         self.put_all([(key, value)])
 

@@ -67,7 +67,7 @@ def test_a_damaged_cell_is_computed_again(tmp_path):
         body["value"] = ([1], {"kept": [1.0]}, {"kept": ["x", "y"]})[i]
         path.write_text(json.dumps(body))
     assert run(exams, tmp_path) == found
-    assert exams["en"].asked == [6, 3]
+    assert exams["en"].asked == [6, 6]  # all of the exam: a cell alone could differ in the last digits
 
 
 def test_killed_while_cells_are_written(tmp_path, monkeypatch):

@@ -6,11 +6,11 @@ in u, so small importances keep their digits. Softmax does not see the shift c; 
 (weighted by P) makes u small where P is large, so that a row which attends to almost one key only (an attention sink)
 loses no digits.
 
-XLA's expm1 would be most of the work. A bound on |change| that holds for every query, key and neuron of some heads
-(Cauchy-Schwarz on the two outer products) says what may take its place: for |change| <= 1 a polynomial, right to 4e-7
-of u however small that is; up to 40 an exp without range checks, right to 1e-7 of e^change. Over that, expm1 itself
-and, where even that would overflow, the softmax of the changed scores. Causality and sliding windows bound the keys
-that a block of queries visits.
+XLA's expm1 would be most of the work. A bound on |change| for every query of a block, key and neuron (Cauchy-Schwarz on
+the two outer products) says what may take its place: a polynomial, right to 4e-7 of u however small that is, or an exp
+without range checks, right to 1e-7 of e^change. Where even that could overflow, the softmax of the changed scores is
+taken outright. Scores and changes are in units of log 2, because a power of two is what is computed. Causality and
+sliding windows bound the keys that a block of queries visits.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ import numpy as np
 
 from .outer_products import Changes, norms_of, score_changes
 
-_QUERIES = 64  # queries in a block, at most
-_KEYS = 16  # keys in a step, unrolled: the accumulator stays in registers meanwhile
-_ACCUMULATOR = 1 << 14  # elements of the accumulator [n, t, c], so that it stays in the cache
+_QUERIES = 32  # queries in a block, at most; every bucket of lengths is a multiple
+_KEYS = 8  # keys in a step, unrolled: the accumulator stays in registers meanwhile
+_NEURONS = 128  # neurons in a chunk: the columns of a step lie together and fit the nearest cache
+_ACCUMULATOR = 1 << 15  # elements of the accumulator, so that it stays in the cache
 _SMALL = 1.0
-_LARGEST = 40.0  # changes of a score up to here stay in float32's range when exponentiated and squared
+_LARGEST = 57.0  # changes of a score up to here stay in float32's range when exponentiated and squared
+_LOG2_E = float(np.log2(np.e))
+_LOG_2 = float(np.log(2.0))
 
 
 def _fitted(function: Callable[[np.ndarray], np.ndarray], reach: float, degree: int) -> tuple[float, ...]:
@@ -37,7 +40,7 @@ def _fitted(function: Callable[[np.ndarray], np.ndarray], reach: float, degree: 
     return tuple(np.polynomial.Polynomial.fit(points, function(points), degree, domain=[-1, 1]).coef.tolist())
 
 
-_EXPM1_RATIO = _fitted(lambda v: np.expm1(v) / v, _SMALL, 6)
+_EXPM1_RATIO = _fitted(lambda v: np.expm1(v * _LOG_2) / v, _SMALL, 5)
 _EXP2 = _fitted(np.exp2, 0.5, 5)
 
 
@@ -49,15 +52,14 @@ def _horner(coefficients: tuple[float, ...], v: jax.Array) -> jax.Array:
 
 
 def _small_expm1(change: jax.Array) -> jax.Array:
-    """expm1 of |change| <= 1."""
+    """2^change - 1 of |change| <= 1."""
     return change * _horner(_EXPM1_RATIO, change)
 
 
 def _plain_exp(change: jax.Array) -> jax.Array:
-    """exp of |change| <= 40: a power of two, put together from its bits, times a polynomial."""
-    power = change * np.float32(np.log2(np.e))
-    whole = jnp.round(power)
-    fraction = jax.lax.bitcast_convert_type(_horner(_EXP2, power - whole), jnp.int32)
+    """2^change of |change| <= 57: a power of two, put together from its bits, times a polynomial."""
+    whole = jnp.round(change)
+    fraction = jax.lax.bitcast_convert_type(_horner(_EXP2, change - whole), jnp.int32)
     return jax.lax.bitcast_convert_type(fraction + (whole.astype(jnp.int32) << 23), jnp.float32)
 
 
@@ -76,7 +78,7 @@ def qk_importance_xla(
 ) -> tuple[jax.Array, jax.Array]:
     """See `api.qk_importance`."""
     batch, time, heads, size = q.shape
-    changes = score_changes(q, k, cos, sin, scale=scale, q_gain=q_gain, k_gain=k_gain)
+    changes = score_changes(q, k, cos, sin, scale=scale * _LOG2_E, q_gain=q_gain, k_gain=k_gain)
     counted = jnp.repeat(rows.astype(jnp.float32), heads, axis=0)
     # What does not count must not be large either: it stays at 0, and the bound holds for it too.
     seen = counted[:, :, None] > 0
@@ -87,14 +89,25 @@ def qk_importance_xla(
     together = max(n for n in range(1, min(room, batch * heads) + 1) if batch * heads % n == 0)
 
     def some_heads(xs: tuple[Changes, jax.Array]) -> jax.Array:
-        return _some_heads(*xs, window, softcap, block)
+        return _some_heads(*xs, window, None if softcap is None else softcap * _LOG2_E, block)
 
-    split = jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), (changes, counted))
-    return norms_of(jax.lax.map(some_heads, split), batch, k.shape[2])
+    split = jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), (_in_chunks(changes), counted))
+    return norms_of(jax.lax.map(some_heads, split).reshape(batch * heads, -1), batch, k.shape[2])
+
+
+def _in_chunks(x: Changes) -> Changes:
+    """Rows, columns and gains [n, t, c] as [n, m, t, c / m], m chunks of neurons."""
+    width = x.rows.shape[-1]
+    chunks = width // _NEURONS if width % _NEURONS == 0 else 1
+
+    def split(y: jax.Array) -> jax.Array:
+        return jnp.swapaxes(y.reshape(*y.shape[:2], chunks, -1), 1, 2)
+
+    return Changes(x.queries, x.keys, *jax.tree.map(split, tuple(x[2:])))
 
 
 class _Queries(NamedTuple):
-    """What stays the same for all keys, [n, t, c]. shift is minus the change at each query's mean key."""
+    """What stays the same for all keys, [n, m, t, c]. shift is minus the change at each query's mean key."""
 
     rows: jax.Array
     rows2: jax.Array
@@ -112,90 +125,129 @@ class _Keys(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """All that the passes read, the keys first, so that a step over some of them is one contiguous piece."""
+    """All that the passes read, in steps of K keys, so that a step is one contiguous piece, and within it a head's."""
 
-    keys: _Keys  # [s, n, 1, c], scores [s, n, t, 1]
-    weight: jax.Array  # P, [s, n, t, 1]
-    capped: jax.Array  # the scores as softmax sees them, -1e30 where unseen; [s, n, t, 1]
+    keys: _Keys  # [steps, n, m, K, 1, c], scores [steps, n, 1, K, t, 1]
+    weight: jax.Array  # P, [steps, n, 1, K, t, 1]
+    capped: jax.Array  # the scores as softmax sees them, -1e30 where unseen; [steps, n, 1, K, t, 1]
+
+
+class _Sizes(NamedTuple):
+    """How large the columns of each step are, counted from a middle that they share, [n, m, 1, c]."""
+
+    middle: jax.Array
+    middle2: jax.Array
+    columns: jax.Array  # [steps, n, m, c], the longest
+    gain: jax.Array | None  # [steps, n, m, c], the largest
 
 
 def _some_heads(x: Changes, counted: jax.Array, window: jax.Array, softcap: float | None, block: int) -> jax.Array:
-    """Squared importances [n, c] of the neurons of n heads; counted [n, t]."""
+    """Squared importances [n, m, c] of the neurons of n heads; counted [n, t]."""
     time = x.queries.shape[1]
     columns = _Keys(x.columns, x.columns2, x.column_gain, None)
-    keys = jax.tree.map(lambda y: _keys_first(y)[:, :, None], columns)
-    form = jnp.sum(_bound(x, softcap) > np.asarray([_SMALL, _LARGEST], np.float32))
+    keys = jax.tree.map(lambda y: _in_steps(y)[..., None, :], columns)
+    sizes = _sizes(columns, softcap)
 
     def one_block(first: jax.Array) -> jax.Array:
         # The last block may reach back over queries already counted: those get weight 0.
         begin = jnp.minimum(first, time - block)
         counts = jnp.where(begin + jnp.arange(block) >= first, _cut(counted, begin, block), 0.0)
         # A plain sum, not a product: matrix units would round the squares.
-        return jnp.sum(counts[:, :, None] * _block(x, keys, begin, block, window, form, softcap), axis=1)
+        return jnp.sum(counts[:, None, :, None] * _block(x, keys, sizes, begin, block, window, softcap), axis=2)
 
     return jax.lax.map(one_block, block * jnp.arange(-(-time // block))).sum(axis=0)
 
 
-def _bound(x: Changes, softcap: float | None) -> jax.Array:
-    """What no |change|, less the change at a mean key, exceeds: a scalar, by Cauchy-Schwarz on the two outer products.
-
-    A part of the columns that is the same for every key falls out, so they count from their middle; not so under a
-    soft cap, which is not linear.
-    """
-    columns = jnp.stack([x.columns, x.columns2])
-    if softcap is None:
-        columns = columns - (columns.max(axis=2, keepdims=True) + columns.min(axis=2, keepdims=True)) / 2
-
-    def longest(*parts: jax.Array) -> jax.Array:
-        return jnp.sqrt(sum(jnp.square(y) for y in parts).max(axis=1))
-
-    bound = 2.0 * longest(x.rows, x.rows2) * longest(*columns)
-    if x.row_gain is not None:
-        score = jnp.linalg.norm(x.queries, axis=-1).max(axis=1) * jnp.linalg.norm(x.keys, axis=-1).max(axis=1)
-        bound = bound + 2.0 * (longest(x.row_gain) + longest(x.column_gain)) * score[:, None]
-    return bound.max()
+def _cut(x: jax.Array, begin: jax.Array, size: int, axis: int = 1) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, begin, size, axis)
 
 
-def _cut(x: jax.Array, begin: jax.Array, size: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(x, begin, size, axis=1)
-
-
-def _keys_first(x: jax.Array, unseen: float = 0.0) -> jax.Array:
-    """[n, s, ...] -> [s, n, ...], with as many more unseen keys as make whole steps."""
-    x = jnp.swapaxes(x, 0, 1)
-    return jnp.pad(x, [(0, -len(x) % _KEYS)] + [(0, 0)] * (x.ndim - 1), constant_values=unseen)
+def _in_steps(x: jax.Array, unseen: float = 0.0) -> jax.Array:
+    """[n, m, s, ...] -> [steps, n, m, K, ...], with as many more unseen keys as make whole steps."""
+    x = jnp.pad(x, [(0, -x.shape[2] % _KEYS if axis == 2 else 0) for axis in range(x.ndim)], constant_values=unseen)
+    return jnp.moveaxis(x.reshape(*x.shape[:2], -1, _KEYS, *x.shape[3:]), 2, 0)
 
 
 def _block(
-    x: Changes,
-    keys: _Keys,
-    begin: jax.Array,
-    block: int,
-    window: jax.Array,
-    form: jax.Array,
-    softcap: float | None,
+    x: Changes, keys: _Keys, sizes: _Sizes, begin: jax.Array, block: int, window: jax.Array, softcap: float | None
 ) -> jax.Array:
-    """Squared norm of the change of each query's attention weights by each neuron, [n, t, c]."""
+    """Squared norm of the change of each query's attention weights by each neuron, [n, m, t, c]."""
     scores = _exact("ntk,nsk->nts", _cut(x.queries, begin, block), x.keys)
-    ago = (begin + jnp.arange(block))[:, None] - jnp.arange(x.keys.shape[1])[None, :]
+    place = jnp.arange(x.keys.shape[1])
+    ago = (begin + jnp.arange(block))[:, None] - place[None, :]
     capped = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
     capped = jnp.where((ago >= 0) & (ago < window), capped, -1e30)
-    weight = jax.nn.softmax(capped, axis=-1)
+    weight = jax.nn.softmax(_LOG_2 * capped, axis=-1)
 
     columns = _Keys(x.columns, x.columns2, x.column_gain, None)
-    mean = jax.tree.map(lambda y: _exact("nts,nsc->ntc", weight, y), columns)
-    mean = mean._replace(scores=jnp.sum(weight * scores, axis=-1, keepdims=True))
-    queries = jax.tree.map(lambda y: _cut(y, begin, block), _Queries(x.rows, x.rows2, x.row_gain, None))
+
+    def in_steps(of_keys: jax.Array, unseen: float = 0.0) -> jax.Array:
+        return _in_steps(of_keys.mT[:, None], unseen)[..., None]
+
+    # Any shift will do, so the mean key need not be exact.
+    mean = jax.tree.map(lambda y: _roughly("nts,nmsc->nmtc", weight, y), columns)
+    mean = mean._replace(scores=jnp.sum(weight * scores, axis=-1, keepdims=True)[:, None])
+    queries = jax.tree.map(lambda y: _cut(y, begin, block, axis=2), _Queries(x.rows, x.rows2, x.row_gain, None))
     queries = queries._replace(shift=-_change(queries._replace(shift=0.0), mean, softcap))
     if x.row_gain is not None or softcap is not None:
-        keys = keys._replace(scores=_keys_first(scores.mT)[..., None])
-    step = _Step(keys, _keys_first(weight.mT)[..., None], _keys_first(capped.mT, -1e30)[..., None])
+        keys = keys._replace(scores=in_steps(scores))
+    step = _Step(keys, in_steps(weight), in_steps(capped, -1e30))
     reach = jnp.maximum(begin - window + 1, 0) // _KEYS, (begin + block - 1) // _KEYS + 1
+    visited = (place >= reach[0] * _KEYS) & (place < reach[1] * _KEYS)
+    at_most = _bound(queries, mean, sizes, jnp.where(visited, scores, mean.scores[:, 0]), reach, softcap)
+    form = jnp.sum(at_most > np.asarray([_SMALL, _LARGEST], np.float32))
     return _changed(queries, step, reach, form, softcap)
+
+
+def _sizes(columns: _Keys, softcap: float | None) -> _Sizes:
+    """What the columns [n, m, s, c] have in common falls out of the changes; not so under a soft cap, which is not
+    linear."""
+
+    def middle(y: jax.Array) -> jax.Array:
+        whole = (y.max(axis=2, keepdims=True) + y.min(axis=2, keepdims=True)) / 2
+        return whole if softcap is None else jnp.zeros_like(whole)
+
+    of, of2 = middle(columns.columns), middle(columns.columns2)
+    gain = None if columns.gain is None else _in_steps(jnp.abs(columns.gain)).max(axis=3)
+    length = jnp.sqrt(jnp.square(columns.columns - of) + jnp.square(columns.columns2 - of2))
+    return _Sizes(of, of2, _in_steps(length).max(axis=3), gain)
+
+
+def _bound(
+    queries: _Queries,
+    mean: _Keys,
+    sizes: _Sizes,
+    scores: jax.Array,
+    reach: tuple[jax.Array, jax.Array],
+    softcap: float | None,
+) -> jax.Array:
+    """What no |change| of a block exceeds, a scalar: `_change` term by term, the two outer products by Cauchy-Schwarz.
+    scores [n, t, s]; those of keys that are not visited are the mean [n, 1, t, 1]."""
+
+    def longest(*parts: jax.Array) -> jax.Array:
+        return jnp.sqrt(sum(jnp.square(y) for y in parts)).max(axis=2)
+
+    def visited(of_steps: jax.Array) -> jax.Array:
+        step = jnp.arange(len(of_steps))[:, None, None, None]
+        return jnp.where((step >= reach[0]) & (step < reach[1]), of_steps, 0.0).max(axis=0)
+
+    of_mean = longest(mean.columns - sizes.middle, mean.columns2 - sizes.middle2)
+    bound = longest(queries.rows, queries.rows2) * (visited(sizes.columns) + of_mean)
+    if queries.gain is not None:
+        moved = jnp.abs(scores - mean.scores[:, 0]).max(axis=(1, 2))[:, None, None]
+        size = jnp.abs(scores).max(axis=(1, 2))[:, None, None]
+        bound += longest(queries.gain) * (moved if softcap is None else 2.0 * size)
+        bound += visited(sizes.gain) * size + longest(mean.gain * mean.scores)
+    return bound.max()
 
 
 def _exact(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(letters, a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _roughly(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    a, b = (x.astype(jnp.bfloat16) for x in (a, b))
+    return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32)
 
 
 def _change(queries: _Queries, keys: _Keys, softcap: float | None) -> jax.Array:
@@ -222,12 +274,12 @@ def _changed(
         def body(at: jax.Array, carried: tuple[jax.Array, _Step]) -> tuple[jax.Array, _Step]:
             total, piece = carried
             for i in range(_KEYS):
-                one = jax.tree.map(lambda y, i=i: y[i], piece)
+                one = jax.tree.map(lambda y, i=i: y[:, :, i], piece)
                 total = fold(total, _change(queries, one.keys, softcap), one)
             return total, piece_at(at + 1)
 
         def piece_at(at: jax.Array) -> _Step:
-            return jax.tree.map(lambda y: jax.lax.dynamic_slice_in_dim(y, at * _KEYS, _KEYS), step)
+            return jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, at, keepdims=False), step)
 
         # The next step's keys are carried: cut within the step, they would be cut anew for every element.
         total = jnp.full(queries.rows.shape, start, jnp.float32)
@@ -240,21 +292,11 @@ def _changed(
         return squares / jnp.square(one_more + z)
 
     def outright() -> jax.Array:
-        """The softmax of the changed scores, less the weights: exact where so much changes that exp overflows."""
+        """The softmax of the changed scores, less the weights: exact however much changes."""
         top = over_keys(-jnp.inf, lambda total, change, one: jnp.maximum(total, one.capped + change))
-        z = over_keys(0.0, lambda total, change, one: total + jnp.exp(one.capped + change - top))
+        z = over_keys(0.0, lambda total, change, one: total + jnp.exp2(one.capped + change - top))
         return over_keys(
-            0.0, lambda total, change, one: total + jnp.square(jnp.exp(one.capped + change - top) / z - one.weight)
+            0.0, lambda total, change, one: total + jnp.square(jnp.exp2(one.capped + change - top) / z - one.weight)
         )
 
-    def any_size() -> jax.Array:
-        most = over_keys(
-            -jnp.inf,
-            lambda total, change, one: jnp.maximum(total, jnp.where(one.capped > -1e29, change, -jnp.inf)),
-        )
-        fits = from_u(lambda change: jnp.expm1(jnp.minimum(change, _LARGEST)), 1.0)
-        return jax.lax.cond(
-            jnp.max(most) < _LARGEST, lambda: fits, lambda: jnp.where(most < _LARGEST, fits, outright())
-        )
-
-    return jax.lax.switch(form, [lambda: from_u(_small_expm1, 1.0), lambda: from_u(_plain_exp, 0.0), any_size])
+    return jax.lax.switch(form, [lambda: from_u(_small_expm1, 1.0), lambda: from_u(_plain_exp, 0.0), outright])
