@@ -22,9 +22,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="pairs timed (default: 7)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--data", help="sweep: XQuAD's files (default: the project's own questions)")
+    parser.add_argument("--plot", help="detect: write a figure (SVG) there")
     chosen = parser.parse_args()
     benchmark = BENCHMARKS[chosen.benchmark]
-    rows = benchmark.rows(chosen.rounds, **({"data": chosen.data} if chosen.data else {}))
+    own = {name: getattr(chosen, name) for name in ("data", "plot") if getattr(chosen, name)}
+    rows = benchmark.rows(chosen.rounds, **own)
     if chosen.json:
         print(json.dumps({"benchmark": chosen.benchmark, "rows": rows}))
         return

