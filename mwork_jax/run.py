@@ -30,7 +30,7 @@ from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import Progress
 from mwork_jax.select import DEFAULT_RULE, select_neurons
 
-DETECTION_COST = 3.0  # how much longer than evaluating a document scoring it takes, for the time left
+DETECTION_COST = 1.5  # how much longer than evaluating a document scoring it takes, for the time left
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class RunSettings:
 
     languages: tuple[str, ...] = LANGUAGES
     documents: int = 32
-    held_out: int = 12
+    held_out: int = 8
     rule: str = DEFAULT_RULE
     mode: str = "minus_english"
-    seeds: int = 5
+    seeds: int = 3
     n1: int | None = None
     n2: int | None = None
     max_tokens: int = 512

@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--out", default="mwork-results", help="output folder (default: mwork-results)")
     parser.add_argument("--languages", help="comma-separated codes, en among them (default: all that the data has)")
     parser.add_argument("--documents", type=int, help="documents per language to find neurons on (default: 32)")
-    parser.add_argument("--held-out", type=int, help="other documents per language to measure on (default: 12)")
+    parser.add_argument("--held-out", type=int, help="other documents per language to measure on (default: 8)")
     parser.add_argument(
         "--data",
         nargs="+",
@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
         help="own documents, text or JSONL: the first --documents find neurons, the next --held-out measure",
     )
     add_rule(parser)
-    parser.add_argument("--seeds", type=int, help="random controls per language (default: 5)")
+    parser.add_argument("--seeds", type=int, help="random controls per language (default: 3)")
     add_stages(parser)
     parser.add_argument("--max-tokens", type=int, default=512, help="longer documents are cut here (default: 512)")
     parser.add_argument(
