@@ -26,12 +26,12 @@ def main() -> None:
     chosen = parser.parse_args()
     benchmark = BENCHMARKS[chosen.benchmark]
     own = {name: getattr(chosen, name) for name in ("data", "plot") if getattr(chosen, name)}
-    rows = benchmark.rows(chosen.rounds, **own)
+    rows = []
+    for row in benchmark.rows(chosen.rounds, **own):
+        rows.append(row)
+        print(benchmark.line(row), file=sys.stderr if chosen.json else sys.stdout, flush=True)
     if chosen.json:
         print(json.dumps({"benchmark": chosen.benchmark, "rows": rows}))
-        return
-    for row in rows:
-        print(benchmark.line(row))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ DTYPES = ("float32", "bfloat16")
 _PUBLISHED = 512  # over so many tokens, what the published algorithm stores has no room
 
 
-def rows(rounds: int, plot: str | None = None) -> list[dict[str, Any]]:
+def rows(rounds: int, plot: str | None = None) -> Iterator[dict[str, Any]]:
     """Per model, length and dtype: seconds of our scores and of our forward pass on one batch, and beside them the
     forward pass of Hugging Face and the published algorithm on one document. plot: a path for a figure of them."""
     paths = {"Gemma 3 270M": packaged_gguf("gemma3-270m"), "SmolLM2-135M": smollm2_gguf()}
@@ -44,10 +44,11 @@ def rows(rounds: int, plot: str | None = None) -> list[dict[str, Any]]:
         if path is None:
             print("SmolLM2-135M is not here: set MWORK_SMOLLM2 to the folder with its GGUF file", file=sys.stderr)
             continue
-        measured += [{"benchmark": "detect", "model": model} | row for row in _of_model(path, rounds)]
+        for row in _of_model(path, rounds):
+            measured.append({"benchmark": "detect", "model": model} | row)
+            yield measured[-1]
     if plot:
         Path(plot).write_text(_figure(measured), encoding="utf-8")
-    return measured
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -69,11 +70,10 @@ def line(row: Mapping[str, Any]) -> str:
     )
 
 
-def _of_model(path: Path, rounds: int) -> list[dict[str, Any]]:
+def _of_model(path: Path, rounds: int) -> Iterator[dict[str, Any]]:
     models = {dtype: mw.load_model(path, dtype=dtype) for dtype in DTYPES}
     hf = {dtype: torch_checkpoint(path, dtype) for dtype in DTYPES}
     text = _tokens(models["float32"])
-    measured = []
     for length in LENGTHS:
         ids = np.resize(text, (TOKENS // length, length))
         theirs = _theirs(hf, ids)
@@ -84,11 +84,10 @@ def _of_model(path: Path, rounds: int) -> list[dict[str, Any]]:
             row["ours_tokens_per_second"] = TOKENS / row["ours_seconds"]
             if length <= _PUBLISHED:
                 row["times_published"] = row["published_seconds_per_document"] * len(ids) / row["ours_seconds"]
-            measured.append(row)
+            yield row
     for dtype in DTYPES:
         peak = {what: _peak(path, what, dtype) for what in ("forward", "detect")}
-        measured.append({"length": LENGTHS[-1], "dtype": dtype, "peak": peak})
-    return measured
+        yield {"length": LENGTHS[-1], "dtype": dtype, "peak": peak}
 
 
 def _theirs(hf: Mapping[str, Any], ids: np.ndarray) -> dict[str, Any]:

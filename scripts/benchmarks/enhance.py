@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,15 @@ MANY, SHORT = 8, 64  # runs at once, and the length of their one row
 LORA_RANK = 3  # 0.71 M numbers, the selection has 0.65 M
 
 
-def rows(rounds: int) -> list[dict[str, Any]]:
+def rows(rounds: int) -> Iterator[dict[str, Any]]:
     """Step time and peak memory of each side, and the ratios theirs / ours."""
     with tempfile.TemporaryDirectory() as folder:
         long, short = Path(folder) / "long.npy", Path(folder) / "short.npy"
         np.save(long, _documents(ROWS, TIME))
         np.save(short, _documents(1, SHORT))
-        measured = [_compared(side, "ours", long, min(rounds, 5)) for side in ("torch_masked", "jax_masked", "lora")]
-        return [*measured, _compared("in_a_row", "together", short, min(rounds, 3))]
+        for side in ("torch_masked", "jax_masked", "lora"):
+            yield _compared(side, "ours", long, min(rounds, 5))
+        yield _compared("in_a_row", "together", short, min(rounds, 3))
 
 
 def line(row: dict[str, Any]) -> str:

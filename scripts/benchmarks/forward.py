@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from mwork_jax.model import Decoder, forward_decoder
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
 
 
-def rows(rounds: int) -> list[dict[str, Any]]:
+def rows(rounds: int) -> Iterator[dict[str, Any]]:
     """The masked forward pass against Hugging Face PyTorch without a mask, each side in the dtype that is faster for
     it."""
     config = ModelConfig.from_hf(SMOLLM2)
@@ -26,7 +26,6 @@ def rows(rounds: int) -> list[dict[str, Any]]:
     widths = group_widths(config).items()
     dropped = NeuronSet({g: rng.random((config.num_layers, w)) < 0.02 for g, w in widths})
     mask = NeuronMask.keep_all(config).drop(dropped)
-    measured = []
     for batch, length in ((8, 256), (8, 512)):
         ids = rng.integers(0, config.vocab_size, (batch, length)).astype(np.int32)
         run_ours = {d: _ours(decoders[d], jnp.asarray(ids), mask) for d in decoders}
@@ -44,8 +43,7 @@ def rows(rounds: int) -> list[dict[str, Any]]:
         row |= paired(run_ours[best_ours], run_theirs[best_theirs], rounds)
         row["ours_tokens_per_second"] = batch * length / row["ours_seconds"]
         row["theirs_tokens_per_second"] = batch * length / row["theirs_seconds"]
-        measured.append(row)
-    return measured
+        yield row
 
 
 def _ours(decoder: Decoder, ids: jax.Array, mask: NeuronMask) -> Callable[[], Any]:

@@ -6,7 +6,7 @@ sides make logits for the answers only. Then: a masked forward pass against one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,9 +33,11 @@ AT_ONCE = 8  # prompts in a pair: both sides run them as one batch
 DTYPES = ("float32", "bfloat16")
 
 
-def rows(rounds: int, data: str | None = None) -> list[dict[str, Any]]:
+def rows(rounds: int, data: str | None = None) -> Iterator[dict[str, Any]]:
     """All comparisons of this file, each side in the dtype that is faster for it."""
-    return [*_sweeps(rounds, data), _masking(rounds), _generation(rounds)]
+    yield _masking(rounds)
+    yield _generation(rounds)
+    yield from _sweeps(rounds, data)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -54,7 +56,7 @@ class _Asked:
     begin: int  # the answer's first token
 
 
-def _sweeps(rounds: int, data: str | None) -> list[dict[str, Any]]:
+def _sweeps(rounds: int, data: str | None) -> Iterator[dict[str, Any]]:
     models = {d: mw.load_model("gemma3-270m", dtype=d) for d in DTYPES}
     path = packaged_gguf("gemma3-270m")
     theirs = {d: torch_checkpoint(path, d) for d in DTYPES}
@@ -75,11 +77,10 @@ def _sweeps(rounds: int, data: str | None) -> list[dict[str, Any]]:
         ours(batch, sets[:16])  # compiles for this batch's shapes, which is not counted
         pairs.append(paired(partial(ours, batch, sets[:16]), partial(hf, batch, sets[:16]), 1, warm=False))
     whole = {"what": f"16 masks x {len(asked)} XQuAD prompts", "masks": 16, "prompts": len(asked)}
-    measured = [about | whole | _together(pairs)]
+    yield about | whole | _together(pairs)
     for masks in (1, 4, 16, 64):
         times = paired(partial(ours, few[:4], sets[:masks]), partial(hf, few[:4], sets[:masks]), min(rounds, 2))
-        measured.append(about | {"what": f"{masks} masks x 4 prompts", "masks": masks, "prompts": 4} | times)
-    return measured
+        yield about | {"what": f"{masks} masks x 4 prompts", "masks": masks, "prompts": 4} | times
 
 
 def _together(pairs: Sequence[dict[str, float]]) -> dict[str, float]:
