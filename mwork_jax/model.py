@@ -196,7 +196,8 @@ def hidden_states(
 
 
 class KeyValueCache(NamedTuple):
-    """Rotated keys and values of the times so far, in the weights' dtype; both [layers, b, s, g, k]."""
+    """Rotated keys and values of the times so far, in the weights' dtype; both [layers, b, s, g, k]. bfloat16 is kept
+    as its bits, uint16 (see `_layer_of`)."""
 
     k: jax.Array
     v: jax.Array
@@ -206,7 +207,8 @@ class KeyValueCache(NamedTuple):
         """Room for `time` tokens of each of `batch` rows."""
         c = decoder.config
         shape = (c.num_layers, batch, time, c.num_kv_heads, c.head_dim)
-        return cls(jnp.zeros(shape, decoder.dtype), jnp.zeros(shape, decoder.dtype))
+        dtype = jnp.uint16 if decoder.dtype == jnp.bfloat16 else decoder.dtype
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     @property
     def time(self) -> int:
@@ -216,11 +218,17 @@ class KeyValueCache(NamedTuple):
     def write(self, layer: jax.Array, now: int | jax.Array, k: jax.Array, v: jax.Array) -> KeyValueCache:
         """With k and v [b, t, g, k] of one layer at times now, now + 1 ..."""
         at = (layer, 0, now, 0, 0)
-        k, v = (
-            jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), at)
-            for old, new in zip(self, (k, v), strict=True)
-        )
-        return KeyValueCache(k, v)
+
+        def written(old: jax.Array, new: jax.Array) -> jax.Array:
+            new = _bits(new.astype(jnp.bfloat16)) if old.dtype == jnp.uint16 else new.astype(old.dtype)
+            return jax.lax.dynamic_update_slice(old, new[None], at)
+
+        return KeyValueCache(written(self.k, k), written(self.v, v))
+
+    def read(self, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """k and v [b, s, g, k] of one layer."""
+        k, v = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in self)
+        return (k, v) if k.dtype != jnp.uint16 else (_from_bits(k), _from_bits(v))
 
 
 def extend(
@@ -251,12 +259,11 @@ def extend(
     def step(layer: jax.Array, carry: tuple[jax.Array, KeyValueCache]) -> tuple[jax.Array, KeyValueCache]:
         # The cache is carried and not scanned over: a carry is updated in place, a scanned output is a copy.
         x, cache = carry
-        inputs = jax.tree.map(lambda whole: jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False), layer_inputs)
+        inputs = _layer_of(layer_inputs, layer)
 
         def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValueCache]:
             written = cache.write(layer, now, k, v)
-            k, v = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in written)
-            return attend(config, q, k, v, inputs.window, own, positions, decoder.dtype, now), written
+            return attend(config, q, *written.read(layer), inputs.window, own, positions, decoder.dtype, now), written
 
         x, cache, _ = _layer(config, x, inputs, tables, attention)
         return x, cache
@@ -289,6 +296,26 @@ def _stacked(decoder: Decoder, mask: NeuronMask) -> _LayerInputs:
         jnp.asarray(windows),
         {},
     )
+
+
+def _layer_of(inputs: _LayerInputs, layer: jax.Array) -> _LayerInputs:
+    """One layer's, without a gradient for the weights. bfloat16 is sliced as its bits: XLA's compiler for CPUs slices
+    no bfloat16 and would widen the weights of all layers to float32 first, at every call."""
+
+    def one(whole: jax.Array) -> jax.Array:
+        if whole.dtype != jnp.bfloat16:
+            return jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False)
+        return _from_bits(jax.lax.dynamic_index_in_dim(_bits(whole), layer, keepdims=False))
+
+    return jax.tree.map(one, inputs)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.uint16)
+
+
+def _from_bits(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16)
 
 
 def logits_of(decoder: Decoder, x: jax.Array) -> jax.Array:
