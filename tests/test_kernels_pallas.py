@@ -1,0 +1,87 @@
+"""The kernels for accelerators, interpreted on this one's CPU, against the definition in float64."""
+
+import os
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from mwork_kernels.qk_importance import qk_importance
+from mwork_kernels.qk_importance.reference import qk_importance_reference
+from mwork_kernels.qk_importance.tpu import qk_importance_tpu
+from test_kernels import CASES, arguments
+
+KERNELS = {"tpu": partial(qk_importance_tpu, interpret=True)}
+ODD = {
+    "grouped 1:8, not a multiple of a block": {"time": 131, "heads": 8, "kv_heads": 1, "size": 64},
+    "a window shorter than a block": {"time": 140, "heads": 2, "kv_heads": 1, "size": 64, "window": 5},
+    "a window that leaves blocks out": {"time": 300, "heads": 1, "kv_heads": 1, "window": 130},
+    "heads of 128": {"time": 33, "heads": 2, "kv_heads": 2, "size": 128},
+    "heads of 256, norm": {"time": 20, "heads": 2, "kv_heads": 1, "size": 256, "gain": 0.1},
+    "heads of 256, soft cap": {"time": 40, "heads": 1, "kv_heads": 1, "size": 256, "softcap": 5.0, "spread": 3.0},
+    "three heads to a group": {"time": 9, "heads": 6, "kv_heads": 2, "size": 64},
+}
+
+
+@partial(jax.jit, static_argnames=("kernel", "scale", "softcap"))  # cases of one shape share a program
+def run(kernel, args, gains, scale, softcap):
+    return KERNELS[kernel](*args, **gains, scale=scale, softcap=softcap)
+
+
+def found(kernel, args, keywords):
+    gains = {name: keywords.get(name) for name in ("q_gain", "k_gain")}
+    return run(kernel, args, gains, keywords["scale"], keywords["softcap"])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", [*CASES, *ODD])
+def test_pallas_kernel_equals_the_definition(case, kernel):
+    args, keywords = arguments(**(CASES | ODD)[case])
+    expected = qk_importance_reference(*args, **keywords)
+    for ours, exact in zip(found(kernel, args, keywords), expected, strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=2e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_documents_and_blocks_that_do_not_count_are_exactly_zero(kernel):
+    (q, k, cos, sin, rows, window), keywords = arguments(70, heads=2, kv_heads=1, spread=30.0)
+    rows[0], rows[1, 3:] = 0.0, 0.0
+    q[0] = 1e30  # what stands where nothing counts must not matter
+    of_q, of_k = found(kernel, (q, k, cos, sin, rows, window), keywords)
+    assert not np.any(of_q[0])
+    assert not np.any(of_k[0])
+    q[0] = 0.0
+    expected = qk_importance_reference(q, k, cos, sin, rows, window, **keywords)
+    np.testing.assert_allclose(of_q[1], expected[0][1], rtol=2e-5)
+    np.testing.assert_allclose(of_k[1], expected[1][1], rtol=2e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_tables_of_each_document_are_its_own(kernel):
+    (q, k, cos, sin, rows, window), keywords = arguments(20)
+    own = np.concatenate([cos, cos[:, ::-1]]), np.concatenate([sin, sin[:, ::-1]])
+    expected = qk_importance_reference(q, k, *own, rows, window, **keywords)
+    for ours, exact in zip(found(kernel, (q, k, *own, rows, window), keywords), expected, strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=2e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_named_kernel_fails_where_it_cannot_run(kernel):
+    args, keywords = arguments(3)
+    with pytest.raises(ValueError, match="interpret mode"):
+        qk_importance(*args, **keywords, implementation=kernel)
+
+
+def test_the_tpu_kernel_compiles_for_a_chip_that_is_not_here():
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from jax.experimental import topologies
+    from jax.sharding import SingleDeviceSharding
+
+    chip = topologies.get_topology_desc("v5e:1x1", platform="tpu", chips_per_host_bounds=[1, 1, 1]).devices[0]
+    args, keywords = arguments(200, heads=8, kv_heads=1, size=64)
+    where = SingleDeviceSharding(chip)
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for x in args]
+    compiled = jax.jit(lambda *a: qk_importance(*a, **keywords)).lower(*shapes).compile()
+    assert "tpu_custom_call" in compiled.as_text()  # picked by platform, without being named
