@@ -7,10 +7,11 @@ from functools import partial
 
 import jax
 
+from .gpu import qk_importance_gpu
 from .tpu import qk_importance_tpu
 from .xla import qk_importance_xla
 
-IMPLEMENTATIONS = {"xla": qk_importance_xla, "tpu": qk_importance_tpu}
+IMPLEMENTATIONS = {"xla": qk_importance_xla, "tpu": qk_importance_tpu, "gpu": qk_importance_gpu}
 
 
 def qk_importance(
@@ -39,7 +40,7 @@ def qk_importance(
 
     `implementation` names one of IMPLEMENTATIONS, which then runs or fails, on whatever platform; a name that is not
     there raises ValueError. None takes the kernel of the platform that the program is lowered for: "tpu" on TPUs,
-    "xla" elsewhere.
+    "gpu" on NVIDIA's GPUs, "xla" elsewhere.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
@@ -54,4 +55,4 @@ def qk_importance(
     args = (q, k, cos, sin, rows, window, arrays)
     if implementation is not None:
         return of(implementation)(*args)
-    return jax.lax.platform_dependent(*args, tpu=of("tpu"), default=of("xla"))
+    return jax.lax.platform_dependent(*args, tpu=of("tpu"), cuda=of("gpu"), default=of("xla"))
