@@ -1,6 +1,5 @@
 """The kernels for accelerators, interpreted on this one's CPU, against the definition in float64."""
 
-import os
 from functools import partial
 
 import jax
@@ -84,14 +83,11 @@ def test_a_named_kernel_fails_where_it_cannot_run(kernel):
 
 def test_the_tpu_kernel_compiles_for_a_chip_that_is_not_here():
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    from jax.experimental import topologies
-    from jax.sharding import SingleDeviceSharding
+    from elsewhere import array, chips
 
-    chip = topologies.get_topology_desc("v5e:1x1", platform="tpu", chips_per_host_bounds=[1, 1, 1]).devices[0]
     args, keywords = arguments(200, heads=8, kv_heads=1, size=64)
-    where = SingleDeviceSharding(chip)
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for x in args]
+    mesh = chips("v5e:1x1")
+    shapes = [array(mesh, x.shape, x.dtype) for x in args]
     compiled = jax.jit(lambda *a: qk_importance(*a, **keywords)).lower(*shapes).compile()
     assert "tpu_custom_call" in compiled.as_text()  # picked by platform, without being named
 

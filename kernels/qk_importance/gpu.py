@@ -44,6 +44,7 @@ class _Inputs(NamedTuple):
     window: jax.Array  # int32 [1]
     bound: jax.Array  # [n, t blocks, 2, c blocks]
     log_weight: jax.Array  # [n, s, t]
+    weight_squares: jax.Array  # [n, t], sums over s
     score: jax.Array | None  # [n, s, t]
     rows: Factors  # [n, 2, t, k]
     columns: Factors  # [m, 2, s, k]
@@ -126,6 +127,7 @@ def _prepared(x: dict[str, jax.Array], window: jax.Array, scale: float, softcap:
         jnp.asarray(window, jnp.int32).reshape(1),
         _heads_first(_block_bounds(sides, columns, gains, softcap)),
         _heads_first(log_weight),
+        _heads_first(jnp.sum(weight * weight, axis=2)),
         _heads_first(score) if asked else None,
         jax.tree.map(lambda *kinds: _heads_first(jnp.stack(kinds, axis=2)), *of_rows),
         jax.tree.map(lambda *kinds: jnp.stack([y[:, 0] for y in kinds], axis=1), *of_columns),
@@ -200,7 +202,7 @@ def _kernel(x: _Inputs, squares: Any, shared: int, softcap: float | None) -> Non
 
     found = jax.lax.cond(
         bound <= SMALL,
-        lambda: small_squares(over_keys, itself, zero),
+        lambda: small_squares(over_keys, itself, zero, x.weight_squares[head, at][:, None]),
         lambda: jax.lax.cond(
             bound <= FAR,
             lambda: any_squares(over_keys, itself, None, zero),

@@ -84,21 +84,18 @@ def change_of_score(rows: Factors, columns: Factors, score: jax.Array | None, so
     return change if rows.shift is None else change + rows.shift
 
 
-def small_squares(over_keys: OverKeys, total: Callable[[jax.Array], jax.Array], zero: jax.Array) -> jax.Array:
-    """Squared norm of each row's change of its weights, for |v| <= SMALL; zero: an accumulator, total: what ends it."""
+def small_squares(
+    over_keys: OverKeys, total: Callable[[jax.Array], jax.Array], zero: jax.Array, weight_squares: jax.Array
+) -> jax.Array:
+    """Squared norm of each row's change of its weights, for |v| <= SMALL; zero: an accumulator, total: what ends it;
+    weight_squares: sum P^2 of each row."""
 
     def fold(sums: tuple[jax.Array, ...], v: jax.Array, weights: Weights) -> tuple[jax.Array, ...]:
-        u = expm1_small(v)
-        change = weights.weight * u
-        z, squares, products, weight_squares = sums
-        return (
-            z + change,
-            squares + change * change,
-            products + weights.weight * change,
-            weight_squares + weights.weight * weights.weight,
-        )
+        change = weights.weight * expm1_small(v)
+        z, squares, products = sums
+        return z + change, squares + change * change, products + weights.weight * change
 
-    z, squares, products, weight_squares = (total(x) for x in over_keys((zero,) * 4, fold))
+    z, squares, products = (total(x) for x in over_keys((zero,) * 3, fold))
     return jnp.maximum(squares + z * (z * weight_squares - 2.0 * products), 0.0) / ((1.0 + z) * (1.0 + z))
 
 

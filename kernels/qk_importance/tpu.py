@@ -33,8 +33,8 @@ from .tiles import (
     turned,
 )
 
-_QUERIES = 32  # queries in a block: a sum takes 4 registers
-_KEYS = 128  # keys in a tile, one register wide
+QUERIES = 64
+KEYS = 128  # keys in a tile, one register wide
 _KINDS = 2  # query neurons, key neurons
 
 
@@ -54,7 +54,7 @@ def qk_importance_tpu(
 ) -> tuple[jax.Array, jax.Array]:
     """See `api.qk_importance`. interpret: run it on any platform, slowly, for tests."""
     batch, time, heads, size = q.shape
-    groups, padded = k.shape[2], -(-time // _KEYS) * _KEYS
+    groups, padded = k.shape[2], -(-time // KEYS) * KEYS
 
     def heads_first(x: jax.Array, mode: str) -> jax.Array:
         x = jnp.swapaxes(x.astype(jnp.float32), 1, 2)
@@ -69,7 +69,7 @@ def qk_importance_tpu(
         gains = heads_first(q_gain * rows[:, :, None, None], "constant"), heads_first(k_gain, "edge")
     columns = columns_of(k, cos, sin, gains and gains[1])
     sides = rows_of(q, cos, sin, gains and gains[0], scale)
-    bound = bounds(sides, columns, gains, _QUERIES, softcap)
+    bound = bounds(sides, columns, gains, QUERIES, softcap)
     call = _call(batch, heads, groups, padded, size, len(cos) > 1, scale, softcap, gains is not None, interpret)
     squares = call(
         jnp.asarray(window, jnp.int32).reshape(1),
@@ -84,7 +84,7 @@ def qk_importance_tpu(
 def _in_tiles(x: jax.Array) -> jax.Array:
     """[b, g, s, k] -> [b, g, tiles, k, keys of a tile]: a neuron's row can start anywhere in a tile, but not beside
     other tiles."""
-    return jnp.swapaxes(x.reshape(*x.shape[:2], -1, _KEYS, x.shape[-1]), 3, 4)
+    return jnp.swapaxes(x.reshape(*x.shape[:2], -1, KEYS, x.shape[-1]), 3, 4)
 
 
 def _call(
@@ -100,23 +100,30 @@ def _call(
     interpret: bool,
 ) -> Any:
     """The kernel as a function of its arguments in the order of `names`, returning squares [b, h, 2, k]."""
-    shared, blocks, tiles = heads // groups, time // _QUERIES, time // _KEYS
-    of_queries = pl.BlockSpec((1, 1, _QUERIES, size), lambda b, h, i, _: (b, h, i, 0))
-    of_tables = pl.BlockSpec((1, _QUERIES, size), lambda b, h, i, _: (b if own_tables else 0, i, 0))
-    of_keys = pl.BlockSpec((1, 1, tiles, size, _KEYS), lambda b, h, i, _: (b, jax.lax.div(h, shared), 0, 0, 0))
+    shared, blocks, tiles = heads // groups, time // QUERIES, time // KEYS
+    of_queries = pl.BlockSpec((1, 1, QUERIES, size), lambda b, h, i, _: (b, h, i, 0))
+    of_tables = pl.BlockSpec((1, QUERIES, size), lambda b, h, i, _: (b if own_tables else 0, i, 0))
+    of_keys = pl.BlockSpec((1, 1, tiles, size, KEYS), lambda b, h, i, _: (b, jax.lax.div(h, shared), 0, 0, 0))
     of_bound = pl.BlockSpec(
         (1, 1, 1, _KINDS, size), lambda b, h, i, _: (b, h, i, 0, 0), memory_space=pltpu.MemorySpace.SMEM
     )
     specs = {"bound": of_bound, "q": of_queries, "cos": of_tables, "sin": of_tables}
     specs |= {"keys": of_keys, "keys_cos": of_keys, "keys_sin": of_keys}
-    tile, per_neuron = (tiles, _QUERIES, _KEYS), (_KINDS, _QUERIES, size)
-    scratch = {"weight": tile, "log_weight": tile, "first": per_neuron, "second": per_neuron, "shift": per_neuron}
+    tile, per_neuron = (tiles, QUERIES, KEYS), (_KINDS, QUERIES, size)
+    scratch = {
+        "weight": tile,
+        "log_weight": tile,
+        "weight_squares": (QUERIES, 1),
+        "first": per_neuron,
+        "second": per_neuron,
+        "shift": per_neuron,
+    }
     if gained:
         specs |= {"q_gain": of_queries, "k_gain": of_keys}
     if gained or softcap is not None:
         scratch["score"] = tile
     names = ["window", *specs, "squares", *scratch]
-    in_vmem = 2 * (3 + gained) * size * time + (2 + ("score" in scratch)) * _QUERIES * time  # keys are double-buffered
+    in_vmem = 2 * (3 + gained) * size * time + (2 + ("score" in scratch)) * QUERIES * time  # keys are double-buffered
 
     def kernel(*refs: Any) -> None:
         absent = {"q_gain": None, "k_gain": None, "score": None}
@@ -152,10 +159,10 @@ def _kernel(refs: SimpleNamespace, scale: float, softcap: float | None) -> None:
 
     @pl.when(jnp.max(jnp.abs(refs.q[...])) > 0)
     def _() -> None:
-        first = block * _QUERIES
+        first = block * QUERIES
         # Not `//`, whose rounding towards minus infinity asks which chip this is.
-        from_tile = jax.lax.div(jnp.maximum(first - refs.window[0] + 1, 0), _KEYS)
-        reach = from_tile, jax.lax.div(first + _QUERIES - 1, _KEYS) + 1
+        from_tile = jax.lax.div(jnp.maximum(first - refs.window[0] + 1, 0), KEYS)
+        reach = from_tile, jax.lax.div(first + QUERIES - 1, KEYS) + 1
         gain = None if refs.q_gain is None else refs.q_gain[0, 0]
         queries, *kinds = rows_of(refs.q[0, 0], refs.cos[0], refs.sin[0], gain, scale)
         _attend(refs, queries, first, reach, softcap)
@@ -181,32 +188,35 @@ def _product(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
 
 def _attend(refs: SimpleNamespace, queries: jax.Array, first: jax.Array, reach: Any, softcap: float | None) -> None:
     """Stores this block's attention weights, their logarithms, and the scores where they are asked for."""
-    row = first + jax.lax.broadcasted_iota(jnp.int32, (_QUERIES, _KEYS), 0)
-    lane = jax.lax.broadcasted_iota(jnp.int32, (_QUERIES, _KEYS), 1)
+    row = first + jax.lax.broadcasted_iota(jnp.int32, (QUERIES, KEYS), 0)
+    lane = jax.lax.broadcasted_iota(jnp.int32, (QUERIES, KEYS), 1)
 
     def score(at: jax.Array, top: jax.Array) -> jax.Array:
         scores = _product(queries, refs.keys[0, 0, at], 0)
         if refs.score is not None:
             refs.score[at] = scores
         capped = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
-        ago = row - (at * _KEYS + lane)
+        ago = row - (at * KEYS + lane)
         capped = jnp.where((ago >= 0) & (ago < refs.window[0]), capped, UNSEEN)
         refs.log_weight[at] = capped
         return jnp.maximum(top, jnp.max(capped, axis=1, keepdims=True))
 
-    top = jax.lax.fori_loop(*reach, score, jnp.full((_QUERIES, 1), UNSEEN, jnp.float32))
+    top = jax.lax.fori_loop(*reach, score, jnp.full((QUERIES, 1), UNSEEN, jnp.float32))
 
     def exponentials(at: jax.Array, total: jax.Array) -> jax.Array:
         return total + jnp.sum(jnp.exp(refs.log_weight[at] - top), axis=1, keepdims=True)
 
-    log_total = jnp.log(jax.lax.fori_loop(*reach, exponentials, jnp.zeros((_QUERIES, 1), jnp.float32)))
+    log_total = jnp.log(jax.lax.fori_loop(*reach, exponentials, jnp.zeros((QUERIES, 1), jnp.float32)))
 
-    def normalise(at: jax.Array, _: None) -> None:
+    def normalise(at: jax.Array, squares: jax.Array) -> jax.Array:
         log_weight = (refs.log_weight[at] - top) - log_total
+        weight = jnp.exp(log_weight)
         refs.log_weight[at] = log_weight
-        refs.weight[at] = jnp.exp(log_weight)
+        refs.weight[at] = weight
+        return squares + weight * weight
 
-    jax.lax.fori_loop(*reach, normalise, None)
+    squares = jax.lax.fori_loop(*reach, normalise, jnp.zeros((QUERIES, KEYS), jnp.float32))
+    refs.weight_squares[...] = jnp.sum(squares, axis=1, keepdims=True)
 
 
 def _store_rows(
@@ -225,7 +235,7 @@ def _store_rows(
 
     score = None
     if refs.score is not None:
-        score = jax.lax.fori_loop(*reach, mean_score, jnp.zeros((_QUERIES, 1), jnp.float32))
+        score = jax.lax.fori_loop(*reach, mean_score, jnp.zeros((QUERIES, 1), jnp.float32))
     keys = mean(refs.keys)
     columns = [Factors(keys, turned(keys)), Factors(mean(refs.keys_cos), mean(refs.keys_sin))]
     if gain is not None:
@@ -240,7 +250,7 @@ def _store_rows(
 def _squares(refs: SimpleNamespace, kind: int, j: jax.Array, reach: Any, softcap: float | None) -> jax.Array:
     """The squared change of each query's weights by neuron j of a kind, [t, 1]."""
     size = refs.first.shape[2]
-    lane = jax.lax.broadcasted_iota(jnp.int32, (_QUERIES, size), 1)
+    lane = jax.lax.broadcasted_iota(jnp.int32, (QUERIES, size), 1)
 
     def column(x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(lane == j, x, 0.0), axis=1, keepdims=True)
@@ -265,11 +275,11 @@ def _squares(refs: SimpleNamespace, kind: int, j: jax.Array, reach: Any, softcap
 
     total = partial(jnp.sum, axis=1, keepdims=True)
     largest = partial(jnp.max, axis=1, keepdims=True)
-    zero = jnp.zeros((_QUERIES, _KEYS), jnp.float32)
+    zero = jnp.zeros((QUERIES, KEYS), jnp.float32)
     bound = refs.bound[0, 0, 0, kind, j]
     return jax.lax.cond(
         bound <= SMALL,
-        lambda: small_squares(over_keys, total, zero),
+        lambda: small_squares(over_keys, total, zero, refs.weight_squares[...]),
         lambda: jax.lax.cond(
             bound <= FAR,
             lambda: any_squares(over_keys, total, None, zero),
