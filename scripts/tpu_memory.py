@@ -10,47 +10,33 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from math import prod
+from functools import partial
 from typing import Any
 
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Before jax: it says that there is no TPU to look for.
+from elsewhere import CHIP_GIB, MISTRAL_7B, array, chips, decoder_on, kind_of
 
+# isort: split
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.enhance.compact import PARAMETERS
 from mwork_jax.enhance.optimizer import Rates, adamw
 from mwork_jax.enhance.packing import Rows
 from mwork_jax.enhance.train import Frozen, Program, State, train_step
-from mwork_jax.model import Decoder, parameter_specs
-
-MISTRAL_7B = {
-    "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 32768, "sliding_window": 4096, "rope_theta": 10000.0, "tie_word_embeddings": False,
-}  # fmt: skip
-CHIP_GIB = {"TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
-_SHARDED = ("heads", "kv_heads", "ffn", "vocab")  # logical axes that several chips share
 
 
 def needed(
     config: ModelConfig, topology: str, *, rows: int = 4, time: int = 512, width: int = 128, runs: int = 1
 ) -> dict[str, Any]:
     """The training step's memory on one chip of a topology, GiB. width: neurons of each group in every layer."""
-    shape = [int(n) for n in topology.partition(":")[2].split("x")]
-    single = {"chips_per_host_bounds": [1, 1, 1]} if prod(shape) == 1 else {}
-    found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **single)
-    mesh = Mesh(np.asarray(found.devices), ("model",), axis_types=(AxisType.Auto,))
+    mesh = chips(topology)
     frozen, state, batch = _abstract(config, mesh, rows, time, width, runs)
     memory = train_step.lower(Program(True, 3), frozen, state, batch).compile().memory_analysis()
-    kind = found.devices[0].device_kind
+    kind = kind_of(mesh)
     gib = {
         "arguments_gib": memory.argument_size_in_bytes / 2**30,
         "temporaries_gib": memory.temp_size_in_bytes / 2**30,
@@ -58,7 +44,7 @@ def needed(
     }
     peak = sum(gib.values())
     return {
-        "topology": topology, "chips": len(found.devices), "chip": kind, "rows": rows, "time": time, "runs": runs,
+        "topology": topology, "chips": mesh.size, "chip": kind, "rows": rows, "time": time, "runs": runs,
         "neurons": 5 * width * config.num_layers, **gib, "peak_gib": peak, "chip_gib": CHIP_GIB.get(kind),
         "fits": peak < CHIP_GIB.get(kind, 0),
     }  # fmt: skip
@@ -69,26 +55,20 @@ def _abstract(
 ) -> tuple[Frozen, State, Rows]:
     """The step's arguments as shapes with their places on the mesh."""
 
-    def array(shape: tuple[int, ...], dtype: Any, axes: tuple[Any, ...] = ()) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+    place = partial(array, mesh)
 
     def whole(tree: Any) -> Any:
-        return jax.tree.map(lambda x: array(x.shape, x.dtype), tree)
+        return jax.tree.map(lambda x: place(x.shape, x.dtype), tree)
 
-    arrays = {}
-    for name, spec in parameter_specs(config).items():
-        axes = tuple("model" if axis in _SHARDED else None for axis in spec.axes)
-        arrays[name] = array(spec.shape, jnp.float32 if spec.keep_float32 else jnp.bfloat16, axes)
-    decoder = Decoder(config, arrays)  # type: ignore[arg-type]
-    values = {n: array((runs, config.num_layers, width, config.hidden_size), jnp.float32) for n in PARAMETERS}
-    index = {g: array((runs, config.num_layers, width), jnp.int32) for g, _ in PARAMETERS.values()}
-    rates = Rates(*(array((runs,), jnp.int32 if f == "steps" else jnp.float32) for f in Rates._fields))
+    values = {n: place((runs, config.num_layers, width, config.hidden_size), jnp.float32) for n in PARAMETERS}
+    index = {g: place((runs, config.num_layers, width), jnp.int32) for g, _ in PARAMETERS.values()}
+    rates = Rates(*(place((runs,), jnp.int32 if f == "steps" else jnp.float32) for f in Rates._fields))
     optimizer = whole(jax.eval_shape(jax.vmap(lambda r, v: adamw(r).init(v)), rates, values))
-    number, count = array((runs,), jnp.float32), array((runs,), jnp.int32)
-    state = State(values, optimizer, count, values, number, count, array((runs,), jnp.bool_))
+    number, count = place((runs,), jnp.float32), place((runs,), jnp.int32)
+    state = State(values, optimizer, count, values, number, count, place((runs,), jnp.bool_))
     places = {"tokens": jnp.int32, "targets": jnp.int32, "counts": jnp.float32, "start": jnp.int32}
-    batch = Rows(**{name: array((runs, 1, rows, time), dtype) for name, dtype in places.items()})
-    return Frozen(decoder, index, values, rates), state, batch
+    batch = Rows(**{name: place((runs, 1, rows, time), dtype) for name, dtype in places.items()})
+    return Frozen(decoder_on(config, mesh), index, values, rates), state, batch
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Every implementation of a kernel against its definition in float64."""
+"""The kernel that runs here, in plain XLA, against its definition in float64; test_kernels_pallas.py has the others."""
 
 import jax
 import numpy as np
 import pytest
 
-from mwork_kernels.qk_importance.api import IMPLEMENTATIONS, qk_importance
+from mwork_kernels.qk_importance import qk_importance
 from mwork_kernels.qk_importance.reference import qk_importance_reference
 
 CASES = {
@@ -43,12 +43,11 @@ def arguments(time, heads=4, kv_heads=2, size=8, window=1000, softcap=None, gain
     return (q, k, np.cos(angles), np.sin(angles), rows, np.int32(window)), keywords
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("case", CASES)
-def test_importance_kernel_equals_the_definition(case, implementation):
+def test_importance_kernel_equals_the_definition(case):
     args, keywords = arguments(**CASES[case])
     expected = qk_importance_reference(*args, **keywords)
-    found = jax.jit(lambda *a: qk_importance(*a, **keywords, implementation=implementation))(*args)
+    found = jax.jit(lambda *a: qk_importance(*a, **keywords))(*args)
     for ours, exact in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, exact, rtol=2e-5, atol=1e-9)
 
@@ -59,7 +58,7 @@ def test_the_attention_sink_case_is_one():
     assert np.median(scores[:, :, 0] - scores[:, :, 1:].max(axis=-1)) > 5
 
 
-def test_a_named_implementation_never_falls_back():
+def test_an_unknown_implementation_never_falls_back():
     args, keywords = arguments(3)
     with pytest.raises(ValueError, match="no implementation 'cuda'"):
         qk_importance(*args, **keywords, implementation="cuda")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 
+from .gpu import qk_importance_gpu
+from .tpu import qk_importance_tpu
 from .xla import qk_importance_xla
 
-IMPLEMENTATIONS = {"xla": qk_importance_xla}
+IMPLEMENTATIONS = {"xla": qk_importance_xla, "tpu": qk_importance_tpu, "gpu": qk_importance_gpu}
 
 
 def qk_importance(
@@ -21,7 +26,7 @@ def qk_importance(
     softcap: float | None = None,
     q_gain: jax.Array | None = None,
     k_gain: jax.Array | None = None,
-    implementation: str = "xla",
+    implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """|| softmax(S') - softmax(S) ||_F for every query and key neuron, S' being the scores with that neuron zeroed.
 
@@ -31,13 +36,23 @@ def qk_importance(
     multiplies q . k; softcap is Gemma 2's. q_gain [b, t, h, k] and k_gain [b, t, g, k] say by how much (relative, 0 =
     not at all) zeroing the neuron rescales the rest of its head's vector at that position, which is what a q/k-norm
     does. Queries are causal. Key neurons sum the squares over all query heads of their group.
-    Returns (float32 [b, h, k], float32 [b, g, k]). `implementation` names one of IMPLEMENTATIONS; a name that is not
-    there raises.
+    Returns (float32 [b, h, k], float32 [b, g, k]).
+
+    `implementation` names one of IMPLEMENTATIONS, which then runs or fails, on whatever platform; a name that is not
+    there raises ValueError. None takes the kernel of the platform that the program is lowered for: "tpu" on TPUs,
+    "gpu" on NVIDIA's GPUs, "xla" elsewhere.
     """
-    if implementation not in IMPLEMENTATIONS:
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"no implementation {implementation!r} of qk_importance; there are {', '.join(IMPLEMENTATIONS)}"
         )
-    return IMPLEMENTATIONS[implementation](
-        q, k, cos, sin, rows, window, scale=scale, softcap=softcap, q_gain=q_gain, k_gain=k_gain
-    )
+    arrays = {"q_gain": q_gain, "k_gain": k_gain}
+    ready = {name: partial(f, scale=scale, softcap=softcap) for name, f in IMPLEMENTATIONS.items()}
+
+    def of(name: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        return lambda *args: ready[name](*args[:-1], **args[-1])
+
+    args = (q, k, cos, sin, rows, window, arrays)
+    if implementation is not None:
+        return of(implementation)(*args)
+    return jax.lax.platform_dependent(*args, tpu=of("tpu"), cuda=of("gpu"), default=of("xla"))
