@@ -124,7 +124,7 @@ def _original(
         x, below, entering = _embedded(decoder, level.tokens), 0, {}
         for stop in stops:
             if stop > below:
-                (x,), cache = _advance(decoder, cache, x, keep, level.positions, below, stop)
+                (x,), cache = advance(decoder, cache, x, keep, level.positions, below, stop)
                 below = stop
             entering[stop] = x
         streams.append(entering)
@@ -139,7 +139,7 @@ def _from_layer(
     cache, x = _empty(decoder, masks.attn_q.shape[0]), entering[-1][None]
     for depth, level in enumerate(tree.levels):
         cache = _grown(cache, level.parents, time=_times(tree, depth, room))
-        x, cache = _advance(decoder, cache, entering[depth], masks, level.positions, first, decoder.config.num_layers)
+        x, cache = advance(decoder, cache, entering[depth], masks, level.positions, first, decoder.config.num_layers)
     return x, cache
 
 
@@ -169,7 +169,7 @@ def _grown(cache: KeyValueCache, parents: jax.Array, *, time: int) -> KeyValueCa
 
 
 @partial(jax.jit, donate_argnames="cache")
-def _advance(
+def advance(
     decoder: Decoder,
     cache: KeyValueCache,
     x: jax.Array,
