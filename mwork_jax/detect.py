@@ -284,9 +284,7 @@ def _measure(
             return x.reshape(shards, -1, *x.shape[1:])
 
         positive = (record.gate > 0) & (rows[:, :, None] > 0)  # where its activation is positive, in every family
-        activation = jnp.einsum(
-            "zbt,zbtf->zf", split(rows), split(record.product), precision=jax.lax.Precision.HIGHEST
-        )
+        activation = jnp.einsum("zbt,zbtf->zf", split(rows), split(record.product), precision=jax.lax.Precision.HIGHEST)
         active = split(positive).sum(axis=(1, 2), dtype=jnp.int32)
         return _layer_importance(decoder.config, rows, record), active, activation
 

@@ -233,7 +233,7 @@ def losses_at(
     """Summed nats of each row, float32 [masks, rows], of x [masks, rows, time, hidden] and targets [rows, time].
     `positions` and `predicted` as `_predicting` gives them. Logits are made for `_ROWS` predicting positions of every
     part at a time, and never for padding."""
-    masks, rows, time, hidden = x.shape
+    masks, rows, time, _hidden = x.shape
     of_masks, of_rows, _ = positions.shape
     size = rows // of_rows
 

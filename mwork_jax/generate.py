@@ -127,7 +127,9 @@ def _begin(decoder: Decoder, x: jax.Array, cache: KeyValueCache, lengths: jax.Ar
     return _append(decoder, DecodeState(cache, nothing, jnp.zeros(batch, bool)), x[jnp.arange(batch), lengths - 1])
 
 
-def _advance(decoder: Decoder, state: DecodeState, positions: jax.Array, mask: NeuronMask, until: jax.Array) -> DecodeState:
+def _advance(
+    decoder: Decoder, state: DecodeState, positions: jax.Array, mask: NeuronMask, until: jax.Array
+) -> DecodeState:
     """Chooses tokens until there are `until` of them or every row is done."""
     prompt_time = state.cache.time - state.decoded.tokens.shape[1]
 
@@ -159,7 +161,9 @@ def _first_tokens(decoder: Decoder, x: jax.Array, cache: KeyValueCache, lengths:
 
 
 @partial(jax.jit, donate_argnames="state")  # the cache is large: it is updated where it lies
-def run_steps(decoder: Decoder, state: DecodeState, positions: jax.Array, masks: NeuronMask, until: jax.Array) -> DecodeState:
+def run_steps(
+    decoder: Decoder, state: DecodeState, positions: jax.Array, masks: NeuronMask, until: jax.Array
+) -> DecodeState:
     """`_advance` under several masks, until all their rows are done."""
 
     def advance(state: DecodeState, mask: NeuronMask) -> DecodeState:

@@ -20,19 +20,26 @@ _BYTES = {
     "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]m[0-9][a-z]*)?)\[([0-9,]*)\](\{[^}]*\})?")
-_VMEM = re.compile(r"S\(([0-9]+)\)")
+_SPACE = re.compile(r"S\(([0-9]+)\)")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
-_ELEMENTWISE = frozenset(
-    "add subtract multiply divide maximum minimum negate abs power select compare and or xor not clamp floor ceil round "
-    "sign convert shift-left shift-right-logical shift-right-arithmetic round-nearest-even round-nearest-afz".split()
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ELEMENTWISE = _words(
+    "add subtract multiply divide maximum minimum negate abs power select compare and or xor not clamp floor ceil "
+    "round sign convert shift-left shift-right-logical shift-right-arithmetic round-nearest-even "
+    "round-nearest-afz"
 )
-_TRANSCENDENTAL = frozenset(
-    "exponential exponential-minus-one log log-plus-one tanh rsqrt sqrt cosine sine logistic cbrt erf".split()
+_TRANSCENDENTAL = _words(
+    "exponential exponential-minus-one log log-plus-one tanh rsqrt sqrt cosine sine logistic cbrt erf"
 )
 # What moves nothing by itself: names for what is there already, and calls, whose insides are counted.
-_FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id iota "
-    "opt-barrier copy-start slice-start async-start async-update async-done domain".split()
+_FREE = _words(
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
+    "iota opt-barrier copy-start slice-start async-start async-update async-done domain"
 )
 _FLOAT32_PASSES = 6  # bfloat16 products that a float32 product of the highest precision takes on a matrix unit
 
@@ -302,11 +309,9 @@ def _convolution_flops(one: Instruction, inputs: list[Array]) -> float:
     for axis in sorted(c for c in of_output if c.isdecimal()):
         sizes = (left[of_input.index(axis)], right[of_kernel.index(axis)], one.arrays[0].shape[of_output.index(axis)])
         meet *= _meetings(*sizes, {name: values[int(axis)] for name, values in window.items() if values})
-    groups = [int(m) for m in re.findall(r"(?:feature|batch)_group_count=(\d+)", one.rest)]
     features = right[of_kernel.index("i")] * one.arrays[0].shape[of_output.index("f")]
-    return 2.0 * left[of_input.index("b")] * features * meet / prod(
-        g for g, kind in zip(groups, re.findall(r"(feature|batch)_group_count", one.rest), strict=True) if kind == "batch"
-    )  # fmt: skip
+    groups = re.search(r"batch_group_count=(\d+)", one.rest)
+    return 2.0 * left[of_input.index("b")] * features * meet / (int(groups[1]) if groups else 1)
 
 
 def _window(rest: str) -> dict[str, list]:
@@ -396,10 +401,14 @@ def _instruction(line: str) -> Instruction | None:
     if opcode in ("constant", "parameter"):
         rest = inner
     arrays = tuple(
-        Array(k, tuple(_numbers(shape)), (space := _VMEM.search(layout)) is None or space[1] == "0")
-        for k, shape, layout in _ARRAY.findall(kind)
+        Array(k, tuple(_numbers(shape)), bool(shape) and _in_hbm(layout)) for k, shape, layout in _ARRAY.findall(kind)
     )
     return Instruction(head[2], arrays, opcode, operands, rest, bool(head[1]))
+
+
+def _in_hbm(layout: str) -> bool:
+    space = _SPACE.search(layout)
+    return space is None or space[1] == "0"
 
 
 def _closing(text: str, begin: int) -> int:

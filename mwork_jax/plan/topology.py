@@ -1,5 +1,7 @@
-"""TPUs that are not here: their devices as descriptions, and models on them as shapes. Programs compile for these as for
-real ones, on any machine that has libtpu."""
+"""TPUs that are not here: their devices as descriptions, and models on them as shapes.
+
+Programs compile for these as for real ones, on any machine that has libtpu.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,7 @@ def described(slice_: Slice) -> list[Any]:
     the slice."""
     # Without these, libtpu looks for a TPU on this machine and for the others of its pod, and waits.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # the lock guards a TPU, which is not used here
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     from jax.experimental import topologies
