@@ -21,6 +21,7 @@ from mwork_jax.load import Model
 from mwork_jax.model import Decoder, KeyValueCache, embedded, extend, logits_of
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.prefill import Prefilled, Row, prefill
+from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, put
 
 _STOP_STEPS = 16  # how often the loop comes back to the host to look for stop strings
 _TAIL = 8  # tokens of the prompt that new ones are decoded with
@@ -92,8 +93,9 @@ def generations(
     done = 0
     for run in prefill(model.decoder, rows, masks, tokens_per_batch=tokens_per_batch, room=room):
         found = _new_tokens(model, run, ready, max_new_tokens, room, stop)
-        for mask, of_mask in zip(run.masks, found, strict=True):
-            for place, tokens in zip(run.tree.places, of_mask, strict=True):
+        # What fills the devices up comes last, and is left out.
+        for mask, of_mask in zip(run.masks, found, strict=False):
+            for place, tokens in zip(run.tree.places, of_mask, strict=False):
                 text = tokens if model.tokenizer is None else _cut(_text(model, ready[place], tokens), stop)
                 results[mask][place] = text
         done += len(run.masks) * len(run.tree.places)
@@ -124,7 +126,7 @@ def _begin(decoder: Decoder, x: jax.Array, cache: KeyValueCache, lengths: jax.Ar
     """The first new token of each row, from x [batch, time, hidden] of tokens of which `lengths` are real."""
     batch = x.shape[0]
     nothing = Decoded(jnp.zeros((batch, room), jnp.int32), jnp.zeros(batch, jnp.int32), jnp.int32(0))
-    return _append(decoder, DecodeState(cache, nothing, jnp.zeros(batch, bool)), x[jnp.arange(batch), lengths - 1])
+    return _append(decoder, DecodeState(cache, nothing, lengths == 0), x[jnp.arange(batch), lengths - 1])
 
 
 def _advance(
@@ -199,21 +201,23 @@ def _new_tokens(
 ) -> list[list[np.ndarray]]:
     """The new tokens of each row under each mask. Stop strings are looked for every few steps; a row may run past one
     by then."""
-    positions = run.tree.positions(room)
+    positions, mesh = run.tree.positions(room), mesh_of(model.decoder)
+    rows = len(run.tree.places)
     every = _STOP_STEPS if stop else max_new_tokens
     new: list[list[np.ndarray]] = []
-    state = _first_tokens(model.decoder, run.x, run.cache, run.tree.lengths, room)
+    with on_mesh_of(model.decoder):
+        state = _first_tokens(model.decoder, run.x, run.cache, run.tree.lengths, room)
     for until in (*range(every, max_new_tokens, every), max_new_tokens):
-        state = run_steps(model.decoder, state, positions, run.stacked, np.int32(until))
-        done = np.array(state.done)
-        tokens, lengths = np.array(state.decoded.tokens), np.array(state.decoded.lengths)
+        with on_mesh_of(model.decoder):
+            state = run_steps(model.decoder, state, positions, run.stacked, np.int32(until))
+            done, tokens, lengths = map(np.array, fetch((state.done, state.decoded.tokens, state.decoded.lengths)))
         new = [[row[:n] for row, n in zip(*of_mask, strict=True)] for of_mask in zip(tokens, lengths, strict=True)]
-        for mask, row in zip(*np.nonzero(~done), strict=True) if stop else ():
+        for mask, row in zip(*np.nonzero(~done[:, :rows]), strict=True) if stop else ():
             text = _text(model, prompts[run.tree.places[row]], new[mask][row])
             done[mask, row] = any(s in text for s in stop)
         if done.all():
             break
-        state = state._replace(done=jnp.asarray(done))
+        state = state._replace(done=put(jnp.asarray(done), mesh, "masks", "batch"))
     return new
 
 

@@ -56,6 +56,16 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     return Mesh(grid, order, axis_types=(AxisType.Auto,) * len(order))
 
 
+def default_shape(devices: Sequence[Any], weights: int) -> dict[str, int]:
+    """All devices on `data`; where weights of so many bytes would take more than half of a device's memory, as few on
+    `model` as hold them."""
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit", 0) if devices[0].platform != "cpu" else 0
+    model = 1
+    while memory and weights / model > memory / 2 and len(devices) % (2 * model) == 0:
+        model *= 2
+    return {DATA: len(devices) // model, MODEL: model}
+
+
 def parse_mesh(text: str) -> dict[str, int]:
     """`data=4,model=2` as {axis: size}. Raises InputError for anything else."""
     shape: dict[str, int] = {}

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "mwork_jax"
 # Each module may import from those on floors below its own, and from nothing on its own floor.
 FLOORS = [
     ["errors"],
+    ["processes"],
     ["config", "files", "metrics", "sharding"],
     ["neurons", "ledger", "progress", "labels"],
     ["model"],
