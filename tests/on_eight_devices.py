@@ -48,7 +48,9 @@ def drawn(seed, layers=(0, 2)):
 
 def detect(model):
     batching = Batching(max_tokens=16, tokens_per_batch=32)
-    scores = {lang: score_neurons(model, documents(11, seed), batching=batching) for seed, lang in enumerate(("en", "de"))}
+    scores = {
+        lang: score_neurons(model, documents(11, seed), batching=batching) for seed, lang in enumerate(("en", "de"))
+    }
     chosen = select_neurons(scores, "top_fraction:0.3", "minus_english")["de"]
     de = scores["de"]
     tables = [t[g] for t in (de.lowest, de.mean, de.worst_rank) for g in GROUPS]
@@ -105,7 +107,9 @@ def main():
     found = {}
     for name in wanted:
         model = on(make_mesh(MESHES[name]), decoder)
-        found[name] = {stage.__name__: difference(stage(model), alone[stage.__name__]) for stage in STAGES}
+        found[name] = {}
+        for stage in STAGES:
+            found[name][stage.__name__] = difference(stage(model), alone[stage.__name__])
     print(json.dumps(found))
 
 

@@ -173,10 +173,10 @@ def test_libtpu_that_is_missing_is_named(monkeypatch, capsys):
 
 
 def test_the_compilers_refusal_is_read():
-    message = (
-        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 27.50G of 15.75G hbm. Exceeded by 11.75G."
-    )
-    assert _needed(message) == 27.5 * 2**30
+    used = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 27.50G of 15.75G hbm. Exceeded by 11.75G."
+    assert _needed(used) == (27.5 * 2**30, True)
+    other = "the total memory required for HLO temporaries (17.86G) exceeds available HBM (15.75G). HLO module: m."
+    assert _needed(other) == (17.86 * 2**30, False)
     assert _needed("another error") is None
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
+from mwork_jax.errors import InputError
 from mwork_jax.model import parameter_specs
 from mwork_jax.plan.chips import Slice
 from mwork_jax.plan.hlo import Cost, cost_of
@@ -79,21 +84,48 @@ def weight_bytes(config: ModelConfig, mesh: Mesh, bytes_each: int = 2) -> float:
 
 
 def _compiled(program: StageProgram, mesh: Mesh, weights: float) -> tuple[Memory, Cost | None]:
-    with jax.set_mesh(mesh):
-        lowered = program.function.lower(*program.arguments, **program.static)
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory(prefix="mwork-plan-") as folder:
+        # libtpu may write instructions that JAX's own reader does not know yet, so the text is libtpu's own.
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        lowered = program.function.lower(*program.arguments)
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             needed = _needed(str(error))
             if needed is None:
-                raise
-            return Memory(weights, 0, needed - weights), None
+                reason = " ".join(str(error).split())[:200]
+                raise InputError(f"libtpu cannot compile {program.name} ({reason})") from None
+            arguments = 0.0 if needed.whole else _argument_bytes(program, mesh)
+            return Memory(weights, 0, needed.bytes + arguments - weights), None
+        texts = sorted(Path(folder).glob("*.after_codegen.txt"))
+        text = texts[-1].read_text() if texts else compiled.as_text()
     found = compiled.memory_analysis()
     state = found.argument_size_in_bytes - weights + found.output_size_in_bytes - found.alias_size_in_bytes
-    return Memory(weights, state, found.temp_size_in_bytes), cost_of(compiled.as_text(), program.trips)
+    return Memory(weights, state, found.temp_size_in_bytes), cost_of(text, program.trips)
 
 
-def _needed(message: str) -> float | None:
-    """Bytes that a program would have needed, from the compiler's refusal; None where it refused for another reason."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", message)
-    return float(found[1]) * _UNITS[found[2]] if found else None
+def _argument_bytes(program: StageProgram, mesh: Mesh) -> float:
+    """Bytes of a program's arguments on each chip."""
+    total = 0.0
+    for leaf in jax.tree.leaves(program.arguments):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            local = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
+            total += prod(local) * leaf.dtype.itemsize
+    return total
+
+
+class Needed(NamedTuple):
+    """What a refused program would have needed of a chip: all of it, or its temporaries alone."""
+
+    bytes: float
+    whole: bool
+
+
+def _needed(message: str) -> Needed | None:
+    """Read from the compiler's refusal; None where it refused for another reason than memory."""
+    size = r"([\d.]+)([KMGT]?)(?:i?B)?"
+    found = re.search(rf"[Uu]sed {size} of {size} hbm", message)
+    if found:
+        return Needed(float(found[1]) * _UNITS[found[2]], True)
+    found = re.search(rf"memory required for (\w+(?: \w+)*) \({size}\) exceeds available HBM", message)
+    return Needed(float(found[2]) * _UNITS[found[3]], "temporaries" not in found[1]) if found else None

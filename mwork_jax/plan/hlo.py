@@ -225,10 +225,11 @@ class _Counter:
         whole = sum(a.bytes for a in self._arrays(there, name) if a.in_hbm)
         if not body or not whole:
             return whole
-        return min(self._taken(body, place, whole), whole)
+        taken, _ = self._taken(body, place, whole)
+        return min(taken, whole)
 
-    def _taken(self, body: Mapping[str, Instruction], place: int, whole: float) -> float:
-        """Bytes that a fusion reads of the parameter at `place`."""
+    def _taken(self, body: Mapping[str, Instruction], place: int, whole: float) -> tuple[float, bool]:
+        """Bytes that a fusion reads of the parameter at `place`, and whether it gives the parameter on as it is."""
         names = {i.name for i in body.values() if i.opcode == "parameter" and i.rest == str(place)}
         taken = 0.0
         for one in body.values():  # in order of definition
@@ -240,10 +241,13 @@ class _Counter:
                 taken += sum(a.bytes for a in one.arrays)
             elif one.opcode == "fusion":
                 inner = self.computations[one.called("calls")[0]]
-                taken += sum(self._taken(inner, i, whole) for i, name in enumerate(one.operands) if name in names)
+                for i in (i for i, name in enumerate(one.operands) if name in names):
+                    read, given_on = self._taken(inner, i, whole)
+                    taken += read
+                    names |= {one.name} if given_on else set()
             elif one.opcode != "dynamic-update-slice" or one.operands[0] not in names:  # that one is done in place
-                return whole
-        return taken
+                return whole, False
+        return taken, any(one.root and one.name in names for one in body.values())
 
     def _written(self, one: Instruction, body: Mapping[str, Instruction] | None) -> float:
         """Bytes of the result; of one that a fusion updates where it lies, the part that is new."""

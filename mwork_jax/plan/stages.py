@@ -66,7 +66,6 @@ class StageProgram:
     function: Any
     arguments: tuple[Any, ...]
     trips: Callable[[Instruction], float]
-    static: Mapping[str, Any]
 
 
 def programs(stage: str, config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
@@ -98,7 +97,7 @@ def _detect(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     # The loops over keys, 16 at a time, end at each block of queries: on average half of the keys.
     steps = (size.length // 16 + 1) / 2
     arguments = (abstract_decoder(config, mesh), state, *batch)
-    return [StageProgram("score a batch", score_batch, arguments, lambda loop: steps, {})]
+    return [StageProgram("score a batch", score_batch, arguments, lambda loop: steps)]
 
 
 def _prefill(config: ModelConfig, mesh: Mesh, size: Size, room: int = 0) -> StageProgram:
@@ -113,7 +112,7 @@ def _prefill(config: ModelConfig, mesh: Mesh, size: Size, room: int = 0) -> Stag
         abstract(mesh, (), jnp.int32),
         abstract(mesh, (), jnp.int32),
     )
-    return StageProgram("layers over the prompts", advance, arguments, lambda loop: config.num_layers, {})
+    return StageProgram("layers over the prompts", advance, arguments, lambda loop: config.num_layers)
 
 
 def _cache(config: ModelConfig, mesh: Mesh, masks: int, rows: int, time: int) -> KeyValueCache:
@@ -134,7 +133,7 @@ def _evaluate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
         abstract(mesh, (), jnp.int32),
     )
     chunks = positions // _LOSS_ROWS
-    return [_prefill(config, mesh, size), StageProgram("losses", losses_at, arguments, lambda loop: chunks, {})]
+    return [_prefill(config, mesh, size), StageProgram("losses", losses_at, arguments, lambda loop: chunks)]
 
 
 def _generate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
@@ -154,7 +153,7 @@ def _generate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
         abstract_masks(config, mesh, masks),
         abstract(mesh, (), jnp.int32),
     )
-    steps = StageProgram("decoding steps", run_steps, arguments, lambda loop: size.new - 1, {})
+    steps = StageProgram("decoding steps", run_steps, arguments, lambda loop: size.new - 1)
     return [_prefill(config, mesh, size, room=size.new), steps]
 
 
@@ -176,7 +175,7 @@ def _enhance(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     shape = (runs, 1, rows, size.length)
     batch = Rows(**{name: abstract(mesh, shape, dtype, *axes) for name, dtype in places.items()})
     arguments = (Program(True, 3), Frozen(abstract_decoder(config, mesh), index, values, rates), state, batch)
-    return [StageProgram("training step", train_step, arguments, _no_unknown, {})]
+    return [StageProgram("training step", train_step, arguments, _no_unknown)]
 
 
 def _no_unknown(loop: Instruction) -> float:
