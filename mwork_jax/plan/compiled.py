@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.model import parameter_specs
+from mwork_jax.model import Decoder, parameter_specs
 from mwork_jax.plan.chips import Slice
 from mwork_jax.plan.hlo import Cost, cost_of
 from mwork_jax.plan.stages import Size, StageProgram, programs
@@ -95,23 +95,21 @@ def _compiled(program: StageProgram, mesh: Mesh, weights: float) -> tuple[Memory
             if needed is None:
                 reason = " ".join(str(error).split())[:200]
                 raise InputError(f"libtpu cannot compile {program.name} ({reason})") from None
-            arguments = 0.0 if needed.whole else _argument_bytes(program, mesh)
-            return Memory(weights, 0, needed.bytes + arguments - weights), None
+            total = needed.bytes if needed.whole else weights + _argument_bytes(program) + needed.bytes
+            return Memory(weights, 0, total - weights), None
         texts = sorted(Path(folder).glob("*.after_codegen.txt"))
         text = texts[-1].read_text() if texts else compiled.as_text()
     found = compiled.memory_analysis()
-    state = found.argument_size_in_bytes - weights + found.output_size_in_bytes - found.alias_size_in_bytes
+    # Weights that a program does not read are no arguments of it, but stay where they are.
+    state = _argument_bytes(program) + found.output_size_in_bytes - found.alias_size_in_bytes
     return Memory(weights, state, found.temp_size_in_bytes), cost_of(text, program.trips)
 
 
-def _argument_bytes(program: StageProgram, mesh: Mesh) -> float:
-    """Bytes of a program's arguments on each chip."""
-    total = 0.0
-    for leaf in jax.tree.leaves(program.arguments):
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            local = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
-            total += prod(local) * leaf.dtype.itemsize
-    return total
+def _argument_bytes(program: StageProgram) -> float:
+    """Bytes of a program's arguments on each chip, without the weights."""
+    is_model = lambda x: isinstance(x, Decoder)  # noqa: E731
+    leaves = [x for x in jax.tree.leaves(program.arguments, is_leaf=is_model) if isinstance(x, jax.ShapeDtypeStruct)]
+    return sum(float(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize) for x in leaves if x.sharding)
 
 
 class Needed(NamedTuple):
