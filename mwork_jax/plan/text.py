@@ -121,7 +121,7 @@ def _fitting(plan: Plan) -> list[str]:
         f"{own / _GB:,.2f}; {cost.bytes / _GB:,.1f} GB between memory and chip per step",
         f"  compiled: collectives per chip and step: {kinds or 'none'}",
         f"  computed: a step takes at least {limits}",
-        f"  computed: at most {plan.tokens_per_second:,.0f} tokens/s on the slice, bound by {_THE.get(plan.binds, plan.binds)}",
+        f"  computed: at most {plan.tokens_per_second:,.0f} tokens/s on the slice, bound by {_THE[plan.binds]}",
         f"  computed: full tables in at least {hours:,.2f} hours, {hours * plan.slice.count:,.1f} chip-hours",
         f"  assumed: {plan.work.assumed}; a real run reaches a half to two thirds of the bound",
     ]
