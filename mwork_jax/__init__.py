@@ -29,6 +29,7 @@ from mwork_jax.model import Decoder, forward_decoder
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet
 from mwork_jax.report import Report, read_report
 from mwork_jax.select import Rule, activated, select_neurons
+from mwork_jax.sharding import make_mesh, on_mesh_of
 
 __version__ = "0.1.0"
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "lens_logits",
     "load_model",
     "log_likelihood",
+    "make_mesh",
     "overlap",
     "read_corpus",
     "read_report",
@@ -87,4 +89,5 @@ def forward(model: Model, tokens: jax.Array, mask: NeuronMask) -> jax.Array:
     Compiled once for a shape of tokens, whatever the mask; it can be composed with jit, vmap over masks, and grad.
     Padding belongs on the right.
     """
-    return forward_decoder(model.decoder, tokens, mask)
+    with on_mesh_of(model.decoder):
+        return forward_decoder(model.decoder, tokens, mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from mwork_jax.exams import Exam, Scores
 from mwork_jax.ledger import Ledger, fingerprint
 from mwork_jax.load import Model
 from mwork_jax.neurons import NeuronMask, NeuronSet
+from mwork_jax.processes import agreed
 from mwork_jax.progress import Progress
 
 _AT_ONCE = 32  # sets whose cells are finished together: they share the original model's pass over an exam
@@ -36,9 +38,7 @@ def measure(
         asked = {c.name: _key(model, exam, c.neurons) for c in conditions if language in c.scored}
         sets = {fingerprint(asked[c.name]): c.neurons for c in conditions if c.name in asked}
         keys = {fingerprint(key): key for key in asked.values()}
-        known = {place: value for place, key in keys.items() if _fits(value := ledger.get(key), exam)}
-        if any(ledger.has(key) for place, key in keys.items() if place not in known):
-            known = {}  # one is damaged: alone, it would come out with other last digits than in its first company
+        known = agreed(partial(_finished, ledger, keys, exam))
         missing = [place for place in keys if place not in known]
         bar.add(exam.size * (len(asked) - len(missing)), free=True)
         for portion in _portions(missing):
@@ -50,6 +50,13 @@ def measure(
         for name, key in asked.items():
             found[name][language] = known[fingerprint(key)]
     return found
+
+
+def _finished(ledger: Ledger, keys: Mapping[str, Mapping[str, Any]], exam: Exam) -> dict[str, Scores]:
+    """The cells that are in the ledger, by fingerprint; none where one is damaged: alone, it would come out with other
+    last digits than in its first company."""
+    found = {place: value for place, key in keys.items() if _fits(value := ledger.get(key), exam)}
+    return {} if any(ledger.has(key) for place, key in keys.items() if place not in found) else found
 
 
 def _portions(places: Sequence[str]) -> Iterator[list[str]]:

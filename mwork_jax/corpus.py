@@ -54,8 +54,8 @@ class Batching:
             if getattr(self, name) < least:
                 raise InputError(f"batching: {name} is {getattr(self, name)}; it must be {least} or more")
 
-    def rows(self, bucket: int) -> int:
-        return max(1, self.tokens_per_batch // bucket)
+    def rows(self, bucket: int, multiple: int = 1) -> int:
+        return max(1, self.tokens_per_batch // (bucket * multiple)) * multiple
 
 
 def bucket_length(length: int, longest: int, *, least: int = 16) -> int:
@@ -102,8 +102,9 @@ def _predicted_bytes(model: Model, document: Document, whole: np.ndarray, max_to
     return len(text.encode()) - len(first.encode())
 
 
-def stream_batches(documents: Iterable[Encoded], batching: Batching) -> Iterator[Batch]:
-    """Batches of a stream, each as soon as its bucket is full; what is left over at the end comes last.
+def stream_batches(documents: Iterable[Encoded], batching: Batching, multiple: int = 1) -> Iterator[Batch]:
+    """Batches of a stream, each as soon as its bucket is full; what is left over at the end comes last. Every batch has
+    a multiple of `multiple` rows, for so many devices that share it.
 
     Holds at most one batch per bucket, however many documents come, and every batch of a bucket has the same shape.
     """
@@ -112,13 +113,13 @@ def stream_batches(documents: Iterable[Encoded], batching: Batching) -> Iterator
         bucket = bucket_length(document.tokens.size, batching.max_tokens)
         rows = waiting.setdefault(bucket, [])
         rows.append((place, document.tokens))
-        if len(rows) == batching.rows(bucket):
-            yield _pad(waiting.pop(bucket), bucket, batching.rows(bucket))
+        if len(rows) == batching.rows(bucket, multiple):
+            yield _pad(waiting.pop(bucket), bucket, batching.rows(bucket, multiple))
     # From the longest down, shorter documents fill the rows that longer ones leave empty: fewer batches in all.
     left = [(bucket, row) for bucket in sorted(waiting, reverse=True) for row in waiting[bucket]]
     while left:
         bucket = left[0][0]
-        size = batching.rows(bucket)
+        size = batching.rows(bucket, multiple)
         yield _pad([row for _, row in left[:size]], bucket, size)
         left = left[size:]
 

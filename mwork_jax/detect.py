@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -32,6 +33,7 @@ from mwork_jax.files import atomic_path
 from mwork_jax.load import Model
 from mwork_jax.model import Decoder, LayerRecord, hidden_states
 from mwork_jax.neurons import GROUPS, NeuronMask, group_widths
+from mwork_jax.sharding import DATA, constrain, fetch, mesh_of, on_mesh_of, per_device, put, shares, size_of
 from mwork_kernels.qk_importance import qk_importance  # pyright: ignore[reportMissingImports]
 
 _FORMAT = "mwork-neuron-scores-2"
@@ -131,17 +133,23 @@ def score_neurons(
     """
     if kept < 1:
         raise InputError(f"kept is {kept}; at least 1 is needed")
-    state = _Running.empty(model.config, kept)
+    mesh = mesh_of(model.decoder)
+    shards = size_of(mesh, DATA)
+    wide = replace(batching, tokens_per_batch=batching.tokens_per_batch * shards)
+    state = Running.placed(model.config, kept, mesh)
     count = tokens = counted = 0
-    for batch in stream_batches(encoded(model, documents, batching.max_tokens), batching):
+    for batch in stream_batches(encoded(model, documents, batching.max_tokens), wide, multiple=shards):
         rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos)
-        state = _score_batch(model.decoder, state, batch.tokens, rows, batch.documents >= 0)
+        with on_mesh_of(model.decoder):
+            ready = put((batch.tokens, rows), mesh, "batch", "time"), put(batch.documents >= 0, mesh, "batch")
+            state = score_batch(model.decoder, state, *ready[0], ready[1])
         count += int((batch.documents >= 0).sum())
         tokens += int(batch.lengths.sum())
         counted += int(rows.sum())
         if progress is not None:
             progress(count)
-    host = jax.device_get(state)
+    with on_mesh_of(model.decoder):
+        host = fetch(merged(state))
     made = {
         "model": model.identity,
         "include_bos": include_bos,
@@ -175,69 +183,116 @@ def counted_rows(config: ModelConfig, tokens: np.ndarray, lengths: np.ndarray, i
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class _Running:
-    """The order statistics so far, on the device."""
+class Running:
+    """The order statistics so far, on the device. Every leaf has a leading axis over shards of the documents: each
+    group of devices keeps those of its own, so that nothing is exchanged until the end."""
 
-    lowest: dict[str, jax.Array]
-    worst_rank: dict[str, jax.Array]
-    total: dict[str, jax.Array]
-    active: jax.Array
-    activation: jax.Array
+    lowest: dict[str, jax.Array]  # [shards, kept, layers, width]
+    worst_rank: dict[str, jax.Array]  # [shards, kept, layers, width]
+    total: dict[str, jax.Array]  # [shards, layers, width]
+    active: jax.Array  # [shards, layers, f]
+    activation: jax.Array  # [shards, layers, f]
 
     @classmethod
-    def empty(cls, config: ModelConfig, kept: int) -> _Running:
+    def empty(cls, config: ModelConfig, kept: int, shards: int = 1) -> Running:
         shapes = {g: (config.num_layers, group_widths(config)[g]) for g in _MEASURED}
         ffn = shapes[GROUPS[3]]
         return cls(
-            {g: jnp.full((kept, *s), jnp.inf, jnp.float32) for g, s in shapes.items()},
-            {g: jnp.full((kept, *s), -1, jnp.int32) for g, s in shapes.items()},
-            {g: jnp.zeros(s, jnp.float32) for g, s in shapes.items()},
-            jnp.zeros(ffn, jnp.int32),
-            jnp.zeros(ffn, jnp.float32),
+            {g: jnp.full((shards, kept, *s), jnp.inf, jnp.float32) for g, s in shapes.items()},
+            {g: jnp.full((shards, kept, *s), -1, jnp.int32) for g, s in shapes.items()},
+            {g: jnp.zeros((shards, *s), jnp.float32) for g, s in shapes.items()},
+            jnp.zeros((shards, *ffn), jnp.int32),
+            jnp.zeros((shards, *ffn), jnp.float32),
         )
+
+    @classmethod
+    def placed(cls, config: ModelConfig, kept: int, mesh: Mesh | None) -> Running:
+        """`empty`, each shard on its own devices from the beginning."""
+        if mesh is None:
+            return cls.empty(config, kept)
+        with jax.set_mesh(mesh):
+            return jax.jit(lambda: cls.empty(config, kept, size_of(mesh, DATA)).constrained())()
+
+    def constrained(self) -> Running:
+        """Laid out on the mesh; `running_axes` says how."""
+        return jax.tree.map(lambda x: constrain(x, *running_axes(x.ndim)), self)
+
+
+def running_axes(ndim: int) -> tuple[str, ...]:
+    """The logical axes of a leaf of `Running` with so many dimensions."""
+    return ("shards", *("kept",) * (ndim - 3), "score_layers", "width")
 
 
 @partial(jax.jit, donate_argnums=1)
-def _score_batch(decoder: Decoder, state: _Running, tokens: jax.Array, rows: jax.Array, real: jax.Array) -> _Running:
-    """Folds a batch into the order statistics; rows of the batch that are not `real` change nothing."""
-    scores, active, activation = _measure(decoder, tokens, rows)
+def score_batch(decoder: Decoder, state: Running, tokens: jax.Array, rows: jax.Array, real: jax.Array) -> Running:
+    """Folds a batch into the order statistics; rows of the batch that are not `real` change nothing. The batch has a
+    multiple of the state's shards as rows; a shard's rows lie beside each other."""
+    shards = state.active.shape[0]
+    scores, active, activation = _measure(decoder, tokens, rows, shards)
+    there = real.reshape(shards, -1)[:, :, None, None]
     lowest, worst, total = {}, {}, {}
     for group in _MEASURED:
-        score = scores[group]
-        there = real[:, None, None]
+        score = constrain(scores[group], "batch", "score_layers", "width")
         ranks = jnp.argsort(jnp.argsort(-score, axis=-1), axis=-1).astype(jnp.int32)
+        score, ranks = (x.reshape(shards, -1, *x.shape[1:]) for x in (score, ranks))
         lowest[group] = _insert(state.lowest[group], jnp.where(there, score, jnp.inf), jnp.minimum, jnp.maximum)
         worst[group] = _insert(state.worst_rank[group], jnp.where(there, ranks, -1), jnp.maximum, jnp.minimum)
-        total[group] = state.total[group] + jnp.sum(jnp.where(there, score, 0.0), axis=0)
-    return _Running(lowest, worst, total, state.active + active, state.activation + activation)
+        total[group] = state.total[group] + jnp.sum(jnp.where(there, score, 0.0), axis=1)
+    return Running(lowest, worst, total, state.active + active, state.activation + activation).constrained()
+
+
+@jax.jit
+def merged(state: Running) -> Running:
+    """The order statistics of all shards together, without the leading axis. Layer by layer, so that no device holds
+    all shards of more than one."""
+
+    def extreme(x: jax.Array, sign: int) -> jax.Array:
+        shards, kept, _, width = x.shape
+        if shards == 1:
+            return x[0]
+        layers = jnp.moveaxis(x, 2, 0).reshape(-1, shards * kept, width)
+        return jnp.moveaxis(jax.lax.map(lambda one: sign * jnp.sort(sign * one, axis=0)[:kept], layers), 0, 1)
+
+    lowest = {g: extreme(x, 1) for g, x in state.lowest.items()}
+    worst = {g: extreme(x, -1) for g, x in state.worst_rank.items()}
+    total = {g: x.sum(axis=0) for g, x in state.total.items()}
+    return Running(lowest, worst, total, state.active.sum(axis=0), state.activation.sum(axis=0))
 
 
 def _insert(sorted_: jax.Array, new: jax.Array, keep: Callable, push: Callable) -> jax.Array:
-    """Inserts each of new [b, ...] into the sorted list along axis 0; what no longer fits falls out at its end."""
+    """Inserts each of new [shards, b, ...] into the shard's sorted list [shards, kept, ...]; what no longer fits falls
+    out at its end."""
 
     def insert(entries: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
         placed = []
-        for entry in entries:
+        for entry in jnp.moveaxis(entries, 1, 0):
             placed.append(keep(entry, value))
             value = push(entry, value)
-        return jnp.stack(placed), None
+        return jnp.stack(placed, axis=1), None
 
-    return jax.lax.scan(insert, sorted_, new)[0]
+    return jax.lax.scan(insert, sorted_, jnp.moveaxis(new, 1, 0))[0]
 
 
-def _measure(decoder: Decoder, tokens: jax.Array, rows: jax.Array) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-    """One forward pass: Imp of every neuron for each document, {group: float32 [batch, layers, width]}, and over all
-    counted tokens, [layers, f], how often act(gate) > 0 and the sum of act(gate) * up."""
+def _measure(
+    decoder: Decoder, tokens: jax.Array, rows: jax.Array, shards: int = 1
+) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
+    """One forward pass: Imp of every neuron for each document, {group: float32 [batch, layers, width]}, and over the
+    counted tokens of each shard, [shards, layers, f], how often act(gate) > 0 and the sum of act(gate) * up."""
 
     def observe(record: LayerRecord) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
+        def split(x: jax.Array) -> jax.Array:
+            return x.reshape(shards, -1, *x.shape[1:])
+
         positive = (record.gate > 0) & (rows[:, :, None] > 0)  # where its activation is positive, in every family
-        activation = jnp.einsum("bt,btf->f", rows, record.product, precision=jax.lax.Precision.HIGHEST)
-        return _layer_importance(decoder.config, rows, record), positive.sum(axis=(0, 1), dtype=jnp.int32), activation
+        activation = jnp.einsum("zbt,zbtf->zf", split(rows), split(record.product), precision=jax.lax.Precision.HIGHEST)
+        active = split(positive).sum(axis=(1, 2), dtype=jnp.int32)
+        return _layer_importance(decoder.config, rows, record), active, activation
 
     _, (scores, active, activation) = hidden_states(
         decoder, tokens, NeuronMask.keep_all(decoder.config), observe=observe
     )
-    return {g: jnp.swapaxes(s, 0, 1) for g, s in scores.items()}, active, activation
+    by_row = {g: jnp.swapaxes(s, 0, 1) for g, s in scores.items()}
+    return by_row, jnp.swapaxes(active, 0, 1), jnp.swapaxes(activation, 0, 1)
 
 
 def _importance(decoder: Decoder, tokens: jax.Array, rows: jax.Array) -> dict[str, jax.Array]:
@@ -254,21 +309,37 @@ def _layer_importance(config: ModelConfig, rows: jax.Array, record: LayerRecord)
     gains = (None, None)
     if config.qk_norm:
         gains = (_norm_gain(record.q_raw, config), _norm_gain(record.k_raw, config))
-    of_q, of_k = qk_importance(
-        record.q,
-        record.k,
-        record.cos,
-        record.sin,
-        rows,
-        record.window,
-        scale=config.attn_scale,
-        softcap=config.attn_softcap,
-        q_gain=gains[0],
-        k_gain=gains[1],
-    )
+    of_q, of_k = _query_key_importance(config, rows, record, gains)
     ffn = _ffn_importance(rows, record)
     flat = {"attn_q": of_q, "attn_k": of_k, "attn_v": _value_importance(config, rows, record)}
     return {g: s.reshape(batch, -1) for g, s in flat.items()} | {"ffn_up": ffn, "ffn_down": ffn}
+
+
+def _query_key_importance(
+    config: ModelConfig, rows: jax.Array, record: LayerRecord, gains: tuple[jax.Array | None, jax.Array | None]
+) -> tuple[jax.Array, jax.Array]:
+    """Of every query [b, h, k] and key neuron [b, g, k]; each device works on its own documents and heads."""
+    k, (q_gain, k_gain), groups = record.k, gains, config.num_kv_heads
+    if shares("heads", config.num_heads) != shares("kv_heads", groups):
+        # More devices than key heads: every query head gets keys of its own, whose squares are summed afterwards.
+        k, k_gain = (x if x is None else jnp.repeat(x, config.queries_per_group, axis=2) for x in (k, k_gain))
+
+    def some(q: jax.Array, k: jax.Array, *rest: Any) -> tuple[jax.Array, jax.Array]:
+        *others, q_gain, k_gain = rest
+        options = {"scale": config.attn_scale, "softcap": config.attn_softcap, "q_gain": q_gain, "k_gain": k_gain}
+        return qk_importance(q, k, *others, **options)
+
+    of_heads, table = ("batch", "time", "heads", "head_dim"), ("batch", "time", "head_dim")
+    of_q, of_k = per_device(
+        some,
+        (record.q, k, record.cos, record.sin, rows, record.window, q_gain, k_gain),
+        (of_heads, of_heads, table, table, ("batch", "time"), (), of_heads, of_heads),
+        (("batch", "heads", "head_dim"), ("batch", "heads", "head_dim")),
+        tuple((x.shape[0], *x.shape[2:]) for x in (record.q, k)),
+    )
+    if of_k.shape[1] != groups:
+        of_k = jnp.sqrt(jnp.square(of_k).reshape(of_k.shape[0], groups, -1, of_k.shape[2]).sum(axis=2))
+    return of_q, of_k
 
 
 def _ffn_importance(rows: jax.Array, record: LayerRecord) -> jax.Array:

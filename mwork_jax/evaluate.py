@@ -16,6 +16,7 @@ from mwork_jax.load import Model
 from mwork_jax.model import Decoder, logits_of
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.prefill import Prefilled, Row, prefill
+from mwork_jax.sharding import DATA, MASK, constrain, fetch, mesh_of, on_mesh_of, put, size_of
 
 NORMALISATIONS = ("none", "token", "byte")  # of log-likelihoods
 _ROWS = 128  # positions whose logits exist at once: a vocabulary is too wide for a whole batch
@@ -191,44 +192,68 @@ def _nats(
 ) -> np.ndarray:
     """Summed nats of each row's last `needed` - 1 tokens under each mask: float64 [masks, rows]."""
     nats = np.zeros((len(masks), len(rows)))
-    done = 0
+    mesh, done = mesh_of(decoder), 0
     for run in prefill(decoder, rows, masks, tokens_per_batch=tokens_per_batch):
-        positions, predicted = _predicting(run, [rows[place].needed for place in run.tree.places])
+        shards = tuple(size_of(mesh, axis) for axis in (MASK, DATA))
+        positions, predicted = _predicting(run, [rows[place].needed for place in run.tree.places], shards)
         targets = np.roll(run.tree.levels[-1].tokens, -1, axis=1)
-        nats[np.ix_(run.masks, run.tree.places)] = _losses(decoder, run.x, targets, positions, predicted)
+        with on_mesh_of(decoder):
+            placed = put(targets, mesh, "batch", None), put(positions, mesh, "masks", "batch", None)
+            found = fetch(losses_at(decoder, run.x, *placed, np.int32(predicted)))
+        nats[np.ix_(run.masks, run.tree.places)] = found[: len(run.masks), : len(run.tree.places)]
         done += len(run.masks) * len(run.tree.places)
         if progress is not None:
             progress(done)
     return nats
 
 
-def _predicting(run: Prefilled, needed: Sequence[int]) -> tuple[np.ndarray, np.int32]:
-    """Flat indices into [masks, rows, time] of the outputs that predict a wanted token, first in an int32 array, and
-    how many they are."""
+def _predicting(run: Prefilled, needed: Sequence[int], shards: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """Which outputs predict a wanted token, and the most that any part has of them.
+
+    The masks and the rows are shared out to `shards` groups of devices; int32 [of masks, of rows, positions] are flat
+    indices into each part [masks, rows, time] of its own, -1 where there are no more.
+    """
     masks, rows, time, _ = run.x.shape
     times, lengths = np.arange(time)[None, :], run.tree.lengths[:, None]
-    predicts = (times >= lengths - np.asarray(needed)[:, None]) & (times < lengths - 1)
-    flat = np.flatnonzero(np.broadcast_to(predicts, (masks, rows, time)))
-    positions = np.zeros(-(-masks * rows * time // _ROWS) * _ROWS, np.int32)
-    positions[: flat.size] = flat
-    return positions, np.int32(flat.size)
+    wanted = np.zeros((rows, 1), np.int32)
+    wanted[: len(needed), 0] = needed
+    predicts = np.broadcast_to((times >= lengths - wanted) & (times < lengths - 1), (masks, rows, time))
+    parts = predicts.reshape(shards[0], -1, shards[1], rows // shards[1], time).swapaxes(1, 2)
+    positions = np.full((*shards, -(-parts[0, 0].size // _ROWS) * _ROWS), -1, np.int32)
+    for place in np.ndindex(*shards):
+        flat = np.flatnonzero(parts[place])
+        positions[place][: flat.size] = flat
+    return positions, int((positions >= 0).sum(axis=-1).max())
 
 
 @jax.jit
-def _losses(
+def losses_at(
     decoder: Decoder, x: jax.Array, targets: jax.Array, positions: jax.Array, predicted: jax.Array
 ) -> jax.Array:
-    """Summed nats of each row, float32 [masks, rows], of x [masks, rows, time, hidden] and targets [rows, time]. Logits
-    are made for `_ROWS` predicting positions at a time, and never for padding."""
-    masks, rows, time, hidden = x.shape
-    x, targets = x.reshape(-1, hidden), targets.reshape(-1)
+    """Summed nats of each row, float32 [masks, rows], of x [masks, rows, time, hidden] and targets [rows, time].
+    `positions` and `predicted` as `_predicting` gives them. Logits are made for `_ROWS` predicting positions of every
+    part at a time, and never for padding."""
+    masks, rows, time, _hidden = x.shape
+    of_masks, of_rows, _ = positions.shape
+    size = rows // of_rows
+
+    def parts(x: jax.Array) -> jax.Array:
+        """[masks, rows, ...] -> [parts of masks, parts of rows, positions of a part, ...]"""
+        split = x.reshape(of_masks, -1, of_rows, size, *x.shape[2:]).swapaxes(1, 2)
+        flat = split.reshape(of_masks, of_rows, -1, *x.shape[3:])
+        return constrain(flat, "masks", "batch", *(None,) * (flat.ndim - 2))
+
+    x, targets = parts(x), parts(jnp.broadcast_to(targets, (masks, rows, time)))
+    put_at = jax.vmap(jax.vmap(lambda total, row, value: total.at[row].add(value)))
 
     def add_chunk(chunk: jax.Array, total: jax.Array) -> jax.Array:
-        at = jax.lax.dynamic_slice(positions, (chunk * _ROWS,), (_ROWS,))
-        logits, target = logits_of(decoder, x[at]), targets[at % (rows * time)]
-        nats = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
-        real = chunk * _ROWS + jnp.arange(_ROWS) < predicted
-        return total.at[at // time].add(jnp.where(real, nats, 0.0))
+        at = jax.lax.dynamic_slice_in_dim(positions, chunk * _ROWS, _ROWS, axis=2)
+        real, at = at >= 0, jnp.maximum(at, 0)
+        logits = logits_of(decoder, jnp.take_along_axis(x, at[..., None], axis=2))
+        right = jnp.take_along_axis(logits, jnp.take_along_axis(targets, at, axis=2)[..., None], axis=-1)[..., 0]
+        return put_at(total, at // time, jnp.where(real, jax.nn.logsumexp(logits, axis=-1) - right, 0.0))
 
     chunks = (predicted + _ROWS - 1) // _ROWS
-    return jax.lax.fori_loop(0, chunks, add_chunk, jnp.zeros(masks * rows, jnp.float32)).reshape(masks, rows)
+    nothing = jnp.zeros((of_masks, of_rows, masks // of_masks * size), jnp.float32)
+    total = jax.lax.fori_loop(0, chunks, add_chunk, constrain(nothing, "masks", "batch", None))
+    return total.reshape(of_masks, of_rows, -1, size).swapaxes(1, 2).reshape(masks, rows)

@@ -11,14 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from mwork_jax.errors import InputError
+from mwork_jax.processes import is_first
 
 _EXTREME = "JSON that cannot be read; it should be nested less deeply, its numbers have fewer digits"
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes when it does not."""
+    """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes when it does not. Of
+    several processes the first alone writes; what another would write vanishes."""
     path = Path(path)
+    if not is_first():
+        with tempfile.TemporaryDirectory(prefix="mwork-") as folder:
+            yield Path(folder) / path.name
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)

@@ -21,6 +21,7 @@ from mwork_jax.load import Model
 from mwork_jax.model import Decoder, KeyValueCache, embedded, extend, logits_of
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.prefill import Prefilled, Row, prefill
+from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, put
 
 _STOP_STEPS = 16  # how often the loop comes back to the host to look for stop strings
 _TAIL = 8  # tokens of the prompt that new ones are decoded with
@@ -35,7 +36,7 @@ class Decoded(NamedTuple):
     steps: jax.Array
 
 
-class _State(NamedTuple):
+class DecodeState(NamedTuple):
     """Decoding under way: the cache, what is decoded, and bool [batch], which rows are done."""
 
     cache: KeyValueCache
@@ -92,8 +93,9 @@ def generations(
     done = 0
     for run in prefill(model.decoder, rows, masks, tokens_per_batch=tokens_per_batch, room=room):
         found = _new_tokens(model, run, ready, max_new_tokens, room, stop)
-        for mask, of_mask in zip(run.masks, found, strict=True):
-            for place, tokens in zip(run.tree.places, of_mask, strict=True):
+        # What fills the devices up comes last, and is left out.
+        for mask, of_mask in zip(run.masks, found, strict=False):
+            for place, tokens in zip(run.tree.places, of_mask, strict=False):
                 text = tokens if model.tokenizer is None else _cut(_text(model, ready[place], tokens), stop)
                 results[mask][place] = text
         done += len(run.masks) * len(run.tree.places)
@@ -120,21 +122,23 @@ def decode_tokens(
     return _advance(decoder, _begin(decoder, x, cache, lengths, room), positions, mask, max_new_tokens).decoded
 
 
-def _begin(decoder: Decoder, x: jax.Array, cache: KeyValueCache, lengths: jax.Array, room: int) -> _State:
+def _begin(decoder: Decoder, x: jax.Array, cache: KeyValueCache, lengths: jax.Array, room: int) -> DecodeState:
     """The first new token of each row, from x [batch, time, hidden] of tokens of which `lengths` are real."""
     batch = x.shape[0]
     nothing = Decoded(jnp.zeros((batch, room), jnp.int32), jnp.zeros(batch, jnp.int32), jnp.int32(0))
-    return _append(decoder, _State(cache, nothing, jnp.zeros(batch, bool)), x[jnp.arange(batch), lengths - 1])
+    return _append(decoder, DecodeState(cache, nothing, lengths == 0), x[jnp.arange(batch), lengths - 1])
 
 
-def _advance(decoder: Decoder, state: _State, positions: jax.Array, mask: NeuronMask, until: jax.Array) -> _State:
+def _advance(
+    decoder: Decoder, state: DecodeState, positions: jax.Array, mask: NeuronMask, until: jax.Array
+) -> DecodeState:
     """Chooses tokens until there are `until` of them or every row is done."""
     prompt_time = state.cache.time - state.decoded.tokens.shape[1]
 
-    def unfinished(state: _State) -> jax.Array:
+    def unfinished(state: DecodeState) -> jax.Array:
         return (state.decoded.steps < until) & ~_all_done(state.done)
 
-    def step(state: _State) -> _State:
+    def step(state: DecodeState) -> DecodeState:
         last = state.decoded.steps - 1
         token = jax.lax.dynamic_slice_in_dim(state.decoded.tokens, last, 1, axis=1)
         x = embedded(decoder, token)
@@ -145,37 +149,39 @@ def _advance(decoder: Decoder, state: _State, positions: jax.Array, mask: Neuron
 
 
 # Under several masks, all rows of all masks go on together: one count of steps, and one loop condition.
-_UNDER_MASKS = _State(0, Decoded(0, 0, None), 0)  # pyright: ignore[reportArgumentType]
+_UNDER_MASKS = DecodeState(0, Decoded(0, 0, None), 0)  # pyright: ignore[reportArgumentType]
 
 
 @partial(jax.jit, static_argnames="room", donate_argnames="cache")
-def _first_tokens(decoder: Decoder, x: jax.Array, cache: KeyValueCache, lengths: jax.Array, room: int) -> _State:
+def _first_tokens(decoder: Decoder, x: jax.Array, cache: KeyValueCache, lengths: jax.Array, room: int) -> DecodeState:
     """`_begin` under several masks."""
 
-    def begin(x: jax.Array, cache: KeyValueCache) -> _State:
+    def begin(x: jax.Array, cache: KeyValueCache) -> DecodeState:
         return _begin(decoder, x, cache, lengths, room)
 
     return jax.vmap(begin, out_axes=_UNDER_MASKS)(x, cache)
 
 
 @partial(jax.jit, donate_argnames="state")  # the cache is large: it is updated where it lies
-def _run_steps(decoder: Decoder, state: _State, positions: jax.Array, masks: NeuronMask, until: jax.Array) -> _State:
+def run_steps(
+    decoder: Decoder, state: DecodeState, positions: jax.Array, masks: NeuronMask, until: jax.Array
+) -> DecodeState:
     """`_advance` under several masks, until all their rows are done."""
 
-    def advance(state: _State, mask: NeuronMask) -> _State:
+    def advance(state: DecodeState, mask: NeuronMask) -> DecodeState:
         return _advance(decoder, state, positions, mask, until)
 
     return jax.vmap(advance, in_axes=(_UNDER_MASKS, 0), out_axes=_UNDER_MASKS)(state, masks)
 
 
-def _append(decoder: Decoder, state: _State, x: jax.Array) -> _State:
+def _append(decoder: Decoder, state: DecodeState, x: jax.Array) -> DecodeState:
     """Chooses each unfinished row's next token from the residual stream x [batch, hidden] at its last token."""
     tokens, lengths, steps = state.decoded
     token = jnp.argmax(logits_of(decoder, x), axis=-1).astype(jnp.int32)
     token = jnp.where(state.done, 0, token)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], steps, axis=1)
     ends = jnp.isin(token, jnp.asarray(decoder.config.eos_ids, jnp.int32))
-    return _State(state.cache, Decoded(tokens, lengths + ~state.done, steps + 1), state.done | ends)
+    return DecodeState(state.cache, Decoded(tokens, lengths + ~state.done, steps + 1), state.done | ends)
 
 
 @custom_vmap
@@ -195,21 +201,23 @@ def _new_tokens(
 ) -> list[list[np.ndarray]]:
     """The new tokens of each row under each mask. Stop strings are looked for every few steps; a row may run past one
     by then."""
-    positions = run.tree.positions(room)
+    positions, mesh = run.tree.positions(room), mesh_of(model.decoder)
+    rows = len(run.tree.places)
     every = _STOP_STEPS if stop else max_new_tokens
     new: list[list[np.ndarray]] = []
-    state = _first_tokens(model.decoder, run.x, run.cache, run.tree.lengths, room)
+    with on_mesh_of(model.decoder):
+        state = _first_tokens(model.decoder, run.x, run.cache, run.tree.lengths, room)
     for until in (*range(every, max_new_tokens, every), max_new_tokens):
-        state = _run_steps(model.decoder, state, positions, run.stacked, np.int32(until))
-        done = np.array(state.done)
-        tokens, lengths = np.array(state.decoded.tokens), np.array(state.decoded.lengths)
+        with on_mesh_of(model.decoder):
+            state = run_steps(model.decoder, state, positions, run.stacked, np.int32(until))
+            done, tokens, lengths = map(np.array, fetch((state.done, state.decoded.tokens, state.decoded.lengths)))
         new = [[row[:n] for row, n in zip(*of_mask, strict=True)] for of_mask in zip(tokens, lengths, strict=True)]
-        for mask, row in zip(*np.nonzero(~done), strict=True) if stop else ():
+        for mask, row in zip(*np.nonzero(~done[:, :rows]), strict=True) if stop else ():
             text = _text(model, prompts[run.tree.places[row]], new[mask][row])
             done[mask, row] = any(s in text for s in stop)
         if done.all():
             break
-        state = state._replace(done=jnp.asarray(done))
+        state = state._replace(done=put(jnp.asarray(done), mesh, "masks", "batch"))
     return new
 
 

@@ -22,6 +22,7 @@ from flax import nnx
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig, Rope
 from mwork_jax.neurons import NeuronMask
+from mwork_jax.sharding import constrain
 
 _QUERY_BLOCK = 64  # attention works through at least so many queries at a time,
 _QUERY_BLOCKS = 8  # in at most so many blocks: each is compiled on its own
@@ -273,7 +274,8 @@ def extend(
 
 def embedded(decoder: Decoder, tokens: jax.Array) -> jax.Array:
     """The residual stream that enters the first layer: tokens int32 [...] -> float32 [..., hidden]."""
-    return decoder.embed[...][tokens].astype(jnp.float32) * decoder.config.embed_scale
+    x = decoder.embed[...][tokens].astype(jnp.float32) * decoder.config.embed_scale
+    return constrain(x, "batch", "time", "hidden") if x.ndim == 3 else x
 
 
 class _LayerInputs(NamedTuple):

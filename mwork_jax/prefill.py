@@ -22,6 +22,7 @@ import numpy as np
 from mwork_jax.corpus import bucket_length
 from mwork_jax.model import Decoder, KeyValueCache, embedded, extend
 from mwork_jax.neurons import GROUPS, NeuronMask
+from mwork_jax.sharding import DATA, MASK, constrain, mesh_of, on_mesh_of, put, size_of
 
 MASKS_AT_ONCE = 8  # masks that run side by side through one program
 _WORTH_SHARING = 32  # tokens of a common prefix from which a level of its own pays
@@ -51,7 +52,7 @@ class Tree(NamedTuple):
 
     levels: tuple[Level, ...]
     places: np.ndarray  # int32 [rows], each row's place in the list of sequences
-    lengths: np.ndarray  # int32 [rows], tokens in the last level
+    lengths: np.ndarray  # int32 [rows of the last level], its tokens; 0 for rows that only fill it up
 
     def positions(self, room: int) -> np.ndarray:
         """Of every time of the last level's rows and of `room` more: int32 [rows, times]."""
@@ -64,7 +65,7 @@ class Prefilled(NamedTuple):
     """A batch of sequences after all layers, under a few masks."""
 
     masks: np.ndarray  # int32 [masks], places in the list of masks
-    stacked: NeuronMask  # those masks, each leaf with a leading axis
+    stacked: NeuronMask  # those masks and, to fill the devices up, the last of them again; with a leading axis
     tree: Tree
     x: jax.Array  # float32 [masks, rows, time of the last level, hidden], before the final norm
     cache: KeyValueCache  # each [masks, layers, rows, times, g, k], with room for new tokens where it was asked for
@@ -74,21 +75,28 @@ def prefill(
     decoder: Decoder, rows: Sequence[Row], masks: Sequence[NeuronMask], *, tokens_per_batch: int, room: int = 0
 ) -> Iterator[Prefilled]:
     """Runs every row under every mask. tokens_per_batch bounds the rows times the times of a batch, `room` for new
-    tokens included; MASKS_AT_ONCE such batches are in memory together.
+    tokens included; MASKS_AT_ONCE such batches are in memory together. On a mesh, that is for each group of devices,
+    and rows and masks are filled up so that they split evenly.
 
     Which rows and masks run together depends on the lists alone, so the same lists give the same results to the bit.
     """
+    mesh = mesh_of(decoder)
+    at_once, shards = size_of(mesh, MASK), size_of(mesh, DATA)
     firsts = [first_layer(mask) for mask in masks]
-    chunks = list(_chunks(firsts))
+    chunks = list(_chunks(firsts, at_once))
     stops = sorted({first for _, first in chunks})
-    for tree in trees(rows, tokens_per_batch, room):
-        streams, original = _original(decoder, tree, stops, room)
+    for tree in trees(rows, tokens_per_batch * shards, room, shards):
+        with on_mesh_of(decoder):
+            streams, original = _original(decoder, tree, stops, room)
         for places, first in chunks:
-            stacked = NeuronMask.stack([masks[place] for place in places])
-            entering = [stream[first] for stream in streams]
-            x, cache = _from_layer(decoder, tree, entering, stacked, first, room)
-            if room and first:
-                cache = _with_lower_layers(cache, original, first)
+            filled = [*places, *places[-1:] * (-len(places) % at_once)]
+            with on_mesh_of(decoder):
+                together = NeuronMask.stack([masks[place] for place in filled])
+                stacked = put(together, mesh, "masks", "layers", "neurons")
+                entering = [stream[first] for stream in streams]
+                x, cache = _from_layer(decoder, tree, entering, stacked, first, room)
+                if room and first:
+                    cache = _with_lower_layers(cache, original, first)
             yield Prefilled(np.asarray(places, np.int32), stacked, tree, x, cache)
 
 
@@ -98,14 +106,14 @@ def first_layer(mask: NeuronMask) -> int:
     return int(touched.argmax()) if touched.any() else touched.size
 
 
-def _chunks(firsts: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+def _chunks(firsts: Sequence[int], multiple: int = 1) -> Iterator[tuple[list[int], int]]:
     """(places of masks, their first layer): masks that start at the same layer, in chunks of MASKS_AT_ONCE and then of
-    the powers of two below it, so that few numbers of masks need a program."""
+    the powers of two below it, times `multiple`, so that few numbers of masks need a program."""
     for first in sorted(set(firsts)):
         left = [place for place, other in enumerate(firsts) if other == first]
-        size = MASKS_AT_ONCE
+        size = MASKS_AT_ONCE * multiple
         while left:
-            if len(left) >= size:
+            if len(left) >= size or size == multiple:
                 yield left[:size], first
                 left = left[size:]
             else:
@@ -117,14 +125,14 @@ def _original(
 ) -> tuple[list[dict[int, jax.Array]], KeyValueCache]:
     """The original model: per level {layer: the residual stream that enters it}, for the layers `stops`, and its cache
     of the layers below the last of them."""
-    keep = NeuronMask.stack([NeuronMask.keep_all(decoder.config)])
-    cache, streams = _empty(decoder, 1), []
+    keep = put(NeuronMask.stack([NeuronMask.keep_all(decoder.config)]), mesh_of(decoder), "masks", "layers", "neurons")
+    cache, streams = _empty(decoder, masks=1), []
     for depth, level in enumerate(tree.levels):
         cache = _grown(cache, level.parents, time=_times(tree, depth, room))
         x, below, entering = _embedded(decoder, level.tokens), 0, {}
         for stop in stops:
             if stop > below:
-                (x,), cache = _advance(decoder, cache, x, keep, level.positions, below, stop)
+                (x,), cache = advance(decoder, cache, x, keep, level.positions, below, stop)
                 below = stop
             entering[stop] = x
         streams.append(entering)
@@ -136,10 +144,10 @@ def _from_layer(
 ) -> tuple[jax.Array, KeyValueCache]:
     """Each level from the stream that enters layer `first` to the end, under each mask: (the last level's x [masks,
     rows, time, hidden], the cache of the layers from `first` on)."""
-    cache, x = _empty(decoder, masks.attn_q.shape[0]), entering[-1][None]
+    cache, x = _empty(decoder, masks=masks.attn_q.shape[0]), entering[-1][None]
     for depth, level in enumerate(tree.levels):
         cache = _grown(cache, level.parents, time=_times(tree, depth, room))
-        x, cache = _advance(decoder, cache, entering[depth], masks, level.positions, first, decoder.config.num_layers)
+        x, cache = advance(decoder, cache, entering[depth], masks, level.positions, first, decoder.config.num_layers)
     return x, cache
 
 
@@ -152,9 +160,15 @@ def _times(tree: Tree, depth: int, room: int) -> int:
 _embedded = jax.jit(embedded)
 
 
-def _empty(decoder: Decoder, masks: int) -> KeyValueCache:
+@partial(jax.jit, static_argnames="masks")
+def _empty(decoder: Decoder, *, masks: int) -> KeyValueCache:
     """A cache of one row without a time for each mask."""
     return jax.tree.map(lambda x: jnp.zeros((masks, *x.shape), x.dtype), KeyValueCache.empty(decoder, 1, 0))
+
+
+def _placed(x: jax.Array) -> jax.Array:
+    """One array of a cache under several masks, laid out on the mesh."""
+    return constrain(x, "masks", "layers", "batch", "time", "kv_heads", "head_dim")
 
 
 @partial(jax.jit, static_argnames="time")
@@ -163,13 +177,13 @@ def _grown(cache: KeyValueCache, parents: jax.Array, *, time: int) -> KeyValueCa
 
     def grow(x: jax.Array) -> jax.Array:
         x = jnp.take(x, parents, axis=2)
-        return jnp.pad(x, [(0, time - x.shape[3]) if axis == 3 else (0, 0) for axis in range(x.ndim)])
+        return _placed(jnp.pad(x, [(0, time - x.shape[3]) if axis == 3 else (0, 0) for axis in range(x.ndim)]))
 
     return jax.tree.map(grow, cache)
 
 
 @partial(jax.jit, donate_argnames="cache")
-def _advance(
+def advance(
     decoder: Decoder,
     cache: KeyValueCache,
     x: jax.Array,
@@ -187,7 +201,9 @@ def _advance(
         seen = jnp.concatenate([positions, later], axis=1)
         return extend(decoder, cache, x, mask, positions=seen, now=now, first=first, last=last)
 
-    return jax.vmap(one)(cache, masks)
+    x = constrain(x, "batch", "time", "hidden")
+    x, cache = jax.vmap(one)(jax.tree.map(_placed, cache), masks)
+    return constrain(x, "masks", "batch", "time", "hidden"), jax.tree.map(_placed, cache)
 
 
 @jax.jit
@@ -197,8 +213,9 @@ def _with_lower_layers(cache: KeyValueCache, original: KeyValueCache, first: int
     return jax.tree.map(lambda own, whole: jnp.where(below, whole, own), cache, original)
 
 
-def trees(rows: Sequence[Row], tokens_per_batch: int, room: int = 0) -> Iterator[Tree]:
-    """The sequences as batches, those of like length together; a group's rows stay together where they fit."""
+def trees(rows: Sequence[Row], tokens_per_batch: int, room: int = 0, multiple: int = 1) -> Iterator[Tree]:
+    """The sequences as batches, those of like length together; a group's rows stay together where they fit. Levels
+    below the prefix are filled up to a multiple of `multiple` rows."""
     prefix = _prefix_length(rows)
     stems = _stem_lengths(rows, prefix)
     rests = [row.tokens.size - prefix - stem for row, stem in zip(rows, stems, strict=True)]
@@ -210,7 +227,7 @@ def trees(rows: Sequence[Row], tokens_per_batch: int, room: int = 0) -> Iterator
     while places:
         lengths = [stems[place] for place in places], [rests[place] for place in places]
         size = _rows_that_fit(*lengths, _bucket(prefix) + room, tokens_per_batch)
-        yield _tree(rows, places[:size], prefix, stems)
+        yield _tree(rows, places[:size], prefix, stems, multiple)
         places = places[size:]
 
 
@@ -225,7 +242,7 @@ def _rows_that_fit(stems: Sequence[int], rests: Sequence[int], besides: int, tok
     return len(stems)
 
 
-def _tree(rows: Sequence[Row], places: list[int], prefix: int, stems: list[int]) -> Tree:
+def _tree(rows: Sequence[Row], places: list[int], prefix: int, stems: list[int], multiple: int) -> Tree:
     levels: list[Level] = []
     above, begins = np.zeros(len(places), np.int32), np.zeros(len(places), np.int32)
     if prefix:
@@ -236,20 +253,24 @@ def _tree(rows: Sequence[Row], places: list[int], prefix: int, stems: list[int])
         above = np.asarray([own.setdefault(rows[place].group, len(own)) for place in places], np.int32)
         first = [int(np.flatnonzero(above == stem)[0]) for stem in range(len(own))]
         spans = [rows[places[i]].tokens[begins[i] : begins[i] + stems[places[i]]] for i in first]
-        levels.append(_level(spans, [0] * len(spans), levels[-1] if levels else None))
+        levels.append(_level(spans, [0] * len(spans), levels[-1] if levels else None, multiple))
         begins = begins + np.asarray([stems[place] for place in places], np.int32)
     rests = [rows[place].tokens[begin:] for place, begin in zip(places, begins, strict=True)]
-    levels.append(_level(rests, above, levels[-1] if levels else None))
-    return Tree(tuple(levels), np.asarray(places, np.int32), np.asarray([len(r) for r in rests], np.int32))
+    levels.append(_level(rests, above, levels[-1] if levels else None, multiple))
+    lengths = np.zeros(len(levels[-1].tokens), np.int32)
+    lengths[: len(rests)] = [len(r) for r in rests]
+    return Tree(tuple(levels), np.asarray(places, np.int32), lengths)
 
 
-def _level(spans: Sequence[np.ndarray], parents: Sequence[int] | np.ndarray, above: Level | None) -> Level:
-    time = _bucket(max(map(len, spans)))
-    tokens = np.zeros((len(spans), time), np.int32)
-    positions = np.full((len(spans), time), -1, np.int32)
+def _level(
+    spans: Sequence[np.ndarray], parents: Sequence[int] | np.ndarray, above: Level | None, multiple: int = 1
+) -> Level:
+    time, count = _bucket(max(map(len, spans))), -(-len(spans) // multiple) * multiple
+    tokens = np.zeros((count, time), np.int32)
+    positions = np.full((count, time), -1, np.int32)
     before = np.zeros((1, 0), np.int32) if above is None else above.positions
-    parents = np.asarray(parents, np.int32)
-    for row, (span, parent) in enumerate(zip(spans, parents, strict=True)):
+    parents = np.pad(np.asarray(parents, np.int32), (0, count - len(spans)))
+    for row, (span, parent) in enumerate(zip(spans, parents[: len(spans)], strict=True)):
         tokens[row, : len(span)] = span
         positions[row, : len(span)] = before[parent].max(initial=-1) + 1 + np.arange(len(span))
     return Level(tokens, parents, np.concatenate([before[parents], positions], axis=1))

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from mwork_jax.processes import is_first
+
 _SECONDS_BETWEEN_LINES = 10.0
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -42,7 +44,7 @@ class Progress:
 
     def __init__(self, total: float, *, quiet: bool = False):
         self.total, self.done = total, 0.0
-        self._quiet = quiet
+        self._quiet = quiet = quiet or not is_first()
         self._begin = self._last = time.monotonic()
         self._skipped = 0.0
         self._what = ""

@@ -27,6 +27,7 @@ from mwork_jax.ledger import Ledger, fingerprint
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, delta
 from mwork_jax.neurons import NeuronSet
+from mwork_jax.processes import agreed, is_first
 from mwork_jax.progress import Progress
 from mwork_jax.select import DEFAULT_RULE, select_neurons
 
@@ -102,7 +103,7 @@ def _encoded(model: Model, corpus: Corpus, max_tokens: int) -> _Documents:
 def _drop_results_of_others(out: Path, made: Mapping[str, Any]) -> None:
     """Removes results that the run which begins now would leave standing beside neurons that they are not of."""
     path = out / "results.json"
-    if path.exists():
+    if is_first() and path.exists():
         try:
             same = read_json(path)["made_by"] == json.loads(json.dumps(made))
         except (InputError, KeyError, TypeError):
@@ -173,14 +174,9 @@ def kept_scores(
     path = out / "scores" / f"{language}.safetensors"
     key = fingerprint([model.key, _tokens(documents), max_tokens, include_bos])
     bar.say(f"detect {language}")
-    if path.exists():
-        try:
-            scores = NeuronScores.load(path)
-        except InputError:
-            scores = None  # damaged: made again
-        if scores is not None and scores.provenance.get("key") == key:
-            bar.add(DETECTION_COST * len(documents), free=True)
-            return scores
+    if agreed(lambda: _made_with(path, key)):
+        bar.add(DETECTION_COST * len(documents), free=True)
+        return NeuronScores.load(path)
     scores = score_neurons(
         model,
         documents,
@@ -191,6 +187,14 @@ def kept_scores(
     )
     scores.save(path)
     return scores
+
+
+def _made_with(path: Path, key: str) -> bool:
+    """Whether there are scores with this key; damaged ones are made again."""
+    try:
+        return path.exists() and NeuronScores.load(path).provenance.get("key") == key
+    except InputError:
+        return False
 
 
 def _tokens(documents: Sequence[Encoded]) -> list[Any]:

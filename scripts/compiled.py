@@ -25,10 +25,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Before jax: it says that there is no TPU to look for.
-from elsewhere import CHIP_GIB, MISTRAL_7B, array, chips, decoder_on, kind_of
-
-# isort: split
 import jax
 import jax.numpy as jnp
 from jax import export
@@ -36,9 +32,14 @@ from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.detect import importance_batch
+from mwork_jax.model import Decoder, parameter_specs
+from mwork_jax.plan.chips import Slice
+from mwork_jax.plan.models import config_of
+from mwork_jax.plan.topology import abstract, abstract_decoder, abstract_mesh
 from mwork_kernels.qk_importance import qk_importance  # pyright: ignore[reportMissingImports]
 from mwork_kernels.qk_importance.tpu import KEYS, QUERIES  # pyright: ignore[reportMissingImports]
 
+MODEL = "mistral-7b"
 TARGETS = {
     "v5e": ("v5e:1x1", 2),
     "v5p": ("v5p:1x1x1", 1),
@@ -48,6 +49,10 @@ FORMS = {"small": ("small",), "medium": ("z", "squares"), "far": ("top", "far z"
 _LOOPS = [name for form in FORMS.values() for name in form]  # the innermost loops, as they follow in the program
 _REGISTER = 8 * 128  # elements that one vector operation works on
 _TRITON = "__gpu$xla.gpu.triton"
+
+
+def _one_chip(topology: str) -> Mesh:
+    return abstract_mesh(Slice.parse(topology), {})
 
 
 def share(config: ModelConfig, count: int) -> ModelConfig:
@@ -93,14 +98,14 @@ def lowered_step(config: ModelConfig, mesh: Mesh, batch: int, time: int) -> Any:
     shape = (batch, time)
     with jax.set_mesh(mesh):
         return importance_batch.lower(
-            decoder_on(config, mesh), array(mesh, shape, jnp.int32), array(mesh, shape, jnp.float32)
+            abstract_decoder(config, mesh), abstract(mesh, shape, jnp.int32), abstract(mesh, shape, jnp.float32)
         )
 
 
 def step(target: str, batch: int, time: int) -> dict[str, Any]:
     """The whole detection step on one chip: GiB, and per document bytes and operations outside of the kernel."""
     topology, count = TARGETS[target]
-    mesh, config = chips(topology), share(ModelConfig.from_hf(MISTRAL_7B), count)
+    mesh, config = _one_chip(topology), share(config_of(MODEL), count)
     memory = lowered_step(config, mesh, batch, time).compile().memory_analysis()
     costs = []
     for layers in (1, 2):
@@ -108,11 +113,11 @@ def step(target: str, batch: int, time: int) -> dict[str, Any]:
         found = lowered_step(few, mesh, batch, time).compile().cost_analysis()
         costs.append({name: found[name] for name in ("flops", "bytes accessed")})
     total = of_all_layers(*costs, config.num_layers)
-    kind = kind_of(mesh)
+    room = Slice.parse(topology).chip.hbm_gib
     gib = {"arguments_gib": memory.argument_size_in_bytes / 2**30, "temporaries_gib": memory.temp_size_in_bytes / 2**30}
     return {
-        "target": target, "chip": kind, "share": f"1/{count}", "batch": batch, "time": time, **gib,
-        "chip_gib": CHIP_GIB[kind], "fits": sum(gib.values()) < CHIP_GIB[kind],
+        "target": target, "share": f"1/{count}", "batch": batch, "time": time, **gib,
+        "chip_gib": room, "fits": sum(gib.values()) < room,
         "flops_per_document": total["flops"] / batch, "bytes_per_document": total["bytes accessed"] / batch,
         "product_flops_per_document": 2 * time * layer_weights(config) * config.num_layers,
     }  # fmt: skip
@@ -150,15 +155,15 @@ def innermost_loops(schedule: str, use: str) -> list[Loop]:
 def kernel(target: str, batch: int, time: int, folder: Path) -> dict[str, Any]:
     """The kernel on one chip, from its schedule in `folder`, where libtpu writes it."""
     topology, count = TARGETS[target]
-    mesh, config = chips(topology), share(ModelConfig.from_hf(MISTRAL_7B), count)
+    mesh, config = _one_chip(topology), share(config_of(MODEL), count)
     for old in folder.iterdir():
         old.unlink()
     size = config.head_dim
     shapes = [(batch, time, heads, size) for heads in (config.num_heads, config.num_kv_heads)]
     shapes += [(1, time, size)] * 2 + [(batch, time)]
-    args = [array(mesh, shape, jnp.float32) for shape in shapes]
+    args = [abstract(mesh, shape, jnp.float32) for shape in shapes]
     alone = jax.jit(lambda *x: qk_importance(*x, scale=config.attn_scale, implementation="tpu"))
-    compiled = alone.lower(*args, array(mesh, (), jnp.int32)).compile()
+    compiled = alone.lower(*args, abstract(mesh, (), jnp.int32)).compile()
     (schedule,) = (p for p in folder.glob("*-qk_importance*final_bundles.txt") if "schedule" not in p.name)
     (use,) = folder.glob("*-qk_importance*final_hlo-static-per-bundle-utilization.txt")
     loops = innermost_loops(schedule.read_text(), use.read_text())
@@ -183,8 +188,10 @@ def kernel(target: str, batch: int, time: int, folder: Path) -> dict[str, Any]:
 
 def cuda(batch: int, time: int) -> dict[str, Any]:
     """The step lowered for CUDA: raises where it does not lower, or without the kernel."""
-    mesh, config = chips("v6e:1x1"), ModelConfig.from_hf(MISTRAL_7B)
-    plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), decoder_on(config, mesh))
+    config = config_of(MODEL)
+    specs = parameter_specs(config).items()
+    kinds = {name: jnp.float32 if spec.keep_float32 else jnp.bfloat16 for name, spec in specs}
+    plain = Decoder(config, {name: jax.ShapeDtypeStruct(spec.shape, kinds[name]) for name, spec in specs})  # type: ignore[arg-type]
     arguments = [jax.ShapeDtypeStruct((batch, time), dtype) for dtype in (jnp.int32, jnp.float32)]
     checks = [export.DisabledSafetyCheck.custom_call(_TRITON)]
     text = export.export(importance_batch, platforms=["cuda"], disabled_checks=checks)(plain, *arguments).mlir_module()

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 import compiled
-from mwork_jax.config import ModelConfig
+from mwork_jax.plan.models import config_of
 
-CONFIG = ModelConfig.from_hf(compiled.MISTRAL_7B)
+CONFIG = config_of(compiled.MODEL)
 SCHEDULE = """
 LH: loop header
    0x0   :  { %1 = nothing }

@@ -110,12 +110,12 @@ def test_a_stream_is_never_held_and_shapes_compile_once():
 
     most: list[int] = []
     model = pair("llama", 2).model
-    detect._score_batch.clear_cache()
+    detect.score_batch.clear_cache()
     score_neurons(model, stream(20), batching=SMALL)
     few = max(most)
     most.clear()
     score_neurons(model, stream(200), batching=SMALL)
-    assert detect._score_batch._cache_size() <= len({bucket_length(n, 40) for n in range(2, 41)})
+    assert detect.score_batch._cache_size() <= len({bucket_length(n, 40) for n in range(2, 41)})
     assert max(most) <= few + 2, "ten times the documents must not be held at once"
 
 

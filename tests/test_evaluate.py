@@ -50,11 +50,11 @@ def test_loss_equals_hf_with_and_without_a_mask(family):
 def test_any_number_of_masks_is_one_program_per_shape():
     both = pair("llama", 2)
     same = [d[:20] for d in documents(4, seed=3) if d.size >= 20]
-    evaluate._losses.clear_cache()
+    evaluate.losses_at.clear_cache()
     for seed in range(20):
         mask = NeuronMask.keep_all(both.config).drop(random_neurons(both.config, seed=seed))
         held_out_loss(both.model, same, mask)
-    assert evaluate._losses._cache_size() == 1
+    assert evaluate.losses_at._cache_size() == 1
 
 
 def test_many_positions_go_through_several_chunks(monkeypatch):
@@ -62,9 +62,9 @@ def test_many_positions_go_through_several_chunks(monkeypatch):
     keep = NeuronMask.keep_all(both.config)
     whole = held_out_loss(both.model, documents(), keep)
     monkeypatch.setattr(evaluate, "_ROWS", 8)
-    evaluate._losses.clear_cache()
+    evaluate.losses_at.clear_cache()
     np.testing.assert_allclose(held_out_loss(both.model, documents(), keep).nats, whole.nats, rtol=1e-5)
-    evaluate._losses.clear_cache()
+    evaluate.losses_at.clear_cache()
 
 
 def test_bytes_are_counted_for_text_only():

@@ -83,11 +83,12 @@ def test_a_named_kernel_fails_where_it_cannot_run(kernel):
 
 def test_the_tpu_kernel_compiles_for_a_chip_that_is_not_here():
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
-    from elsewhere import array, chips
+    from mwork_jax.plan.chips import Slice
+    from mwork_jax.plan.topology import abstract, abstract_mesh
 
     args, keywords = arguments(200, heads=8, kv_heads=1, size=64)
-    mesh = chips("v5e:1x1")
-    shapes = [array(mesh, x.shape, x.dtype) for x in args]
+    mesh = abstract_mesh(Slice.parse("v5e:1x1"), {})
+    shapes = [abstract(mesh, x.shape, x.dtype) for x in args]
     compiled = jax.jit(lambda *a: qk_importance(*a, **keywords)).lower(*shapes).compile()
     assert "tpu_custom_call" in compiled.as_text()  # picked by platform, without being named
 

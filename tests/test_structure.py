@@ -11,7 +11,8 @@ PACKAGE = ROOT / "mwork_jax"
 # Each module may import from those on floors below its own, and from nothing on its own floor.
 FLOORS = [
     ["errors"],
-    ["config", "files", "metrics"],
+    ["processes"],
+    ["config", "files", "metrics", "sharding"],
     ["neurons", "ledger", "progress", "labels"],
     ["model"],
     ["load"],
@@ -22,7 +23,7 @@ FLOORS = [
     ["tables", "cells", "atlas"],
     ["run", "sweep", "report"],
     ["enhance"],
-    ["export"],
+    ["export", "plan"],
     ["cli"],
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

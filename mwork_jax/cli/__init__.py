@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mwork_jax.cli import detect, enhance, evaluate, lens, report, run, select
+from mwork_jax.cli import detect, enhance, evaluate, lens, plan, report, run, select
 from mwork_jax.cli.options import Parser
 from mwork_jax.errors import InputError
 from mwork_jax.report import printable
@@ -45,6 +45,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="mwork", description="Find, switch off and measure the language-specific neurons of a language model."
     )
     commands = parser.add_subparsers(title="commands", required=True, parser_class=Parser, metavar="COMMAND")
-    for module in (run, detect, select, evaluate, enhance, lens, report):
+    for module in (run, detect, select, evaluate, enhance, lens, plan, report):
         module.add(commands)
     return parser

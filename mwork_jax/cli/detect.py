@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mwork_jax.cli.options import add_model, at_least, command, pairs, print_result
+from mwork_jax.cli.options import add_model, at_least, command, load_chosen, pairs, print_result
 from mwork_jax.corpus import encoded, read_corpus
 from mwork_jax.errors import InputError
 from mwork_jax.files import output_folder
-from mwork_jax.load import load_model
 from mwork_jax.progress import Progress
 from mwork_jax.run import DETECTION_COST, kept_scores
 
@@ -39,7 +38,7 @@ def _detect(chosen: argparse.Namespace) -> None:
     files = pairs("--corpus", chosen.corpus)
     corpora = {language: _first(read_corpus(path), chosen.documents, path) for language, path in files.items()}
     out = output_folder(chosen.out)
-    model = load_model(chosen.model, dtype=chosen.dtype)
+    model = load_chosen(chosen)
     # All of them before any work, so that a document that cannot be used is found at once.
     ready = {lang: list(encoded(model, d, chosen.max_tokens, where=files[lang])) for lang, d in corpora.items()}
     written = {}

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mwork_jax.cli.options import add_model, add_rule, command, languages_of, pairs, print_result
+from mwork_jax.cli.options import add_model, add_rule, command, languages_of, load_chosen, pairs, print_result
 from mwork_jax.corpus import LANGUAGES, encoded, own_corpus, read_corpus
 from mwork_jax.enhance import TuneSettings
 from mwork_jax.enhance.study import Probes, StudySettings, check, study
@@ -18,7 +18,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.exams import TaskExam
 from mwork_jax.export import save_delta, save_folder
 from mwork_jax.files import output_folder, write_json, write_text
-from mwork_jax.load import Model, load_model
+from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import Progress
@@ -92,7 +92,7 @@ def _enhance(chosen: argparse.Namespace) -> None:
     probes = Probes(_held_out(chosen, languages), _exams(chosen, languages))
     out = output_folder(chosen.out)
     given = _given_neurons(chosen, languages)
-    model = load_model(chosen.model, dtype=chosen.dtype)
+    model = load_chosen(chosen)
     for language, documents in corpora.items():
         list(encoded(model, documents, settings.tune.max_tokens, where=origins[language]))
     found = given or _detected(chosen, model, corpora, origins, out)

@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mwork_jax.cli.options import add_model, at_least, command, languages_of, print_result
+from mwork_jax.cli.options import add_model, at_least, command, languages_of, load_chosen, print_result
 from mwork_jax.deactivate import StageSplit
 from mwork_jax.errors import InputError
 from mwork_jax.exams import TaskExam
 from mwork_jax.files import output_folder, read_json, write_json, write_text
-from mwork_jax.load import load_model
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import compilations
@@ -58,7 +57,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     if (out / "results.json").exists() and "tables" not in read_json(out / "results.json"):
         raise InputError(f"{out}: holds the results of `mwork run`; choose another output folder with --out")
     found = _found(Path(chosen.neurons) / "neurons", settings.languages)
-    model = load_model(chosen.model, dtype=chosen.dtype)
+    model = load_chosen(chosen)
     splits = [StageSplit.of(model.config.num_layers, n1, n2) for n1 in first for n2 in last]
     sweeps = [Sweep(model, t, e, found, settings, out) for t, e in zip(tables, exams, strict=True)]
     with compilations() as compiled:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mwork_jax.cli.options import add_model, at_least, command, languages_of, one_of, pairs, print_result
+from mwork_jax.cli.options import add_model, at_least, command, languages_of, load_chosen, one_of, pairs, print_result
 from mwork_jax.corpus import encoded, own_corpus, read_corpus
 from mwork_jax.errors import InputError
 from mwork_jax.files import output_folder, write_json
 from mwork_jax.labels import LABELLERS
 from mwork_jax.lens import LensSettings, run_lens
-from mwork_jax.load import load_model
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.report import lens_report
 
@@ -57,7 +56,7 @@ def _lens(chosen: argparse.Namespace) -> None:
     texts, origins = _prompts(chosen)
     out = output_folder(chosen.out)
     neurons = {} if chosen.neurons is None else _neurons(Path(chosen.neurons), tuple(texts))
-    model = load_model(chosen.model, dtype=chosen.dtype)
+    model = load_chosen(chosen)
     prompts = {lang: list(encoded(model, t, chosen.max_tokens, where=origins[lang])) for lang, t in texts.items()}
     settings = LensSettings(chosen.top, chosen.max_tokens, chosen.labeller, more)
     found = run_lens(model, prompts, origins, neurons, settings, out)

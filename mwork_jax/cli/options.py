@@ -9,9 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import jax
+
 from mwork_jax.errors import InputError
+from mwork_jax.load import Model, load_model, stored_bytes
+from mwork_jax.processes import is_first, several, start
 from mwork_jax.report import printable
 from mwork_jax.select import DEFAULT_RULE, MODES
+from mwork_jax.sharding import default_shape, make_mesh, parse_mesh
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +47,28 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16"), help="of weights and matrix operands; default: what is fast here"
     )
 
+    devices = "the devices to share the work out over, data=N,model=N,mask=N"
+    parser.add_argument("--mesh", help=f"{devices} (default: documents over all; the model where it is too large)")
+    parser.add_argument("--coordinator", help="several processes: host:port of the first, or auto (see docs/pods.md)")
+    parser.add_argument("--processes", type=int, help="how many processes there are")
+    parser.add_argument("--process-id", type=int, help="which of them this one is, from 0")
+
+
+def load_chosen(chosen: argparse.Namespace) -> Model:
+    """The model that the options of `add_model` name, on the devices that they ask for."""
+    join_others(chosen)
+    shape = None if chosen.mesh is None else parse_mesh(chosen.mesh)
+    if shape is None and jax.device_count() > 1:
+        shape = default_shape(jax.devices(), stored_bytes(chosen.model))
+    mesh = None if shape is None else make_mesh(shape)
+    return load_model(chosen.model, dtype=chosen.dtype, mesh=mesh)
+
+
+def join_others(chosen: argparse.Namespace) -> None:
+    """Joins the other processes of this run, where there are any; before anything uses a device."""
+    if not several():
+        start(chosen.coordinator, chosen.processes, chosen.process_id)
+
 
 def add_rule(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -58,7 +85,10 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
 
 
 def print_result(chosen: argparse.Namespace, value: Any, text: str) -> None:
-    """The result on stdout: one JSON object with --json, else a text in signs that the terminal can show."""
+    """The result on stdout: one JSON object with --json, else a text in signs that the terminal can show. Of several
+    processes the first says it."""
+    if not is_first():
+        return
     print(json.dumps(value) if chosen.json else printable(text, getattr(sys.stdout, "encoding", None)))
 
 

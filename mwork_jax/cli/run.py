@@ -13,6 +13,7 @@ from mwork_jax.cli.options import (
     at_least,
     command,
     languages_of,
+    load_chosen,
     one_of,
     pairs,
     print_result,
@@ -20,7 +21,7 @@ from mwork_jax.cli.options import (
 from mwork_jax.corpus import LANGUAGES, Corpus, own_corpus, read_corpus
 from mwork_jax.errors import InputError
 from mwork_jax.files import output_folder, write_text
-from mwork_jax.load import load_model
+from mwork_jax.processes import is_first
 from mwork_jax.report import read_report, text_report
 from mwork_jax.run import RunSettings, choose_documents, run
 from mwork_jax.select import MODES, Rule
@@ -52,9 +53,11 @@ def add(commands: Any) -> None:
 def _run(chosen: argparse.Namespace) -> None:
     settings, corpora = _run_settings(chosen)
     out = output_folder(chosen.out)
-    model = load_model(chosen.model, dtype=chosen.dtype)
+    model = load_chosen(chosen)
     settings.split(model.config.num_layers)
     results = run(model, corpora, settings, out)
+    if not is_first():
+        return
     text = text_report(results)
     write_text(out / "table.txt", text + "\n")
     page = read_report(out).write()

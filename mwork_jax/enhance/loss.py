@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.model import product, soft_cap
+from mwork_jax.sharding import constrain, shares
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -51,18 +52,25 @@ def _sweep(
 
     def chunk(total: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array | None]:
         x, targets, counts = part
-        logits = soft_cap(product("nm,vm->nv", x, table), config.final_softcap)
+        logits = soft_cap(product("znm,vm->znv", x, table), config.final_softcap)
         norm = jax.nn.logsumexp(logits, axis=-1)
-        right = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         total = total + jnp.sum((norm - right) * counts)
         if not gradient:
             return total, None
-        slope = jnp.exp(logits - norm[:, None])
-        slope = slope.at[jnp.arange(rows), targets].add(-1.0) * counts[:, None]
+        chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
+        slope = (jnp.exp(logits - norm[..., None]) - chosen) * counts[..., None]
         if config.final_softcap is not None:
             slope = slope * (1 - jnp.square(logits / config.final_softcap))
-        return total, product("nv,vm->nm", slope, table)
+        return total, product("znv,vm->znm", slope, table)
 
-    parts = jax.tree.map(lambda a: a.reshape(-1, rows, *a.shape[1:]), (x, targets, counts))
+    # Every group of devices goes through its own positions: a chunk has `rows` of each.
+    shards = shares("batch", x.shape[0] // rows)
+
+    def split(a: jax.Array) -> jax.Array:
+        own = constrain(a.reshape(shards, -1, *a.shape[1:]), "shards", *(None,) * a.ndim)
+        return jnp.swapaxes(own.reshape(shards, -1, rows, *a.shape[1:]), 0, 1)
+
+    parts = jax.tree.map(split, (x, targets, counts))
     total, slopes = jax.lax.scan(chunk, jnp.zeros((), jnp.float32), parts)
-    return total, slopes.reshape(x.shape) if slopes is not None else None
+    return total, jnp.swapaxes(slopes, 0, 1).reshape(x.shape) if slopes is not None else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mwork_jax.ledger import Ledger
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, delta
 from mwork_jax.neurons import NeuronMask, NeuronSet
+from mwork_jax.processes import agreed
 from mwork_jax.progress import Progress
 
 LOSS = "held-out loss"  # a measure beside the tasks: minus nats per token, so that higher is better
@@ -201,7 +203,7 @@ def _measure(
             if measure != LOSS and language is not None and lang not in (ENGLISH, language):
                 continue
             cell = {**key, **exam.key}
-            scores = ledger.get(cell)
+            scores = agreed(partial(ledger.get, cell))
             if scores is None:
                 (scores,) = exam.scores(model, [keep])
                 ledger.put(cell, scores)

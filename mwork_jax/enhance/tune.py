@@ -36,6 +36,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.ledger import fingerprint
 from mwork_jax.load import Model
 from mwork_jax.neurons import NeuronSet
+from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, put
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,15 +146,19 @@ def fine_tune_many(
     room = widths([run.neurons for run in runs])
     index = _stack([index_of(run.neurons, room) for run in runs])
     rates = _stack([_rates(run, d, settings) for run, d in zip(runs, data, strict=True)])
-    work = _Work(*begin(model.decoder, index, rates), data, settings)
+    mesh = mesh_of(model.decoder)
+    index, rates = (jax.tree.map(lambda x: put(x, mesh, "runs", *(None,) * (x.ndim - 1)), t) for t in (index, rates))
+    with on_mesh_of(model.decoder):
+        work = _Work(*begin(model.decoder, index, rates), data, settings)
     identity = {
         "model": model.key,
         "runs": [_described(run, d) for run, d in zip(runs, data, strict=True)],
         "settings": asdict(settings),
     }
-    with Checkpoints(checkpoints, identity) if checkpoints is not None else nullcontext() as kept:
+    kept_in = Checkpoints(checkpoints, identity) if checkpoints is not None else nullcontext()
+    with kept_in as kept, on_mesh_of(model.decoder):
         work.go(kept, progress)
-    return [Outcome(run, *work.of(place)) for place, run in enumerate(runs)]
+        return [Outcome(run, *work.of(place)) for place, run in enumerate(runs)]
 
 
 def _stack(trees: Sequence[Any]) -> Any:
@@ -217,6 +222,7 @@ class _Work:
 
     def __init__(self, frozen: Frozen, state: State, data: Sequence[_Data], settings: TuneSettings):
         self.frozen, self.state, self.data, self.settings = frozen, state, data, settings
+        self.mesh = mesh_of(frozen.decoder)
         self.program = Program(settings.remat, settings.patience, max(16, 128 // len(data)))
         self.steps = max(d.steps for d in data)
         self.train: list[list[float]] = []  # [step][run]
@@ -231,23 +237,23 @@ class _Work:
             if not self._going():
                 break
             self.state, report = train_step(self.program, self.frozen, self.state, self._batch(step))
-            self.train.append([float(loss) for loss in np.asarray(report.loss)])
+            self.train.append([float(loss) for loss in fetch(report.loss)])
             if (step + 1) % self.settings.validate_every == 0 or step + 1 == self.steps:
                 self._look(step + 1)
-                if kept is not None and not np.asarray(self.state.diverged).all():
+                if kept is not None and not fetch(self.state.diverged).all():
                     kept.save(step + 1, self.state, {"train": self.train, "validation": self.validation})
             if progress is not None:
                 progress(step + 1, self.steps)
-        if np.asarray(self.state.diverged).all():
+        if fetch(self.state.diverged).all():
             raise self._diverged(kept)
 
     def of(self, run: int) -> tuple[Index, Compact, History]:
         """One run's index, its best values, and how it went."""
-        index, values = jax.tree.map(lambda x: x[run], (self.frozen.index, self.state.best))
+        index, values = fetch(jax.tree.map(lambda x: x[run], (self.frozen.index, self.state.best)))
         history = History(
             [losses[run] for losses in self.train[: self.data[run].steps]],
             [(step, losses[run]) for step, losses in self.validation if np.isfinite(losses[run])],
-            bool(self.state.diverged[run]),
+            bool(fetch(self.state.diverged)[run]),
         )
         return index, values, history
 
@@ -263,7 +269,7 @@ class _Work:
 
     def _going(self) -> bool:
         """Whether any run still changes."""
-        stale, diverged = np.asarray(self.state.stale), np.asarray(self.state.diverged)
+        stale, diverged = fetch((self.state.stale, self.state.diverged))
         return bool(((stale < self.settings.patience) & ~diverged).any())
 
     def _batch(self, step: int) -> Rows:
@@ -271,16 +277,18 @@ class _Work:
         s = self.settings
         each = [batch_at(d.training, s.batch, d.seed + s.seed, step) for d in self.data]
         stacked = Rows(*map(np.stack, zip(*each, strict=True)))
-        return Rows(*(x.reshape(len(each), s.accumulate, -1, x.shape[-1]) for x in stacked))
+        parts = Rows(*(x.reshape(len(each), s.accumulate, -1, x.shape[-1]) for x in stacked))
+        return put(parts, self.mesh, "runs", None, "batch", "time")
 
     def _look(self, step: int) -> None:
         """Every run's loss on its own validation documents."""
         nats, counts = np.zeros(len(self.data)), np.zeros(len(self.data))
         for rows in self._validation_batches():
-            nats += np.asarray(validation_nats(self.program, self.frozen, self.state.values, rows), np.float64)
+            placed = put(rows, self.mesh, "runs", "batch", "time")
+            nats += fetch(validation_nats(self.program, self.frozen, self.state.values, placed)).astype(np.float64)
             counts += rows.counts.sum((1, 2))
         losses = (nats / counts).astype(np.float32)
-        self.state = note_validation(self.state, jnp.asarray(losses))
+        self.state = note_validation(self.state, put(losses, self.mesh, "runs"))
         self.validation.append((step, [float(x) for x in losses]))
 
     def _validation_batches(self) -> Iterator[Rows]:
@@ -298,5 +306,5 @@ class _Work:
         where = f"; the last good checkpoint is kept in {kept.folder}" if kept is not None else ""
         return InputError(
             f"tuning: the loss is not finite after step {len(self.train)} at learning rate "
-            f"{float(np.max(self.frozen.rates.learning_rate)):g}{where}; choose a lower learning rate"
+            f"{float(np.max(fetch(self.frozen.rates.learning_rate))):g}{where}; choose a lower learning rate"
         )

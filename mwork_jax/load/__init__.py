@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.files import read_json
-from mwork_jax.load.assemble import assemble
+from mwork_jax.load.assemble import assemble, assemble_on
 from mwork_jax.load.flax_checkpoint import FlaxCheckpoint
 from mwork_jax.load.gguf_file import GGUFCheckpoint
 from mwork_jax.load.hf_folder import SafetensorsFolder
@@ -26,6 +27,7 @@ from mwork_jax.load.packaged import PACKAGED, packaged_gguf
 from mwork_jax.load.source import WeightSource
 from mwork_jax.load.tokenizer import chat_prompt, encode, folder_tokenizer
 from mwork_jax.model import Decoder
+from mwork_jax.sharding import fetch, mesh_of
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _HUB_FILES = ["*.json", "model*.safetensors", "flax_model*.msgpack", "tokenizer*", "*.model", "*.jinja"]
@@ -97,21 +99,31 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
-def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: Any | None = None) -> Model:
+def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: Mesh | None = None) -> Model:
     """Loads a model for `mw.forward` and everything else.
 
     source: a folder in Hugging Face layout (safetensors, or an older Flax checkpoint), a `.gguf` file, the name of a
     packaged model ("gemma3-270m"), or a Hub id. dtype: "float32" or "bfloat16", of the weights and of matrix products'
-    operands (results, norms and scores are float32 always); None picks what is fast on this machine. mesh: a
-    `jax.sharding.Mesh` to replicate the weights on. Raises InputError with one line that says what is wrong, where,
-    and what would be right.
+    operands (results, norms and scores are float32 always); None picks what is fast on this machine. mesh: one
+    of `mw.make_mesh`, to share out the weights and the work over its devices. Raises InputError with one line that says
+    what is wrong, where, and what would be right.
     """
     if dtype is not None and dtype not in _DTYPES:
         raise InputError(f"dtype {dtype!r} is not supported; use {' or '.join(_DTYPES)}")
     compute = _DTYPES[dtype or default_dtype()]
     weights, config, read_tokenizer = _open(str(source))
-    decoder = assemble(config, weights, compute, _placer(mesh))
+    if mesh is None:
+        decoder = assemble(config, weights, compute, lambda name, array: jnp.asarray(array))
+    else:
+        decoder = assemble_on(config, weights, compute, mesh)
     return Model(decoder, read_tokenizer(), str(source))
+
+
+def stored_bytes(source: str) -> int:
+    """About how many bytes the weights take: those of the files that are here, 0 where none is known."""
+    path = Path(source).expanduser()
+    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.msgpack")]
+    return sum(file.stat().st_size for file in files)
 
 
 def default_dtype() -> str:
@@ -177,20 +189,15 @@ def _download(repository: str) -> Path:
         raise InputError(f"{repository}: no such folder here, and the Hub could not give it ({reason[:160]})") from None
 
 
-def _placer(mesh: Any | None) -> Callable[[str, np.ndarray], jax.Array]:
-    if mesh is None:
-        return lambda name, array: jnp.asarray(array)
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return lambda name, array: jax.device_put(array, whole)
-
-
 def _fingerprint(decoder: Decoder) -> str:
     """A short hash over the configuration and every byte of every parameter with its name, shape and dtype."""
     digest = hashlib.sha256(repr(decoder.config).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(decoder):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype.name}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype.name}\n".encode())
+        # One layer after the other: what several devices or hosts hold is never whole on one.
+        layered = "layers" in jax.tree_util.keystr(path) and mesh_of(leaf) is not None
+        for part in leaf if layered else (leaf,):
+            digest.update(np.ascontiguousarray(fetch(part)).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 

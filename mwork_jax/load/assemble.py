@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.load.source import WeightSource
-from mwork_jax.model import Decoder, parameter_specs
+from mwork_jax.load.source import SlicedSource, WeightSource
+from mwork_jax.model import Decoder, ParameterSpec, parameter_specs
+from mwork_jax.sharding import sharding
+
+Index = tuple[slice, ...]
 
 # Where each parameter stands in a Hugging Face checkpoint. Gemma has four norms per layer and names them its own way.
 _WHOLE = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
@@ -55,9 +60,38 @@ def assemble(
     _check_names(config, source)
     arrays = {}
     for name, spec in parameter_specs(config).items():
-        kind = jnp.dtype(jnp.float32 if spec.keep_float32 else dtype)
-        arrays[name] = place(name, _parameter(config, source, name, spec.shape, kind))
+        arrays[name] = place(name, _parameter(config, source, name, spec.shape, _dtype(spec, dtype)))
     return Decoder(config, arrays)
+
+
+def assemble_on(config: ModelConfig, source: WeightSource, dtype: Any, mesh: Mesh) -> Decoder:
+    """`assemble` onto a mesh, as `sharding.TABLE` says. Of a checkpoint that gives parts, every process reads the parts
+    that its own devices hold and nothing else; of another, each parameter is whole on the host for a moment."""
+    _check_names(config, source)
+    arrays = {}
+    for name, spec in parameter_specs(config).items():
+        if isinstance(source, SlicedSource):
+            read = partial(_part, config, source, name, spec.shape, _dtype(spec, dtype))
+        else:
+            read = _parameter(config, source, name, spec.shape, _dtype(spec, dtype)).__getitem__
+        arrays[name] = jax.make_array_from_callback(spec.shape, sharding(mesh, spec.axes, spec.shape), _once(read))
+    return Decoder(config, arrays)
+
+
+def _dtype(spec: ParameterSpec, dtype: Any) -> np.dtype:
+    return jnp.dtype(jnp.float32 if spec.keep_float32 else dtype)
+
+
+def _once(read: Callable[[Index], np.ndarray]) -> Callable[[Index], np.ndarray]:
+    """Reads a part once, for all devices of this process that hold it."""
+    known: dict[str, np.ndarray] = {}
+
+    def part(index: Index) -> np.ndarray:
+        if (key := repr(index)) not in known:
+            known[key] = read(index)
+        return known[key]
+
+    return part
 
 
 def _parameter(
@@ -76,14 +110,47 @@ def _parameter(
 def _tensor(source: WeightSource, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """One tensor with its heads apart. Raises InputError where the checkpoint has it in a shape that does not fit."""
     tensor = source.read(name, dtype)
-    merged = {shape}
-    if len(shape) == 3:  # q [h, k, m] is [h*k, m] in a checkpoint, o [m, h, k] is [m, h*k]
-        merged |= {(shape[0] * shape[1], shape[2]), (shape[0], shape[1] * shape[2])}
-    if len(shape) == 2:
-        merged.add((shape[0] * shape[1],))
-    if tensor.shape not in merged:
-        raise InputError(f"{source.where}: {name} has shape {tensor.shape}, the configuration needs {shape}")
+    _merged_axis(source, name, tensor.shape, shape)
     return tensor.reshape(shape)
+
+
+def _part(
+    config: ModelConfig, source: SlicedSource, name: str, shape: tuple[int, ...], dtype: np.dtype, index: Index
+) -> np.ndarray:
+    """A part of one parameter on the host."""
+    names = checkpoint_names(config, name)
+    if not name.startswith("layers."):
+        return _tensor_part(source, names[0], shape, index).astype(dtype, copy=False)
+    sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
+    stacked = np.empty(sizes, dtype)
+    for row, tensor_name in zip(stacked, names[index[0]], strict=True):
+        row[...] = _tensor_part(source, tensor_name, shape[1:], index[1:])
+    return stacked
+
+
+def _tensor_part(source: SlicedSource, name: str, shape: tuple[int, ...], index: Index) -> np.ndarray:
+    """A part of one tensor with its heads apart. Errors as in `_tensor`."""
+    bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
+    sizes = [end - begin for begin, end in bounds]
+    axis = _merged_axis(source, name, source.shape(name), shape)
+    if axis is not None:  # a device holds whole heads
+        (begin, end), size = bounds[axis], shape[axis + 1]
+        bounds[axis : axis + 2] = [(begin * size, end * size)]
+    return source.part(name, tuple(slice(*b) for b in bounds)).reshape(sizes)
+
+
+def _merged_axis(source: WeightSource, name: str, stored: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
+    """Which axis of `shape` the checkpoint has as one with the next; None where it has the shape as it is. Raises
+    InputError where it has another."""
+    merged: dict[tuple[int, ...], int | None] = {}
+    if len(shape) == 3:  # q [h, k, m] is [h*k, m] in a checkpoint, o [m, h, k] is [m, h*k]
+        merged = {(shape[0], shape[1] * shape[2]): 1, (shape[0] * shape[1], shape[2]): 0}
+    if len(shape) == 2:
+        merged = {(shape[0] * shape[1],): 0}
+    merged[shape] = None
+    if tuple(stored) not in merged:
+        raise InputError(f"{source.where}: {name} has shape {tuple(stored)}, the configuration needs {shape}")
+    return merged[tuple(stored)]
 
 
 def _check_names(config: ModelConfig, source: WeightSource) -> None:

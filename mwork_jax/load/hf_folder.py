@@ -55,11 +55,22 @@ class SafetensorsFolder:
     def read(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:  # stored as floats
         """One tensor as it is stored. Raises InputError where that is not a float type: whole numbers are a quantised
         weight without its scale."""
+        self._check(name)
+        return self._files[self._file_of[name]].get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._files[self._file_of[name]].get_slice(name).get_shape())
+
+    def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Part of a tensor as it is stored; nothing else of the file is read. Raises InputError as `read` does."""
+        self._check(name)
+        return self._files[self._file_of[name]].get_slice(name)[index]
+
+    def _check(self, name: str) -> None:
         path = self._file_of[name]
         stored = self._files[path].get_slice(name).get_dtype()
         if stored not in _FLOATS:
             raise InputError(f"{path}: {name} is stored as {stored}; one of {', '.join(_FLOATS)} is needed")
-        return self._files[path].get_tensor(name)
 
 
 def _stays_inside(name: str) -> bool:

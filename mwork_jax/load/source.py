@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,4 +19,17 @@ class WeightSource(Protocol):
     def read(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:
         """One tensor in PyTorch's orientation, [out, in]: in the float type it is stored in, quantised ones in
         `dtype`."""
+        ...
+
+
+@runtime_checkable
+class SlicedSource(WeightSource, Protocol):
+    """A checkpoint that can also give parts of tensors, and reads nothing else for them."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the file's header."""
+        ...
+
+    def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """The part of a tensor that slices with step 1 say, in the float type it is stored in."""
         ...

@@ -1,0 +1,70 @@
+"""`mwork plan`: what a stage will need on TPUs that are not here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import jax
+
+from mwork_jax.cli.options import command, one_of, print_result
+from mwork_jax.errors import InputError
+from mwork_jax.plan import (
+    DEFAULTS,
+    NAMED,
+    STAGES,
+    Slice,
+    as_record,
+    config_of,
+    plan,
+    plan_report,
+    smallest_that_fits,
+    sweep_report,
+    with_given,
+)
+from mwork_jax.sharding import parse_mesh
+
+
+def add(commands: Any) -> None:
+    what = "compile a stage for TPUs that are not here: does it fit, how fast can it be, what limits it"
+    parser = command(commands, "plan", _plan, what, "mwork plan --model mistral-7b --topology v5e:4x4 --stage detect")
+    parser.add_argument(
+        "--model",
+        default="mistral-7b",
+        help=f"a config.json, a folder with one (no weights needed), or {', '.join(NAMED)} (default: mistral-7b)",
+    )
+    parser.add_argument("--topology", default="v5e:4x4", help="v5e:AxB, v6e:AxB or v5p:AxBxC (default: v5e:4x4)")
+    parser.add_argument("--stage", default="detect", help=f"{', '.join(STAGES)} (default: detect)")
+    groups = "for each group of chips that holds a model"
+    parser.add_argument("--batch", type=int, help=f"documents, prompts or packed rows {groups} (default: small)")
+    parser.add_argument("--length", type=int, help="tokens of each (default: 512)")
+    parser.add_argument("--masks", type=int, help=f"masks side by side, or tuning runs, {groups} (default: 8; 1)")
+    parser.add_argument("--new", type=int, help="generate: new tokens of each prompt (default: 64)")
+    parser.add_argument("--mesh", help="data=N,model=N,mask=N (default: the fewest chips to a model that fit)")
+    parser.add_argument("--sweep-topologies", action="store_true", help="a line for every slice of the chip")
+    parser.add_argument("--no-smallest", action="store_true", help="do not look for the smallest slice that fits")
+
+
+def _plan(chosen: argparse.Namespace) -> None:
+    # Compiling needs none of this machine's own devices, and with libtpu there JAX would look for a TPU.
+    jax.config.update("jax_platforms", "cpu")
+    one_of("--stage", chosen.stage, STAGES)
+    config, slice_ = config_of(chosen.model), Slice.parse(chosen.topology)
+    mesh = None if chosen.mesh is None else parse_mesh(chosen.mesh)
+    size = with_given(
+        DEFAULTS[chosen.stage], {name: getattr(chosen, name) for name in ("batch", "length", "masks", "new")}
+    )
+    if (size.length + size.new > config.max_length and chosen.stage == "generate") or size.length > config.max_length:
+        raise InputError(f"--length {size.length}: the model's context is {config.max_length}")
+    if chosen.sweep_topologies:
+        plans = [plan(chosen.stage, config, one, size, say=_say) for one in slice_.siblings()]
+        print_result(chosen, [as_record(one) for one in plans], sweep_report(plans, chosen.model))
+        return
+    found = plan(chosen.stage, config, slice_, size, mesh, say=_say)
+    smallest = None if chosen.no_smallest else smallest_that_fits(found, say=_say)
+    print_result(chosen, as_record(found, smallest), plan_report(found, chosen.model, smallest))
+
+
+def _say(line: str) -> None:
+    print(f"mwork: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,129 @@
+"""One case, compiled: does it fit, and what do its programs cost on each chip?"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from mwork_jax.config import ModelConfig
+from mwork_jax.errors import InputError
+from mwork_jax.model import Decoder, parameter_specs
+from mwork_jax.plan.chips import Slice
+from mwork_jax.plan.hlo import Cost, cost_of
+from mwork_jax.plan.stages import Size, StageProgram, programs
+from mwork_jax.plan.topology import abstract_mesh
+from mwork_jax.sharding import spec
+
+_GIB = 2.0**30
+_UNITS = {"K": 2.0**10, "M": 2.0**20, "G": _GIB, "T": 2.0**40, "": 1.0}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one chip that the largest program needs. weights: computed from their sharding; state: what else goes
+    in or comes out (caches, masks, statistics, optimizer); temporaries: what the program needs besides."""
+
+    weights: float
+    state: float
+    temporaries: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.state + self.temporaries
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage on a mesh of a slice, compiled. cost is None where it does not fit; memory is then what the compiler
+    said that it would need, or, where the weights alone are too large, the weights."""
+
+    fits: bool
+    memory: Memory
+    limit: float  # bytes of a chip that programs may use
+    cost: Cost | None
+    parts: Mapping[str, Cost]
+    seconds: float  # to compile
+
+
+def compile_case(stage: str, config: ModelConfig, slice_: Slice, shape: Mapping[str, int], size: Size) -> Case:
+    """Compiles every program of a stage. shape: the mesh's, as in `sharding.make_mesh`."""
+    begin = time.monotonic()
+    mesh = abstract_mesh(slice_, shape)
+    weights, limit = weight_bytes(config, mesh), slice_.chip.hbm_gib * _GIB
+    if weights > limit:
+        return Case(False, Memory(weights, 0, 0), limit, None, {}, 0.0)
+    parts: dict[str, Cost] = {}
+    largest = Memory(weights, 0, 0)
+    for program in programs(stage, config, mesh, size):
+        memory, cost = _compiled(program, mesh, weights)
+        largest = max(largest, memory, key=lambda m: m.total)
+        if cost is None or largest.total > limit:
+            return Case(False, largest, limit, None, {}, time.monotonic() - begin)
+        parts[program.name] = cost
+    return Case(True, largest, limit, sum(parts.values(), Cost()), parts, time.monotonic() - begin)
+
+
+def weight_bytes(config: ModelConfig, mesh: Mesh, bytes_each: int = 2) -> float:
+    """Bytes of the weights on each chip."""
+    total = 0.0
+    for parameter in parameter_specs(config).values():
+        size = float(4 if parameter.keep_float32 else bytes_each)
+        for dimension, axis in zip(parameter.shape, spec(mesh, parameter.axes, parameter.shape), strict=True):
+            size *= dimension / (mesh.shape[axis] if axis else 1)
+        total += size
+    return total
+
+
+def _compiled(program: StageProgram, mesh: Mesh, weights: float) -> tuple[Memory, Cost | None]:
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory(prefix="mwork-plan-") as folder:
+        # libtpu may write instructions that JAX's own reader does not know yet, so the text is libtpu's own.
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        lowered = program.function.lower(*program.arguments)
+        try:
+            compiled = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            needed = _needed(str(error))
+            if needed is None:
+                reason = " ".join(str(error).split())[:200]
+                raise InputError(f"libtpu cannot compile {program.name} ({reason})") from None
+            total = needed.bytes if needed.whole else weights + _argument_bytes(program) + needed.bytes
+            return Memory(weights, 0, total - weights), None
+        texts = sorted(Path(folder).glob("*.after_codegen.txt"))
+        text = texts[-1].read_text() if texts else compiled.as_text()
+    found = compiled.memory_analysis()
+    # Weights that a program does not read are no arguments of it, but stay where they are.
+    state = _argument_bytes(program) + found.output_size_in_bytes - found.alias_size_in_bytes
+    return Memory(weights, state, found.temp_size_in_bytes), cost_of(text, program.trips)
+
+
+def _argument_bytes(program: StageProgram) -> float:
+    """Bytes of a program's arguments on each chip, without the weights."""
+    is_model = lambda x: isinstance(x, Decoder)  # noqa: E731
+    leaves = [x for x in jax.tree.leaves(program.arguments, is_leaf=is_model) if isinstance(x, jax.ShapeDtypeStruct)]
+    return sum(float(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize) for x in leaves if x.sharding)
+
+
+class Needed(NamedTuple):
+    """What a refused program would have needed of a chip: all of it, or its temporaries alone."""
+
+    bytes: float
+    whole: bool
+
+
+def _needed(message: str) -> Needed | None:
+    """Read from the compiler's refusal; None where it refused for another reason than memory."""
+    size = r"([\d.]+)([KMGT]?)(?:i?B)?"
+    found = re.search(rf"[Uu]sed {size} of {size} hbm", message)
+    if found:
+        return Needed(float(found[1]) * _UNITS[found[2]], True)
+    found = re.search(rf"memory required for (\w+(?: \w+)*) \({size}\) exceeds available HBM", message)
+    return Needed(float(found[2]) * _UNITS[found[3]], "temporaries" not in found[1]) if found else None

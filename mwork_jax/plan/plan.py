@@ -1,0 +1,154 @@
+"""The plan: which mesh, does it fit, how fast can it be at most, and how long do the full tables take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from mwork_jax.config import ModelConfig
+from mwork_jax.errors import InputError
+from mwork_jax.model import parameter_specs
+from mwork_jax.plan.chips import Slice
+from mwork_jax.plan.compiled import Case, compile_case
+from mwork_jax.plan.hlo import Cost
+from mwork_jax.plan.stages import Size, own_operations
+from mwork_jax.plan.work import Work, full_tables
+from mwork_jax.sharding import DATA, MASK, MODEL
+
+Say = Callable[[str], None]
+_ROOM = 0.97  # of a chip's memory that weights may take before it is worth compiling
+_LARGEST_MODEL_AXIS = 32  # devices that share one model; beyond, its own communication eats what is gained
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one stage of one model needs on one slice."""
+
+    stage: str
+    config: ModelConfig
+    slice: Slice
+    mesh: Mapping[str, int]
+    size: Size
+    case: Case
+
+    @property
+    def replicas(self) -> int:
+        """Groups of devices that each hold a whole model."""
+        return self.slice.count // self.mesh[MODEL]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step on the whole slice; of generation, the new ones."""
+        each = self.size.new if self.stage == "generate" else self.size.length
+        return self.replicas * self.size.batch * self.size.masks * each
+
+    @property
+    def operations_ratio(self) -> float | None:
+        """Compiled operations of matrix products, all chips together, against the model's own."""
+        if self.case.cost is None:
+            return None
+        own = own_operations(self.stage, self.config, self.size) * self.tokens
+        return self.case.cost.flops * self.slice.count / own
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Seconds that a step takes at least, by what limits it."""
+        return {} if self.case.cost is None else _seconds(self.case.cost, self.slice)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The least time of a step: every program at its own limit."""
+        parts = [max(_seconds(cost, self.slice).values()) for cost in self.case.parts.values()]
+        return sum(parts) if parts else None
+
+    @property
+    def binds(self) -> str:
+        """Which limit takes the most of a step."""
+        by_part = [_seconds(cost, self.slice) for cost in self.case.parts.values()]
+        totals: dict[str, float] = {}
+        for limits in by_part:
+            name = max(limits, key=lambda n: limits[n])
+            totals[name] = totals.get(name, 0.0) + limits[name]
+        return max(totals, key=lambda n: totals[n]) if totals else ""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """At most, on the whole slice."""
+        return None if self.step_seconds is None else self.tokens / self.step_seconds
+
+    @property
+    def work(self) -> Work:
+        return full_tables(self.stage)
+
+    @property
+    def hours(self) -> float | None:
+        """At least, for the full tables."""
+        return None if self.tokens_per_second is None else self.work.tokens / self.tokens_per_second / 3600
+
+
+def _seconds(cost: Cost, slice_: Slice) -> dict[str, float]:
+    chip = slice_.chip
+    return {
+        "matrix units": cost.passes / chip.flops,
+        "vector unit": (cost.vector + cost.transcendental) / chip.vector,
+        "memory": cost.bytes / chip.hbm,
+        "interconnect": cost.collective_bytes / chip.ici,
+    }
+
+
+def plan(
+    stage: str,
+    config: ModelConfig,
+    slice_: Slice,
+    size: Size,
+    mesh: Mapping[str, int] | None = None,
+    say: Say = lambda line: None,
+) -> Plan:
+    """Compiles a stage for a slice. mesh: as asked, or the one with the fewest devices to a model that fits; where none
+    does, the last that was tried. Raises InputError where libtpu is missing, or the mesh is not of the slice's size."""
+    tried = None
+    for shape in [mesh] if mesh is not None else meshes(stage, config, slice_):
+        full = {axis: shape.get(axis, 1) for axis in (DATA, MODEL, MASK)}
+        say(f"{slice_.name}: compiling {stage} with {_named(full)}")
+        tried = Plan(stage, config, slice_, full, size, compile_case(stage, config, slice_, full, size))
+        if tried.case.fits:
+            return tried
+    if tried is None:
+        raise InputError(f"{slice_.name}: no mesh of {slice_.count} devices suits the model")
+    return tried
+
+
+def meshes(stage: str, config: ModelConfig, slice_: Slice) -> Iterator[Mapping[str, int]]:
+    """Meshes of a slice, the model shared out over as few devices as its weights need, then over twice as many ...
+    What is left goes to the documents: masks and runs are many on each device already."""
+    weights = sum(2.0 * _elements(spec.shape) for spec in parameter_specs(config).values())
+    limit = slice_.chip.hbm_gib * 2.0**30 * _ROOM
+    sizes = [n for n in (2**i for i in range(10)) if slice_.count % n == 0 and n <= _LARGEST_MODEL_AXIS]
+    fitting = [n for n in sizes if weights / n <= limit]
+    for size in fitting or sizes[-1:]:
+        yield {DATA: slice_.count // size, MODEL: size}
+
+
+def _elements(shape: tuple[int, ...]) -> float:
+    total = 1.0
+    for size in shape:
+        total *= size
+    return total
+
+
+def smallest_that_fits(known: Plan, say: Say = lambda line: None) -> Plan | None:
+    """The smallest usual slice of the chip of a plan on which its stage fits at its size, or None. Slices are asked
+    from the smallest up until one fits; what is known is not compiled again."""
+    stage, config, slice_, size = known.stage, known.config, known.slice, known.size
+    weights = sum(2.0 * _elements(spec.shape) for spec in parameter_specs(config).values())
+    for candidate in slice_.siblings():
+        if weights / candidate.count > slice_.chip.hbm_gib * 2.0**30 * _ROOM:
+            continue
+        found = known if candidate == slice_ and known.case.fits else plan(stage, config, candidate, size, say=say)
+        if found.case.fits:
+            return found
+    return None
+
+
+def _named(shape: Mapping[str, int]) -> str:
+    return ",".join(f"{axis}={size}" for axis, size in shape.items() if size > 1) or "one device"

@@ -1,0 +1,155 @@
+"""A plan as text and as a record, with what is compiled, computed and assumed told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mwork_jax.plan.compiled import Case
+from mwork_jax.plan.plan import Plan
+from mwork_jax.plan.stages import own_operations
+
+_GIB, _GB = 2.0**30, 1e9
+_THE = {"memory": "the memory's bandwidth", "matrix units": "the matrix units", "vector unit": "the vector unit",
+        "interconnect": "the interconnect"}  # fmt: skip
+
+
+def as_record(plan: Plan, smallest: Plan | None = None) -> dict[str, Any]:
+    """What `mwork plan --json` prints. compiled: from the program that the compiler made; computed: from those numbers
+    and the chips' specifications; assumed: what the hours rest on."""
+    case, chip = plan.case, plan.slice.chip
+    record: dict[str, Any] = {
+        "topology": plan.slice.name,
+        "chips": plan.slice.count,
+        "stage": plan.stage,
+        "mesh": dict(plan.mesh),
+        "size": asdict(plan.size),
+        "fits": case.fits,
+        "memory_gib": {**{n: v / _GIB for n, v in asdict(case.memory).items()}, "total": case.memory.total / _GIB,
+                       "chip": chip.hbm_gib},
+        "compile_seconds": round(case.seconds, 1),
+    }  # fmt: skip
+    if case.cost is not None:
+        record |= {"compiled": _compiled(plan, case), "computed": _computed(plan)}
+        record["assumed"] = {"full_tables": plan.work.assumed, "vector_operations_per_second": chip.vector}
+    if smallest is not None:
+        record["smallest_that_fits"] = {"topology": smallest.slice.name, "mesh": dict(smallest.mesh)}
+    return record
+
+
+def _compiled(plan: Plan, case: Case) -> dict[str, Any]:
+    cost = case.cost
+    assert cost is not None
+    return {
+        "operations_per_token": cost.flops * plan.slice.count / plan.tokens,
+        "bytes_per_chip_and_step": cost.bytes,
+        "vector_operations_per_chip_and_step": cost.vector + cost.transcendental,
+        "collectives_per_step": cost.collective_count,
+        "collective_bytes_per_chip_and_step": cost.collective_bytes,
+        "collectives": _by_kind(plan),
+        "kernels_not_counted": cost.custom_calls,
+    }
+
+
+def _by_kind(plan: Plan) -> dict[str, dict[str, float]]:
+    kinds: dict[str, dict[str, float]] = {}
+    for one in plan.case.cost.collectives if plan.case.cost else ():
+        entry = kinds.setdefault(f"{one.kind} over {one.chips}", {"count": 0.0, "bytes": 0.0})
+        entry["count"] += one.times
+        entry["bytes"] += one.times * one.bytes
+    return kinds
+
+
+def _computed(plan: Plan) -> dict[str, Any]:
+    hours = plan.hours
+    return {
+        "own_operations_per_token": own_operations(plan.stage, plan.config, plan.size),
+        "operations_ratio": plan.operations_ratio,
+        "tokens_per_step": plan.tokens,
+        "tokens_per_second_at_most": plan.tokens_per_second,
+        "binds": plan.binds,
+        "seconds_per_step_by_limit": plan.limits,
+        "hours_at_least": hours,
+        "chip_hours_at_least": None if hours is None else hours * plan.slice.count,
+    }
+
+
+def plan_report(plan: Plan, name: str, smallest: Plan | None = None) -> str:
+    """The plan in lines."""
+    size, chip, memory = plan.size, plan.slice.chip, plan.case.memory
+    what = {"detect": "documents", "evaluate": "texts x masks", "generate": "prompts x masks", "enhance": "rows x runs"}
+    axes = ", ".join(f"{axis} {n}" for axis, n in plan.mesh.items())
+    side = "" if plan.stage == "detect" else f" x {size.masks}"
+    new = f" + {size.new} new" if plan.stage == "generate" else ""
+    lines = [
+        f"{plan.stage} of {name} on {plan.slice.name}: {plan.slice.count} chips, mesh {axes}",
+        f"  each group of {plan.mesh['model']}: {size.batch}{side} {what[plan.stage]} of {size.length}{new} tokens",
+        f"  {'fits' if plan.case.fits else 'DOES NOT FIT'}: {memory.total / _GIB:.2f} of {chip.hbm_gib:g} GiB per chip"
+        f"  (weights {memory.weights / _GIB:.2f} computed"
+        + (
+            f"; caches and state {memory.state / _GIB:.2f}, temporaries {memory.temporaries / _GIB:.2f} compiled)"
+            if plan.case.cost is not None
+            else f"; with the rest {memory.total / _GIB:.2f}, as the compiler says)"
+            if memory.temporaries
+            else "; the weights alone are too large, nothing was compiled)"
+        ),
+    ]
+    if plan.case.cost is not None:
+        lines += _fitting(plan)
+    if smallest is not None:
+        lines.append(f"  smallest slice that fits: {smallest.slice.name} (mesh {_mesh(smallest)})")
+    elif not plan.case.fits:
+        lines.append(
+            f"  no slice of {chip.name} up to {chip.slices[-1]} fits at this size; try a smaller --batch or --masks"
+        )
+    return "\n".join(lines)
+
+
+def _fitting(plan: Plan) -> list[str]:
+    cost, hours = plan.case.cost, plan.hours
+    assert cost is not None
+    assert hours is not None
+    own = own_operations(plan.stage, plan.config, plan.size)
+    found = cost.flops * plan.slice.count / plan.tokens
+    kinds = "; ".join(
+        f"{entry['count']:,.0f} {kind}, {entry['bytes'] / _GB:.3g} GB" for kind, entry in _by_kind(plan).items()
+    )
+    limits = ", ".join(f"{name} {1e3 * s:,.3g} ms" for name, s in plan.limits.items())
+    lines = [
+        f"  compiled: {found / _GB:,.2f} GFLOP per token, {plan.operations_ratio:.3f} of the model's own "
+        f"{own / _GB:,.2f}; {cost.bytes / _GB:,.1f} GB between memory and chip per step",
+        f"  compiled: collectives per chip and step: {kinds or 'none'}",
+        f"  computed: a step takes at least {limits}",
+        f"  computed: at most {plan.tokens_per_second:,.0f} tokens/s on the slice, bound by {_THE[plan.binds]}",
+        f"  computed: full tables in at least {hours:,.2f} hours, {hours * plan.slice.count:,.1f} chip-hours",
+        f"  assumed: {plan.work.assumed}; a real run reaches a half to two thirds of the bound",
+    ]
+    if cost.custom_calls:
+        lines.append(f"  not counted: what {cost.custom_calls:,.0f} calls of kernels do inside")
+    return lines
+
+
+def _mesh(plan: Plan) -> str:
+    return ",".join(f"{axis}={n}" for axis, n in plan.mesh.items() if n > 1) or "one device"
+
+
+def sweep_report(plans: Sequence[Plan], name: str) -> str:
+    """One line for each slice."""
+    head = (
+        f"{'topology':<12}{'chips':>6}  {'mesh':<18}{'GiB/chip':>9}{'fits':>6}{'ops':>7}{'coll. GB':>10}"
+        f"{'tokens/s':>13}  {'bound by':<13}{'hours':>9}{'chip-h':>9}"
+    )
+    lines = [f"{plans[0].stage} of {name}", head, "-" * len(head)]
+    for one in plans:
+        case = one.case
+        line = f"{one.slice.name:<12}{one.slice.count:>6}  {_mesh(one):<18}{case.memory.total / _GIB:>9.2f}"
+        if case.cost is None:
+            lines.append(f"{line}{'no':>6}")
+            continue
+        assert one.hours is not None
+        lines.append(
+            f"{line}{'yes':>6}{one.operations_ratio:>7.3f}{case.cost.collective_bytes / _GB:>10.3f}"
+            f"{one.tokens_per_second:>13,.0f}  {one.binds:<13}{one.hours:>9.2f}{one.hours * one.slice.count:>9.1f}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,178 @@
+"""How arrays lie on the devices: one table from the names of axes to the axes of a mesh.
+
+A mesh has three axes. `data` shares out documents, prompts and rows of a batch, `mask` shares out masks and tuning
+runs, `model` shares out the weights. Everything that is computed asks this table; where an axis has no name in it, or
+does not split evenly, every device along that mesh axis holds all of it, which is always right and only costs memory.
+
+GSPMD does the rest: programs are written for whole arrays, and the compiler adds the communication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mwork_jax.errors import InputError
+
+DATA, MODEL, MASK = MESH_AXES = ("data", "model", "mask")
+
+# The logical axes and the mesh axis that shares each out.
+TABLE: Mapping[str, str] = {
+    # parameters (`model.parameter_specs`), and what is computed with one entry per head or feed-forward unit
+    "vocab": MODEL,
+    "heads": MODEL,
+    "kv_heads": MODEL,
+    "ffn": MODEL,
+    # masks, scores and order statistics: one entry per neuron of a layer and group
+    "neurons": MODEL,
+    "score_layers": MODEL,  # ranks are taken within a layer, so scores are shared out by layers
+    # activations, caches and batches
+    "batch": DATA,
+    "shards": DATA,  # one running result for each part of the documents
+    # what runs side by side through one program
+    "masks": MASK,
+    "runs": MASK,
+}
+# Axes that no device shares out: layers, time, hidden, head_dim, kept, width, places.
+
+
+def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over devices (all there are, unless given). shape: {axis: size}; an axis that is missing has size 1, and
+    without any all devices are on `data`. Raises InputError where the sizes do not multiply to the devices."""
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [(shape or {DATA: len(devices)}).get(axis, 1) for axis in MESH_AXES]
+    if prod(sizes) != len(devices):
+        asked = ",".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+        raise InputError(f"mesh {asked}: that is {prod(sizes)} devices, there are {len(devices)}")
+    # The last axis is the one whose devices lie closest together: the model's communication is the heaviest.
+    order = (MASK, DATA, MODEL)
+    grid = np.asarray(devices, object).reshape([sizes[MESH_AXES.index(axis)] for axis in order])
+    return Mesh(grid, order, axis_types=(AxisType.Auto,) * len(order))
+
+
+def default_shape(devices: Sequence[Any], weights: int) -> dict[str, int]:
+    """All devices on `data`; where weights of so many bytes would take more than half of a device's memory, as few on
+    `model` as hold them."""
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit", 0) if devices[0].platform != "cpu" else 0
+    model = 1
+    while memory and weights / model > memory / 2 and len(devices) % (2 * model) == 0:
+        model *= 2
+    return {DATA: len(devices) // model, MODEL: model}
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """`data=4,model=2` as {axis: size}. Raises InputError for anything else."""
+    shape: dict[str, int] = {}
+    for part in text.split(","):
+        axis, equals, size = (piece.strip() for piece in part.partition("="))
+        if axis not in MESH_AXES or not equals or not size.isdecimal() or int(size) < 1 or axis in shape:
+            raise InputError(f"--mesh {text}: {part!r} is not one of data=N, model=N, mask=N, each at most once")
+        shape[axis] = int(size)
+    return shape
+
+
+def spec(mesh: Any, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """Where an array of this shape lies, its axes named as in TABLE (None and unknown names are not shared out)."""
+    used: set[str] = set()
+    entries: list[str | None] = []
+    for name, size in zip(axes, shape, strict=True):
+        axis = TABLE.get(name) if name is not None else None
+        if axis is None or axis in used or mesh.shape[axis] == 1 or size % mesh.shape[axis]:
+            entries.append(None)
+        else:
+            used.add(axis)
+            entries.append(axis)
+    return PartitionSpec(*entries)
+
+
+def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """`spec` as the sharding of an array on this mesh."""
+    return NamedSharding(mesh, spec(mesh, axes, shape))
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh that the arrays of a pytree lie on, or None where they are on one device without a mesh."""
+    for leaf in jax.tree.leaves(tree):
+        found = getattr(leaf, "sharding", None)
+        if isinstance(found, NamedSharding) and set(found.mesh.axis_names) == set(MESH_AXES):
+            return found.mesh if isinstance(found.mesh, Mesh) else None
+    return None
+
+
+def on_mesh_of(tree: Any) -> AbstractContextManager[Any]:
+    """A block in which `constrain` means the mesh of these arrays; nothing changes where there is none."""
+    mesh = mesh_of(tree)
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Within a program: x, laid out as TABLE says for its axes. Outside of a mesh, x as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or set(mesh.axis_names) != set(MESH_AXES):
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(mesh, axes, x.shape))
+
+
+def size_of(mesh: Mesh | None, axis: str) -> int:
+    """How many devices share an axis of the mesh; 1 without a mesh."""
+    return 1 if mesh is None else mesh.shape[axis]
+
+
+def shares(axis: str, size: int) -> int:
+    """Within a program: over how many devices TABLE shares out an axis of this size."""
+    mesh = jax.sharding.get_abstract_mesh()
+    count = 1 if mesh.empty or TABLE[axis] not in mesh.shape else mesh.shape[TABLE[axis]]
+    return count if size % count == 0 else 1
+
+
+def per_device(
+    function: Callable[..., Any], inputs: Sequence[Any], in_axes: Sequence[Any], out_axes: Any, out_shapes: Any
+) -> Any:
+    """Within a program: function(*inputs), each device on its own part, for functions that the compiler cannot split
+    itself (kernels, loops over what is shared out). The axes are named as in `constrain`, None for an input that is
+    None; the parts must not depend on each other."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or set(mesh.axis_names) != set(MESH_AXES):
+        return function(*inputs)
+    there = [(x, axes) for x, axes in zip(inputs, in_axes, strict=True) if x is not None]
+
+    def some(*given: jax.Array) -> Any:
+        rest = iter(given)
+        return function(*(None if x is None else next(rest) for x in inputs))
+
+    in_specs = tuple(spec(mesh, axes, x.shape) for x, axes in there)
+    out_specs = tuple(spec(mesh, axes, shape) for axes, shape in zip(out_axes, out_shapes, strict=True))
+    mapped = jax.shard_map(some, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return mapped(*(x for x, _ in there))
+
+
+def put(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
+    """Host arrays on the devices, every leaf with these axes; as they are without a mesh. With several processes each
+    places the parts that its own devices hold; all of them must give the same arrays."""
+    if mesh is None:
+        return tree
+
+    def one(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and mesh_of(x) is not None:
+            return jax.device_put(x, sharding(mesh, axes, x.shape))
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding(mesh, axes, host.shape), lambda at: host[at])
+
+    return jax.tree.map(one, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Device arrays on the host, whole, in every process."""
+
+    def whole(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+            x = jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, PartitionSpec()))(x)  # type: ignore
+        return np.asarray(x)
+
+    return jax.tree.map(whole, tree)

@@ -1,0 +1,117 @@
+"""Every stage on meshes of 8 simulated devices against one device. Run by test_sharding.py in a process of its own, as
+the number of devices is fixed when JAX starts. Prints one JSON object: {mesh: {stage: largest relative difference}}."""
+
+import json
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+
+from mwork_jax.config import ModelConfig
+from mwork_jax.corpus import Batching
+from mwork_jax.detect import score_neurons
+from mwork_jax.enhance import Run, TuneSettings, fine_tune_many
+from mwork_jax.enhance.compact import parameter_arrays
+from mwork_jax.evaluate import held_out_losses
+from mwork_jax.generate import generations
+from mwork_jax.load import Model
+from mwork_jax.model import Decoder, parameter_specs
+from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
+from mwork_jax.select import select_neurons
+from mwork_jax.sharding import make_mesh, put
+
+CONFIG = ModelConfig.from_hf({
+    "model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 64,
+    "bos_token_id": 1, "eos_token_id": 2,
+})  # fmt: skip
+MESHES = {
+    "8x1": {"data": 8}, "4x2": {"data": 4, "model": 2}, "2x4": {"data": 2, "model": 4}, "1x8": {"model": 8},
+    "2x2x2": {"data": 2, "model": 2, "mask": 2},
+}  # fmt: skip
+
+
+def documents(count, seed, least=12, most=17):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, 96, rng.integers(least, most)).astype(np.int32) for _ in range(count)]
+
+
+def drawn(seed, layers=(0, 2)):
+    rng = np.random.default_rng(seed)
+    groups = {g: rng.random((CONFIG.num_layers, w)) < 0.2 for g, w in group_widths(CONFIG).items()}
+    return NeuronSet(groups).in_layers(*layers)
+
+
+def detect(model):
+    batching = Batching(max_tokens=16, tokens_per_batch=32)
+    scores = {
+        lang: score_neurons(model, documents(11, seed), batching=batching) for seed, lang in enumerate(("en", "de"))
+    }
+    chosen = select_neurons(scores, "top_fraction:0.3", "minus_english")["de"]
+    de = scores["de"]
+    tables = [t[g] for t in (de.lowest, de.mean, de.worst_rank) for g in GROUPS]
+    return [*tables, de.active, de.activation], [chosen.groups[g] for g in GROUPS]
+
+
+def masks():
+    keep = NeuronMask.keep_all(CONFIG)
+    return [keep, keep.drop(drawn(1)), keep.drop(drawn(2)), keep.drop(drawn(3, (1, 2)))]
+
+
+def evaluate(model):
+    found = held_out_losses(model, documents(5, 7), masks(), batching=Batching(16, 64))
+    return [loss.nats for loss in found], []
+
+
+def generate(model):
+    prompts = [np.concatenate([np.arange(40, 44, dtype=np.int32), d[:8]]) for d in documents(5, 8)]
+    found = generations(model, prompts, masks()[:2], max_new_tokens=4, tokens_per_batch=128)
+    return [], [tokens for texts in found for tokens in texts]
+
+
+def enhance(model):
+    settings = TuneSettings(epochs=1, steps=2, batch=8, max_tokens=16, learning_rate=1e-3, validation=0.1)
+    runs = [Run(drawn(4), documents(20, 5), "a"), Run(drawn(5), documents(20, 6), "b", seed=1)]
+    outcomes = fine_tune_many(model, runs, settings)
+    values = [np.asarray(v) for o in outcomes for v in o.values.values()]
+    return [*values, *(np.asarray(o.history.train) for o in outcomes)], []
+
+
+STAGES = (detect, evaluate, generate, enhance)
+
+
+def difference(found, expected):
+    """The largest difference of any array, relative to that array's largest entry; infinite where exact ones differ."""
+    (close, exact), (close_to, exactly) = found, expected
+    if not all(np.array_equal(a, b) for a, b in zip(exact, exactly, strict=True)):
+        return float("inf")
+    pairs = zip(close, close_to, strict=True)
+    finite = [(np.where(np.isfinite(a), a, 0.0), np.where(np.isfinite(b), b, 0.0)) for a, b in pairs]
+    return max((float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-9)) for a, b in finite), default=0.0)
+
+
+def on(mesh, decoder):
+    specs = parameter_specs(CONFIG)
+    arrays = {name: put(array, mesh, *specs[name].axes) for name, array in parameter_arrays(decoder).items()}
+    return Model(Decoder(CONFIG, arrays), None, "tiny")
+
+
+def main():
+    decoder = Decoder.random(CONFIG, jax.random.key(0))
+    wanted = sys.argv[1:] or [*MESHES]
+    alone = {stage.__name__: stage(Model(decoder, None, "tiny")) for stage in STAGES}
+    found = {}
+    for name in wanted:
+        model = on(make_mesh(MESHES[name]), decoder)
+        found[name] = {}
+        for stage in STAGES:
+            found[name][stage.__name__] = difference(stage(model), alone[stage.__name__])
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

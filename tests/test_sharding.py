@@ -1,0 +1,143 @@
+"""The table of axes, meshes, loading onto them, and every stage on 8 simulated devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mwork_jax.config import ModelConfig
+from mwork_jax.errors import InputError
+from mwork_jax.load import _open
+from mwork_jax.load.hf_folder import SafetensorsFolder
+from mwork_jax.model import parameter_specs
+from mwork_jax.plan.models import NAMED
+from mwork_jax.sharding import TABLE, default_shape, make_mesh, mesh_of, parse_mesh, spec
+
+HERE = Path(__file__).parent
+
+
+def run_alone(script, *arguments, timeout=600, **variables):
+    """A script of this folder in a process of its own; what it printed last, as JSON."""
+    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", **variables}
+    done = subprocess.run(
+        [sys.executable, HERE / script, *arguments], env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check_stages(*meshes):
+    found = run_alone("on_eight_devices.py", *meshes)
+    assert set(found) == set(meshes)
+    for mesh, stages in found.items():
+        assert set(stages) == {"detect", "evaluate", "generate", "enhance"}
+        for stage, difference in stages.items():
+            assert difference < 1e-5, f"{stage} on {mesh}"
+
+
+def test_every_stage_on_eight_devices_equals_one_device():
+    check_stages("4x2")
+
+
+@pytest.mark.slow
+def test_every_stage_on_other_meshes_equals_one_device():
+    check_stages("8x1", "2x4", "1x8", "2x2x2")
+
+
+class FakeMesh:
+    def __init__(self, **shape):
+        self.shape = {"data": 1, "model": 1, "mask": 1, **shape}
+
+
+def test_the_table_shares_out_what_splits_evenly():
+    config = ModelConfig.from_hf(NAMED["mistral-7b"])
+    specs, mesh = parameter_specs(config), FakeMesh(data=2, model=16)
+    assert tuple(spec(mesh, specs["layers.q"].axes, specs["layers.q"].shape)) == (None, "model", None, None)
+    assert tuple(spec(mesh, specs["layers.k"].axes, specs["layers.k"].shape)) == (None, None, None, None)  # 8 heads
+    assert tuple(spec(mesh, specs["layers.down"].axes, specs["layers.down"].shape)) == (None, None, "model")
+    assert tuple(spec(mesh, ("batch", "time"), (3, 8))) == (None, None)
+    assert tuple(spec(mesh, ("batch", "masks"), (4, 8))) == ("data", None)
+
+
+def test_every_axis_of_the_table_is_one_of_the_mesh():
+    assert set(TABLE.values()) == set(make_mesh(devices=jax.devices()[:1]).axis_names)
+
+
+@pytest.mark.parametrize("text", ["data", "data=0", "rows=2", "data=2,data=4", "data=2;model=1", "data=-1"])
+def test_a_mesh_that_cannot_be_read_is_named(text):
+    with pytest.raises(InputError, match="--mesh"):
+        parse_mesh(text)
+
+
+def test_a_mesh_of_another_size_than_the_machine_is_named():
+    assert parse_mesh("data=4, model=2") == {"data": 4, "model": 2}
+    with pytest.raises(InputError, match="8 devices, there are 1"):
+        make_mesh({"data": 8}, jax.devices()[:1])
+
+
+class FakeDevice:
+    platform = "tpu"
+
+    def memory_stats(self):
+        return {"bytes_limit": 16 << 30}
+
+
+def test_the_model_is_shared_out_only_where_it_is_too_large():
+    devices = [FakeDevice()] * 8
+    assert default_shape(devices, 1 << 30) == {"data": 8, "model": 1}
+    assert default_shape(devices, 14 << 30) == {"data": 4, "model": 2}
+    assert default_shape(devices, 140 << 30) == {"data": 1, "model": 8}
+    assert default_shape(jax.devices()[:1], 1 << 40) == {"data": 1, "model": 1}
+
+
+def test_a_model_on_a_mesh_is_the_same_model(tiny_folder):
+    from mwork_jax.load import load_model
+
+    mesh = make_mesh(devices=jax.devices()[:1])
+    alone, sharded = load_model(tiny_folder, "float32"), load_model(tiny_folder, "float32", mesh)
+    assert mesh_of(sharded.decoder) == mesh
+    assert mesh_of(alone.decoder) is None
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(alone.decoder), jax.tree.leaves(sharded.decoder))
+    assert alone.key == sharded.key
+
+
+def test_a_process_reads_the_slices_of_its_devices_and_nothing_else(tiny_folder, monkeypatch):
+    """The second of 2 devices that share the model: half of what has heads or feed-forward units, from its places."""
+    assemble = sys.modules["mwork_jax.load.assemble"]
+    source, config, _ = _open(str(tiny_folder))
+    reads = []
+    part = SafetensorsFolder.part
+
+    def watched(self, name, index):
+        found = part(self, name, index)
+        reads.append((name, found.size))
+        return found
+
+    monkeypatch.setattr(SafetensorsFolder, "part", watched)
+    monkeypatch.setattr(SafetensorsFolder, "read", lambda *_: pytest.fail("a whole tensor was read"))
+
+    def half(shape, axes):
+        places = spec(FakeMesh(model=2), axes, shape)
+        return tuple(slice(n // 2 if axis else 0, n) for n, axis in zip(shape, places, strict=True))
+
+    taken = {}
+    monkeypatch.setattr(assemble, "sharding", lambda mesh, axes, shape: half(shape, axes))
+    monkeypatch.setattr(
+        assemble.jax, "make_array_from_callback", lambda shape, index, read: taken.setdefault(len(taken), read(index))
+    )
+    monkeypatch.setattr(assemble, "Decoder", lambda config, arrays: arrays)
+    arrays = assemble.assemble_on(config, source, np.float32, None)
+    monkeypatch.undo()
+    whole = assemble.assemble(config, source, np.float32, lambda name, array: array)
+    from mwork_jax.enhance.compact import parameter_arrays
+
+    for name, array in parameter_arrays(whole).items():
+        index = half(array.shape, parameter_specs(config)[name].axes)
+        np.testing.assert_array_equal(arrays[name], np.asarray(array)[index], err_msg=name)
+    assert sum(size for _, size in reads) == sum(array.size for array in arrays.values())
+    assert arrays["layers.q"].size * 2 == np.asarray(whole.layers.q[...]).size
