@@ -11,7 +11,7 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.errors import InputError
-from mwork_jax.generate import _first_tokens, _run_steps, decode_tokens
+from mwork_jax.generate import _first_tokens, run_steps, decode_tokens
 from mwork_jax.model import KeyValueCache, embedded, extend, forward_decoder, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask
 from test_model import random_neurons, zero_neurons
@@ -186,7 +186,7 @@ def test_stop_strings_cut_the_text_and_end_the_loop(tiny_folder, monkeypatch):
     mask = NeuronMask.keep_all(model.config)
     options = {"mask": mask, "max_new_tokens": 40}
     calls = []
-    monkeypatch.setattr(generation, "_run_steps", lambda *given: calls.append(int(given[-1])) or _run_steps(*given))
+    monkeypatch.setattr(generation, "run_steps", lambda *given: calls.append(int(given[-1])) or run_steps(*given))
     texts = ["a prompt", "another"]
     free = mw.generate(model, texts, **options)
     assert calls == [40]
@@ -254,13 +254,13 @@ def test_vmapped_masks_go_on_until_the_last_is_done():
 
 def test_any_mask_and_any_number_of_new_tokens_is_one_program():
     both = pair("llama", 2)
-    for program in (_first_tokens, _run_steps):
+    for program in (_first_tokens, run_steps):
         program.clear_cache()
     for seed in range(20):
         mask = NeuronMask.keep_all(both.config).drop(random_neurons(both.config, seed=seed))
         mw.generate(both.model, prompts((13 + seed % 4, 5)), mask, max_new_tokens=17 + seed % 4)
     assert _first_tokens._cache_size() == 1
-    assert _run_steps._cache_size() == 1
+    assert run_steps._cache_size() == 1
 
 
 def test_the_last_context_position_is_used():

@@ -124,7 +124,7 @@ def test_masks_run_in_chunks_of_few_sizes():
 def test_any_masks_at_any_layer_are_one_program():
     both = pair("llama", 2)
     rows = [Row(tokens(1, 11, seed=i)[0], 1, i) for i in range(4)]
-    advance = prefill_module._advance
+    advance = prefill_module.advance
     advance.clear_cache()
     for seed in range(6):
         masks = masks_of(both.config, [(seed + i) % LAYERS for i in range(3)])
