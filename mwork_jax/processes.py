@@ -20,7 +20,7 @@ _VARIABLES = {"coordinator": "MWORK_COORDINATOR", "processes": "MWORK_PROCESSES"
 
 
 def start(coordinator: str | None = None, processes: int | None = None, process_id: int | None = None) -> bool:
-    """Joins the other processes; whether there are any. To be called before anything uses a device.
+    """Joins the other processes; whether it was asked to. To be called before anything uses a device.
 
     What is not given is read from MWORK_COORDINATOR (host:port), MWORK_PROCESSES and MWORK_PROCESS_ID, or found by JAX
     where it knows the environment (TPU pods, Slurm, Open MPI): "auto" as the coordinator asks for that. Raises
@@ -38,7 +38,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process_
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the other processes cannot be joined ({reason}); see docs/pods.md") from None
-    return jax.process_count() > 1
+    return True
 
 
 def _explicit(found: Mapping[str, Any]) -> dict[str, Any]:

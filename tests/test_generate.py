@@ -11,7 +11,7 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.errors import InputError
-from mwork_jax.generate import _first_tokens, run_steps, decode_tokens
+from mwork_jax.generate import _first_tokens, decode_tokens, run_steps
 from mwork_jax.model import KeyValueCache, embedded, extend, forward_decoder, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask
 from test_model import random_neurons, zero_neurons

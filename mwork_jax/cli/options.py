@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -66,8 +67,16 @@ def load_chosen(chosen: argparse.Namespace) -> Model:
 
 def join_others(chosen: argparse.Namespace) -> None:
     """Joins the other processes of this run, where there are any; before anything uses a device."""
-    if not several():
-        start(chosen.coordinator, chosen.processes, chosen.process_id)
+    if not several() and start(chosen.coordinator, chosen.processes, chosen.process_id):
+        _keep_stdout()
+
+
+def _keep_stdout() -> None:
+    """Leaves standard output to the results: gloo, in C++, would say there whom it has met."""
+    sys.stdout.flush()
+    results = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(results, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
 def add_rule(parser: argparse.ArgumentParser) -> None:

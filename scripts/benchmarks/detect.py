@@ -8,7 +8,6 @@ square for what looks at all pairs of positions. Peak memory is that of a proces
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,7 +162,9 @@ def _alone(path: str, what: str, dtype: str) -> None:
     model = mw.load_model(path, dtype=dtype)
     ids = np.resize(_tokens(model), (1, LENGTHS[-1]))
     (_scores if what == "detect" else _forward)(model, ids)()
-    print(json.dumps({"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+    # Not ru_maxrss, which begins with what the process that started this one had.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(json.dumps({"gib": int(status["VmHWM"].split()[0]) / 2**20}))
 
 
 def _figure(measured: Sequence[Mapping[str, Any]]) -> str:
