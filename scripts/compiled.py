@@ -7,9 +7,10 @@
 Mistral-7B in bfloat16, 8 documents of 512 tokens (--batch, --time). A v5e chip has no room for it: there the program is
 one of two chips' share, with half of the heads, feed-forward and vocabulary and without the exchange between them.
 
-What XLA says of a program counts a loop over layers once: `step` compiles one layer and two, checks that both cost the
-same, and multiplies. It does not look into a Pallas kernel: `kernel` reads the kernel's final schedule, which libtpu
-writes out, and counts the bundles and vector operations of its innermost loops times the tiles that they visit.
+What XLA says of a program counts a loop over layers once: `step` compiles two layers beside all of them, checks that
+both cost the same, and multiplies. (One layer alone costs less: nobody reads its output, and the last product goes.)
+It does not look into a Pallas kernel: `kernel` reads the kernel's final schedule, which libtpu writes out, and counts
+the bundles and vector operations of its innermost loops times the tiles that they visit.
 """
 
 from __future__ import annotations
@@ -82,15 +83,15 @@ def tiles(time: int) -> int:
     return sum((first + QUERIES - 1) // KEYS + 1 for first in range(0, time, QUERIES))
 
 
-def of_all_layers(one: dict[str, float], two: dict[str, float], layers: int) -> dict[str, float]:
-    """Costs of a program with so many layers from what the compiler says of one and of two.
+def of_all_layers(few: dict[str, float], all_: dict[str, float], layers: int) -> dict[str, float]:
+    """Costs of a program with so many layers from what the compiler says of it and of the same with few layers.
 
-    Raises ValueError where two do not cost as one, within 5 %: then the compiler counts loops itself and this is wrong.
+    Raises ValueError where they differ by more than 5 %: then the compiler counts loops itself and this is wrong.
     """
-    for name, cost in one.items():
-        if abs(two[name] - cost) > 0.05 * cost:
-            raise ValueError(f"{name}: {cost:.4g} for one layer, {two[name]:.4g} for two: a loop is not counted once")
-    return {name: layers * cost for name, cost in one.items()}
+    for name, cost in few.items():
+        if abs(all_[name] - cost) > 0.05 * cost:
+            raise ValueError(f"{name}: {cost:.4g} for few layers, {all_[name]:.4g} for all: a loop is not counted once")
+    return {name: layers * cost for name, cost in all_.items()}
 
 
 def lowered_step(config: ModelConfig, mesh: Mesh, batch: int, time: int) -> Any:
@@ -106,13 +107,10 @@ def step(target: str, batch: int, time: int) -> dict[str, Any]:
     """The whole detection step on one chip: GiB, and per document bytes and operations outside of the kernel."""
     topology, count = TARGETS[target]
     mesh, config = _one_chip(topology), share(config_of(MODEL), count)
-    memory = lowered_step(config, mesh, batch, time).compile().memory_analysis()
-    costs = []
-    for layers in (1, 2):
-        few = replace(config, num_layers=layers, windows=config.windows[:layers], layer_rope=config.layer_rope[:layers])
-        found = lowered_step(few, mesh, batch, time).compile().cost_analysis()
-        costs.append({name: found[name] for name in ("flops", "bytes accessed")})
-    total = of_all_layers(*costs, config.num_layers)
+    few = replace(config, num_layers=2, windows=config.windows[:2], layer_rope=config.layer_rope[:2])
+    compiled = [lowered_step(c, mesh, batch, time).compile() for c in (few, config)]
+    costs = [{name: c.cost_analysis()[name] for name in ("flops", "bytes accessed")} for c in compiled]
+    memory, total = compiled[1].memory_analysis(), of_all_layers(*costs, config.num_layers)
     room = Slice.parse(topology).chip.hbm_gib
     gib = {"arguments_gib": memory.argument_size_in_bytes / 2**30, "temporaries_gib": memory.temp_size_in_bytes / 2**30}
     return {
