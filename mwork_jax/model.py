@@ -301,13 +301,19 @@ def _stacked(decoder: Decoder, mask: NeuronMask) -> _LayerInputs:
 
 
 def _layer_of(inputs: _LayerInputs, layer: jax.Array) -> _LayerInputs:
-    """One layer's, without a gradient for the weights. bfloat16 is sliced as its bits: XLA's compiler for CPUs slices
-    no bfloat16 and would widen the weights of all layers to float32 first, at every call."""
+    """One layer's. On CPUs bfloat16 is sliced as its bits, and without a gradient: XLA's compiler for CPUs slices no
+    bfloat16 and would widen the weights of all layers to float32 first, at every call."""
+
+    def plain(whole: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False)
+
+    def as_bits(whole: jax.Array) -> jax.Array:
+        return _from_bits(plain(_bits(whole)))
 
     def one(whole: jax.Array) -> jax.Array:
         if whole.dtype != jnp.bfloat16:
-            return jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False)
-        return _from_bits(jax.lax.dynamic_index_in_dim(_bits(whole), layer, keepdims=False))
+            return plain(whole)
+        return jax.lax.platform_dependent(whole, cpu=as_bits, default=plain)
 
     return jax.tree.map(one, inputs)
 
