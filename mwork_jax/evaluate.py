@@ -19,7 +19,7 @@ from mwork_jax.prefill import Prefilled, Row, prefill
 from mwork_jax.sharding import DATA, MASK, constrain, fetch, mesh_of, on_mesh_of, put, size_of
 
 NORMALISATIONS = ("none", "token", "byte")  # of log-likelihoods
-_ROWS = 128  # positions whose logits exist at once: a vocabulary is too wide for a whole batch
+LOGIT_ROWS = 128  # positions whose logits exist at once: a vocabulary is too wide for a whole batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +219,7 @@ def _predicting(run: Prefilled, needed: Sequence[int], shards: tuple[int, int]) 
     wanted[: len(needed), 0] = needed
     predicts = np.broadcast_to((times >= lengths - wanted) & (times < lengths - 1), (masks, rows, time))
     parts = predicts.reshape(shards[0], -1, shards[1], rows // shards[1], time).swapaxes(1, 2)
-    positions = np.full((*shards, -(-parts[0, 0].size // _ROWS) * _ROWS), -1, np.int32)
+    positions = np.full((*shards, -(-parts[0, 0].size // LOGIT_ROWS) * LOGIT_ROWS), -1, np.int32)
     for place in np.ndindex(*shards):
         flat = np.flatnonzero(parts[place])
         positions[place][: flat.size] = flat
@@ -231,8 +231,8 @@ def losses_at(
     decoder: Decoder, x: jax.Array, targets: jax.Array, positions: jax.Array, predicted: jax.Array
 ) -> jax.Array:
     """Summed nats of each row, float32 [masks, rows], of x [masks, rows, time, hidden] and targets [rows, time].
-    `positions` and `predicted` as `_predicting` gives them. Logits are made for `_ROWS` predicting positions of every
-    part at a time, and never for padding."""
+    `positions` and `predicted` as `_predicting` gives them. Logits are made for `LOGIT_ROWS` predicting positions of
+    every part at a time, and never for padding."""
     masks, rows, time, _hidden = x.shape
     of_masks, of_rows, _ = positions.shape
     size = rows // of_rows
@@ -247,13 +247,13 @@ def losses_at(
     put_at = jax.vmap(jax.vmap(lambda total, row, value: total.at[row].add(value)))
 
     def add_chunk(chunk: jax.Array, total: jax.Array) -> jax.Array:
-        at = jax.lax.dynamic_slice_in_dim(positions, chunk * _ROWS, _ROWS, axis=2)
+        at = jax.lax.dynamic_slice_in_dim(positions, chunk * LOGIT_ROWS, LOGIT_ROWS, axis=2)
         real, at = at >= 0, jnp.maximum(at, 0)
         logits = logits_of(decoder, jnp.take_along_axis(x, at[..., None], axis=2))
         right = jnp.take_along_axis(logits, jnp.take_along_axis(targets, at, axis=2)[..., None], axis=-1)[..., 0]
         return put_at(total, at // time, jnp.where(real, jax.nn.logsumexp(logits, axis=-1) - right, 0.0))
 
-    chunks = (predicted + _ROWS - 1) // _ROWS
+    chunks = (predicted + LOGIT_ROWS - 1) // LOGIT_ROWS
     nothing = jnp.zeros((of_masks, of_rows, masks // of_masks * size), jnp.float32)
     total = jax.lax.fori_loop(0, chunks, add_chunk, constrain(nothing, "masks", "batch", None))
     return total.reshape(of_masks, of_rows, -1, size).swapaxes(1, 2).reshape(masks, rows)

@@ -61,7 +61,7 @@ def test_many_positions_go_through_several_chunks(monkeypatch):
     both = pair("llama", 2)
     keep = NeuronMask.keep_all(both.config)
     whole = held_out_loss(both.model, documents(), keep)
-    monkeypatch.setattr(evaluate, "_ROWS", 8)
+    monkeypatch.setattr(evaluate, "LOGIT_ROWS", 8)
     evaluate.losses_at.clear_cache()
     np.testing.assert_allclose(held_out_loss(both.model, documents(), keep).nats, whole.nats, rtol=1e-5)
     evaluate.losses_at.clear_cache()

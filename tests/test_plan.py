@@ -12,10 +12,10 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.model import Decoder
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.plan import NAMED, Slice, config_of
-from mwork_jax.plan.compiled import _needed, weight_bytes
+from mwork_jax.plan import NAMED, Plan, Slice, config_of, plan_report
+from mwork_jax.plan.compiled import Case, Memory, _needed, weight_bytes
 from mwork_jax.plan.hlo import Cost, cost_of
-from mwork_jax.plan.stages import Size, own_operations
+from mwork_jax.plan.stages import Size, own_operations, programs
 from mwork_jax.plan.work import full_tables
 from mwork_jax.sharding import make_mesh
 
@@ -124,6 +124,22 @@ def test_bytes_are_of_the_slices_in_hbm_and_collectives_of_their_ring():
 
 def test_costs_add_up():
     assert (Cost(flops=1.0) + Cost(flops=2.0, bytes=3.0)).times(2) == Cost(flops=6.0, bytes=6.0)
+
+
+def test_detection_counts_what_its_kernel_does_inside():
+    """34 operations for every layer's average change of a score, counted pair by pair."""
+    config, size = small(model_type="mistral", sliding_window=20), Size(batch=3, length=50)
+    pairs = sum(t - s < 20 for t in range(50) for s in range(t + 1))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    (program,) = programs("detect", config, mesh, size)
+    assert program.inside == Cost(vector=pytest.approx(34 * 2 * 3 * 4 * 64 * pairs))
+
+
+def test_no_smallest_claims_nothing_about_other_slices():
+    case = Case(False, Memory(1, 0, 2), 1.0, None, {}, 0.0)
+    one = Plan("enhance", small(), Slice.parse("v5e:1x1"), {"data": 1, "model": 1, "mask": 1}, Size(1), case)
+    assert "no slice" in plan_report(one, "a model")
+    assert "no slice" not in plan_report(one, "a model", searched=False)
 
 
 def test_the_papers_models_have_their_sizes():

@@ -63,7 +63,8 @@ def _plan(chosen: argparse.Namespace) -> None:
         return
     found = plan(chosen.stage, config, slice_, size, mesh, say=_say)
     smallest = None if chosen.no_smallest else smallest_that_fits(found, say=_say)
-    print_result(chosen, as_record(found, smallest), plan_report(found, chosen.model, smallest))
+    text = plan_report(found, chosen.model, smallest, searched=not chosen.no_smallest)
+    print_result(chosen, as_record(found, smallest), text)
 
 
 def _say(line: str) -> None:

@@ -102,7 +102,8 @@ def _compiled(program: StageProgram, mesh: Mesh, weights: float) -> tuple[Memory
     found = compiled.memory_analysis()
     # Weights that a program does not read are no arguments of it, but stay where they are.
     state = _argument_bytes(program) + found.output_size_in_bytes - found.alias_size_in_bytes
-    return Memory(weights, state, found.temp_size_in_bytes), cost_of(text, program.trips)
+    cost = cost_of(text, program.trips)
+    return Memory(weights, state, found.temp_size_in_bytes), cost + program.inside.times(cost.custom_calls)
 
 
 def _argument_bytes(program: StageProgram) -> float:

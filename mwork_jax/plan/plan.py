@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
@@ -109,7 +110,7 @@ def plan(
     tried = None
     for shape in [mesh] if mesh is not None else meshes(stage, config, slice_):
         full = {axis: shape.get(axis, 1) for axis in (DATA, MODEL, MASK)}
-        say(f"{slice_.name}: compiling {stage} with {_named(full)}")
+        say(f"{slice_.name}: compiling {stage} with {mesh_name(full)}")
         tried = Plan(stage, config, slice_, full, size, compile_case(stage, config, slice_, full, size))
         if tried.case.fits:
             return tried
@@ -121,7 +122,7 @@ def plan(
 def meshes(stage: str, config: ModelConfig, slice_: Slice) -> Iterator[Mapping[str, int]]:
     """Meshes of a slice, the model shared out over as few devices as its weights need, then over twice as many ...
     What is left goes to the documents: masks and runs are many on each device already."""
-    weights = sum(2.0 * _elements(spec.shape) for spec in parameter_specs(config).values())
+    weights = _weights(config)
     limit = slice_.chip.hbm_gib * 2.0**30 * _ROOM
     sizes = [n for n in (2**i for i in range(10)) if slice_.count % n == 0 and n <= _LARGEST_MODEL_AXIS]
     fitting = [n for n in sizes if weights / n <= limit]
@@ -129,18 +130,16 @@ def meshes(stage: str, config: ModelConfig, slice_: Slice) -> Iterator[Mapping[s
         yield {DATA: slice_.count // size, MODEL: size}
 
 
-def _elements(shape: tuple[int, ...]) -> float:
-    total = 1.0
-    for size in shape:
-        total *= size
-    return total
+def _weights(config: ModelConfig) -> float:
+    """Bytes of all weights, in bfloat16."""
+    return sum(2.0 * prod(spec.shape) for spec in parameter_specs(config).values())
 
 
 def smallest_that_fits(known: Plan, say: Say = lambda line: None) -> Plan | None:
     """The smallest usual slice of the chip of a plan on which its stage fits at its size, or None. Slices are asked
     from the smallest up until one fits; what is known is not compiled again."""
     stage, config, slice_, size = known.stage, known.config, known.slice, known.size
-    weights = sum(2.0 * _elements(spec.shape) for spec in parameter_specs(config).values())
+    weights = _weights(config)
     for candidate in slice_.siblings():
         if weights / candidate.count > slice_.chip.hbm_gib * 2.0**30 * _ROOM:
             continue
@@ -150,5 +149,6 @@ def smallest_that_fits(known: Plan, say: Say = lambda line: None) -> Plan | None
     return None
 
 
-def _named(shape: Mapping[str, int]) -> str:
+def mesh_name(shape: Mapping[str, int]) -> str:
+    """A mesh as `--mesh` takes it, without the axes of size 1."""
     return ",".join(f"{axis}={size}" for axis, size in shape.items() if size > 1) or "one device"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,16 +17,18 @@ from mwork_jax.enhance.optimizer import Rates, adamw
 from mwork_jax.enhance.packing import Rows
 from mwork_jax.enhance.train import Frozen, Program, State, train_step
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate import losses_at
+from mwork_jax.evaluate import LOGIT_ROWS, losses_at
 from mwork_jax.generate import Decoded, DecodeState, run_steps
 from mwork_jax.model import KeyValueCache
-from mwork_jax.plan.hlo import Instruction
+from mwork_jax.plan.hlo import Cost, Trips, no_unknown_loops
 from mwork_jax.plan.topology import abstract, abstract_decoder, abstract_masks
 from mwork_jax.prefill import advance
-from mwork_jax.sharding import DATA, MASK
+from mwork_jax.sharding import DATA, MASK, MODEL
 
 STAGES = ("detect", "evaluate", "generate", "enhance")
-_LOSS_ROWS = 128  # of evaluate: positions whose logits exist at once, on each device group
+# Vector operations that the query and key kernel takes for each change of a score where every change is small; others
+# take twice as many (docs/detection.md).
+_KERNEL_OPERATIONS = 34
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,19 @@ DEFAULTS: Mapping[str, Size] = {
 }
 
 
+_NOTHING = Cost()
+
+
 @dataclass(frozen=True)
 class StageProgram:
-    """A function to lower and compile on a mesh, and how often the loops run whose bounds it gets as arguments."""
+    """A function to lower and compile on a mesh, how often the loops run whose bounds it gets as arguments, and what a
+    call of a kernel does inside, at least, which the program's text does not say."""
 
     name: str
     function: Any
     arguments: tuple[Any, ...]
-    trips: Callable[[Instruction], float]
+    trips: Trips = no_unknown_loops
+    inside: Cost = _NOTHING
 
 
 def programs(stage: str, config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
@@ -73,13 +80,6 @@ def programs(stage: str, config: ModelConfig, mesh: Mesh, size: Size) -> list[St
     return {"detect": _detect, "evaluate": _evaluate, "generate": _generate, "enhance": _enhance}[stage](
         config, mesh, size
     )
-
-
-def tokens_per_step(stage: str, mesh: Mesh, size: Size) -> int:
-    """Tokens that one step of a stage works through on the whole mesh: of prompts, under every mask, and for generation
-    the new ones, which are what it is for."""
-    rows = size.batch * size.masks * mesh.shape[DATA] * mesh.shape[MASK]
-    return rows * (size.new if stage == "generate" else size.length)
 
 
 def _detect(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
@@ -94,10 +94,16 @@ def _detect(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
         abstract(mesh, (rows, size.length), jnp.float32, "batch", "time"),
         abstract(mesh, (rows,), jnp.bool_, "batch"),
     )
-    # The loops over keys, 16 at a time, end at each block of queries: on average half of the keys.
-    steps = (size.length // 16 + 1) / 2
     arguments = (abstract_decoder(config, mesh), state, *batch)
-    return [StageProgram("score a batch", score_batch, arguments, lambda loop: steps)]
+    return [StageProgram("score a batch", score_batch, arguments, inside=_kernel(config, mesh, size))]
+
+
+def _kernel(config: ModelConfig, mesh: Mesh, size: Size) -> Cost:
+    """What the query and key kernel does at least in one layer, on average, on one chip."""
+    heads = config.num_heads // (1 if config.num_heads % mesh.shape[MODEL] else mesh.shape[MODEL])
+    seen = sum(_keys_seen(size.length, window) for window in config.windows) / config.num_layers
+    changes = 2.0 * size.batch * heads * config.head_dim * size.length * seen
+    return Cost(vector=_KERNEL_OPERATIONS * changes)
 
 
 def _prefill(config: ModelConfig, mesh: Mesh, size: Size, room: int = 0) -> StageProgram:
@@ -124,7 +130,7 @@ def _cache(config: ModelConfig, mesh: Mesh, masks: int, rows: int, time: int) ->
 def _evaluate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     of_masks, of_rows = mesh.shape[MASK], mesh.shape[DATA]
     masks, rows, time = size.masks * of_masks, size.batch * of_rows, size.length
-    positions = -(-size.masks * size.batch * time // _LOSS_ROWS) * _LOSS_ROWS
+    positions = -(-size.masks * size.batch * time // LOGIT_ROWS) * LOGIT_ROWS
     arguments = (
         abstract_decoder(config, mesh),
         abstract(mesh, (masks, rows, time, config.hidden_size), jnp.float32, "masks", "batch", "time", "hidden"),
@@ -132,7 +138,7 @@ def _evaluate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
         abstract(mesh, (of_masks, of_rows, positions), jnp.int32, "masks", "batch", "places"),
         abstract(mesh, (), jnp.int32),
     )
-    chunks = positions // _LOSS_ROWS
+    chunks = positions // LOGIT_ROWS
     return [_prefill(config, mesh, size), StageProgram("losses", losses_at, arguments, lambda loop: chunks)]
 
 
@@ -175,17 +181,13 @@ def _enhance(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     shape = (runs, 1, rows, size.length)
     batch = Rows(**{name: abstract(mesh, shape, dtype, *axes) for name, dtype in places.items()})
     arguments = (Program(True, 3), Frozen(abstract_decoder(config, mesh), index, values, rates), state, batch)
-    return [StageProgram("training step", train_step, arguments, _no_unknown)]
-
-
-def _no_unknown(loop: Instruction) -> float:
-    raise AssertionError(f"tuning has a loop without a bound: {loop.where}")
+    return [StageProgram("training step", train_step, arguments)]
 
 
 def own_operations(stage: str, config: ModelConfig, size: Size) -> float:
     """Operations of matrix products that a token of a stage takes by the model's definition, a multiply and an add
     each: every weight once, and of attention the half of the square that is seen. Counted per token of
-    `tokens_per_step`."""
+    `Plan.tokens`."""
     c = config
     heads, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     weights = c.num_layers * (

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mwork_jax.plan.compiled import Case
-from mwork_jax.plan.plan import Plan
+from mwork_jax.plan.plan import Plan, mesh_name
 from mwork_jax.plan.stages import own_operations
 
 _GIB, _GB = 2.0**30, 1e9
@@ -48,7 +48,7 @@ def _compiled(plan: Plan, case: Case) -> dict[str, Any]:
         "collectives_per_step": cost.collective_count,
         "collective_bytes_per_chip_and_step": cost.collective_bytes,
         "collectives": _by_kind(plan),
-        "kernels_not_counted": cost.custom_calls,
+        "kernel_calls": cost.custom_calls,
     }
 
 
@@ -75,8 +75,8 @@ def _computed(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_report(plan: Plan, name: str, smallest: Plan | None = None) -> str:
-    """The plan in lines."""
+def plan_report(plan: Plan, name: str, smallest: Plan | None = None, *, searched: bool = True) -> str:
+    """The plan in lines. searched: the smallest slice that fits was looked for, and is None where there is none."""
     size, chip, memory = plan.size, plan.slice.chip, plan.case.memory
     what = {"detect": "documents", "evaluate": "texts x masks", "generate": "prompts x masks", "enhance": "rows x runs"}
     axes = ", ".join(f"{axis} {n}" for axis, n in plan.mesh.items())
@@ -98,8 +98,8 @@ def plan_report(plan: Plan, name: str, smallest: Plan | None = None) -> str:
     if plan.case.cost is not None:
         lines += _fitting(plan)
     if smallest is not None:
-        lines.append(f"  smallest slice that fits: {smallest.slice.name} (mesh {_mesh(smallest)})")
-    elif not plan.case.fits:
+        lines.append(f"  smallest slice that fits: {smallest.slice.name} (mesh {mesh_name(smallest.mesh)})")
+    elif searched and not plan.case.fits:
         lines.append(
             f"  no slice of {chip.name} up to {chip.slices[-1]} fits at this size; try a smaller --batch or --masks"
         )
@@ -126,12 +126,10 @@ def _fitting(plan: Plan) -> list[str]:
         f"  assumed: {plan.work.assumed}; a real run reaches a half to two thirds of the bound",
     ]
     if cost.custom_calls:
-        lines.append(f"  not counted: what {cost.custom_calls:,.0f} calls of kernels do inside")
+        lines.append(
+            f"  assumed: {cost.custom_calls:,.0f} calls of a kernel, each change of a score in its fastest form"
+        )
     return lines
-
-
-def _mesh(plan: Plan) -> str:
-    return ",".join(f"{axis}={n}" for axis, n in plan.mesh.items() if n > 1) or "one device"
 
 
 def sweep_report(plans: Sequence[Plan], name: str) -> str:
@@ -143,7 +141,7 @@ def sweep_report(plans: Sequence[Plan], name: str) -> str:
     lines = [f"{plans[0].stage} of {name}", head, "-" * len(head)]
     for one in plans:
         case = one.case
-        line = f"{one.slice.name:<12}{one.slice.count:>6}  {_mesh(one):<18}{case.memory.total / _GIB:>9.2f}"
+        line = f"{one.slice.name:<12}{one.slice.count:>6}  {mesh_name(one.mesh):<18}{case.memory.total / _GIB:>9.2f}"
         if case.cost is None:
             lines.append(f"{line}{'no':>6}")
             continue
