@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mwork_kernels.qk_importance import qk_importance
+from mwork_kernels.qk_importance import qk_importance, tiles, xla
 from mwork_kernels.qk_importance.reference import qk_importance_reference
 
 CASES = {
@@ -62,3 +62,17 @@ def test_an_unknown_implementation_never_falls_back():
     args, keywords = arguments(3)
     with pytest.raises(ValueError, match="no implementation 'cuda'"):
         qk_importance(*args, **keywords, implementation="cuda")
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "reach", "exact", "error"),
+    [
+        (xla._EXPM1_RATIO, 1.0, lambda v: np.expm1(v * np.log(2)) / v, 9e-7),
+        (xla._EXP2, 0.5, np.exp2, 1.1e-7),
+        (tiles._RATIO, 1.0, lambda v: np.expm1(v) / v, 6e-7),
+    ],
+    ids=["small", "plain", "pallas"],
+)
+def test_the_polynomials_are_as_right_as_they_say(coefficients, reach, exact, error):
+    v = np.linspace(-reach, reach, 20_000)  # an even number, so that 0 is not among them
+    np.testing.assert_allclose(np.polynomial.Polynomial(coefficients)(v), exact(v), rtol=error)

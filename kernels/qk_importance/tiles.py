@@ -26,7 +26,7 @@ SMALL = 1.0
 FAR = 20.0
 UNSEEN = -1e30
 
-# expm1(v) / v for |v| <= SMALL from its values at the Chebyshev points, lowest power first; right to 4e-7.
+# expm1(v) / v for |v| <= SMALL from its values at the Chebyshev points, lowest power first; right to 6e-7.
 _RATIO = np.polynomial.chebyshev.cheb2poly(
     np.polynomial.chebyshev.chebinterpolate(lambda v: np.expm1(v) / np.where(v == 0, 1.0, v) + (v == 0), 6)
 ).tolist()

@@ -7,7 +7,7 @@ in u, so small importances keep their digits. Softmax does not see the shift c; 
 loses no digits.
 
 XLA's expm1 would be most of the work. A bound on |change| for every query of a block, key and neuron (Cauchy-Schwarz on
-the two outer products) says what may take its place: a polynomial, right to 4e-7 of u however small that is, or an exp
+the two outer products) says what may take its place: a polynomial, right to 9e-7 of u however small that is, or an exp
 without range checks, right to 1e-7 of e^change. Where even that could overflow, the softmax of the changed scores is
 taken outright. Scores and changes are in units of log 2, because a power of two is what is computed. Causality and
 sliding windows bound the keys that a block of queries visits.
