@@ -75,7 +75,7 @@ def held_out_losses(
     """`held_out_loss` under each mask, side by side. progress is called with the number of documents done, those of all
     masks counted together."""
     ready = list(encoded(model, documents, batching.max_tokens, where="held-out documents"))
-    rows = [Row(d.tokens, d.tokens.size, place) for place, d in enumerate(ready)]
+    rows = [Row(d.tokens, d.tokens.size) for d in ready]
     nats = _nats(model.decoder, rows, masks, batching.tokens_per_batch, progress)
     sizes = np.asarray([(d.tokens.size - 1, d.bytes) for d in ready])
     return [HeldOutLoss(each, sizes[:, 0], sizes[:, 1]) for each in nats]
@@ -118,9 +118,10 @@ def log_likelihood(
     off. One program serves every mask.
 
     Both are str, or both int32 [time]. Text is tokenized as a whole: a token that reaches over the boundary counts as
-    part of the continuation, since it is not what the context alone would end with. Nothing is cut; equal contexts are
-    computed once. progress is called with the number of pairs done. Raises InputError, naming the pair, for a context
-    without a token, an empty continuation, a mixture of text and tokens, or a pair longer than the model's context.
+    part of the continuation, since it is not what the context alone would end with. Nothing is cut; what
+    pairs begin with alike is computed once. progress is called with the number of pairs done. Raises InputError,
+    naming the pair, for a context without a token, an empty continuation, a mixture of text and tokens, or a pair
+    longer than the model's context.
     """
     options = {"tokens_per_batch": tokens_per_batch, "progress": progress}
     return log_likelihoods(model, contexts, continuations, [mask], **options)[0]
@@ -147,7 +148,7 @@ def log_likelihoods(
     begins, sizes = (np.asarray(column) for column in zip(*((b, pair.tokens.size) for pair, b in pairs), strict=True))
     rows = [
         # What predicts the continuation: its tokens and the one before them.
-        Row(pair.tokens, pair.tokens.size - begin + 1, pair.tokens[:begin].tobytes())
+        Row(pair.tokens, pair.tokens.size - begin + 1)
         for pair, begin in pairs
     ]
     nats = _nats(model.decoder, rows, masks, tokens_per_batch, progress)

@@ -129,7 +129,6 @@ class TaskExam:
             masks,
             max_new_tokens=self.task.max_new_tokens,
             stop=self.task.stop(self.language),
-            groups=[item.group or item.id for item in self.items],
             progress=progress,
         )
         return [[filtered(self.task, self.language, str(text)) for text in texts] for texts in found]

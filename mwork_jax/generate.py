@@ -6,7 +6,7 @@ masks, the number of new tokens and the prompts are traced: one program per shap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -51,7 +51,6 @@ def generate(
     *,
     max_new_tokens: int,
     stop: Sequence[str] = (),
-    groups: Sequence[Hashable] | None = None,
     tokens_per_batch: int = 8192,
     progress: Callable[[int], None] | None = None,
 ) -> list[str] | list[np.ndarray]:
@@ -59,15 +58,15 @@ def generate(
     off.
 
     prompts: str, or int32 [time] as they are. A row ends with an EOS token of the configuration, before the first of
-    the `stop` strings, or after `max_new_tokens`. groups: for each prompt, what it is about; prompts of one group that
-    begin alike have their beginning computed once. tokens_per_batch bounds rows x (prompt + new tokens), and with it
-    the cache; progress is called with the number of prompts done. Returns texts in the order of the prompts, without
-    special tokens; where the model has no tokenizer, int32 [new tokens] each, EOS included.
+    the `stop` strings, or after `max_new_tokens`. What prompts begin with alike is computed once. tokens_per_batch
+    bounds rows x (prompt + new tokens), and with it the cache; progress is called with the number of prompts done.
+    Returns texts in the order of the prompts, without special tokens; where the model has no tokenizer, int32 [new
+    tokens] each, EOS included.
 
     Raises InputError for no prompts, an empty prompt, one that leaves no room for the new tokens within the model's
     context, and stop strings that are empty or that no tokenizer can find.
     """
-    options = {"stop": stop, "groups": groups, "tokens_per_batch": tokens_per_batch, "progress": progress}
+    options = {"stop": stop, "tokens_per_batch": tokens_per_batch, "progress": progress}
     return generations(model, prompts, [mask], max_new_tokens=max_new_tokens, **options)[0]
 
 
@@ -78,7 +77,6 @@ def generations(
     *,
     max_new_tokens: int,
     stop: Sequence[str] = (),
-    groups: Sequence[Hashable] | None = None,
     tokens_per_batch: int = 8192,
     progress: Callable[[int], None] | None = None,
 ) -> list[list]:
@@ -87,8 +85,7 @@ def generations(
     _check(model, prompts, max_new_tokens, stop)
     room = bucket_length(max_new_tokens, model.config.max_length)
     ready = list(_encoded_prompts(model, prompts, max_new_tokens))
-    own = range(len(ready)) if groups is None else groups
-    rows = [Row(tokens, 1, group) for tokens, group in zip(ready, own, strict=True)]
+    rows = [Row(tokens, 1) for tokens in ready]
     results: list[list] = [[None] * len(rows) for _ in masks]
     done = 0
     for run in prefill(model.decoder, rows, masks, tokens_per_batch=tokens_per_batch, room=room):

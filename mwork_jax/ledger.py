@@ -11,6 +11,7 @@ from typing import Any
 
 from mwork_jax.errors import InputError
 from mwork_jax.files import read_json, write_json
+from mwork_jax.processes import is_first
 
 
 def fingerprint(key: Any) -> str:
@@ -27,7 +28,7 @@ class Ledger:
     def __init__(self, folder: str | Path):
         """Finishes what a process that was killed while it wrote several cells has left."""
         self.folder = Path(folder)
-        for journal in self.folder.glob("*.journal"):
+        for journal in self.folder.glob("*.journal") if is_first() else ():
             self._write(journal)
 
     def get(self, key: Mapping[str, Any]) -> Any | None:
@@ -51,8 +52,8 @@ class Ledger:
 
     def put_all(self, cells: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
         """All of these cells or, whenever the process is killed, none: what is missing afterwards does not depend on
-        the moment."""
-        if not cells:
+        the moment. Of several processes of one run, the first writes."""
+        if not cells or not is_first():
             return
         journal = self.folder / f"{fingerprint([dict(key) for key, _ in cells])}.journal"
         write_json(journal, [{"key": dict(key), "value": value} for key, value in cells])

@@ -188,6 +188,7 @@ def hidden_states(
     def step(x: jax.Array, inputs: _LayerInputs) -> tuple[jax.Array, Any]:
         def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
             at = (inputs.window, positions, positions)
+            k, v = _heads_first(k), _heads_first(v)
             return attend(config, q, k, v, *at, decoder.dtype, documents=documents), None
 
         x, _, record = _layer(config, x, inputs, tables, attention)
@@ -197,8 +198,8 @@ def hidden_states(
 
 
 class KeyValueCache(NamedTuple):
-    """Rotated keys and values of the times so far, in the weights' dtype; both [layers, b, s, g, k]. bfloat16 is kept
-    as its bits, uint16 (see `_layer_of`)."""
+    """Rotated keys and values of the times so far, in the weights' dtype; both [layers, b, g, s, k], as attention reads
+    them. bfloat16 is kept as its bits, uint16 (see `_layer_of`)."""
 
     k: jax.Array
     v: jax.Array
@@ -207,18 +208,18 @@ class KeyValueCache(NamedTuple):
     def empty(cls, decoder: Decoder, batch: int, time: int) -> KeyValueCache:
         """Room for `time` tokens of each of `batch` rows."""
         c = decoder.config
-        shape = (c.num_layers, batch, time, c.num_kv_heads, c.head_dim)
+        shape = (c.num_layers, batch, c.num_kv_heads, time, c.head_dim)
         dtype = jnp.uint16 if decoder.dtype == jnp.bfloat16 else decoder.dtype
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     @property
     def time(self) -> int:
         """How many times there is room for."""
-        return self.k.shape[2]
+        return self.k.shape[3]
 
     def write(self, layer: jax.Array, now: int | jax.Array, k: jax.Array, v: jax.Array) -> KeyValueCache:
-        """With k and v [b, t, g, k] of one layer at times now, now + 1 ..."""
-        at = (layer, 0, now, 0, 0)
+        """With k and v [b, g, t, k] of one layer at times now, now + 1 ..."""
+        at = (layer, 0, 0, now, 0)
 
         def written(old: jax.Array, new: jax.Array) -> jax.Array:
             new = _bits(new.astype(jnp.bfloat16)) if old.dtype == jnp.uint16 else new.astype(old.dtype)
@@ -227,7 +228,7 @@ class KeyValueCache(NamedTuple):
         return KeyValueCache(written(self.k, k), written(self.v, v))
 
     def read(self, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """k and v [b, s, g, k] of one layer."""
+        """k and v [b, g, s, k] of one layer."""
         k, v = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in self)
         return (k, v) if k.dtype != jnp.uint16 else (_from_bits(k), _from_bits(v))
 
@@ -263,7 +264,7 @@ def extend(
         inputs = _layer_of(layer_inputs, layer)
 
         def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValueCache]:
-            written = cache.write(layer, now, k, v)
+            written = cache.write(layer, now, _heads_first(k), _heads_first(v))
             return attend(config, q, *written.read(layer), inputs.window, own, positions, decoder.dtype, now), written
 
         x, cache, _ = _layer(config, x, inputs, tables, attention)
@@ -274,7 +275,7 @@ def extend(
 
 def embedded(decoder: Decoder, tokens: jax.Array) -> jax.Array:
     """The residual stream that enters the first layer: tokens int32 [...] -> float32 [..., hidden]."""
-    x = decoder.embed[...][tokens].astype(jnp.float32) * decoder.config.embed_scale
+    x = _rows_of(decoder.embed[...], tokens).astype(jnp.float32) * decoder.config.embed_scale
     return constrain(x, "batch", "time", "hidden") if x.ndim == 3 else x
 
 
@@ -301,21 +302,31 @@ def _stacked(decoder: Decoder, mask: NeuronMask) -> _LayerInputs:
 
 
 def _layer_of(inputs: _LayerInputs, layer: jax.Array) -> _LayerInputs:
-    """One layer's. On CPUs bfloat16 is sliced as its bits, and without a gradient: XLA's compiler for CPUs slices no
-    bfloat16 and would widen the weights of all layers to float32 first, at every call."""
+    """One layer's."""
+    return jax.tree.map(lambda whole: _rows_of(whole, layer), inputs)
 
-    def plain(whole: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False)
 
-    def as_bits(whole: jax.Array) -> jax.Array:
-        return _from_bits(plain(_bits(whole)))
+@jax.custom_jvp
+def _rows_of(table: jax.Array, index: jax.Array) -> jax.Array:
+    """table[index]: [n, ...], int32 [...] -> [..., ...]. On CPUs bfloat16 is read as its bits: XLA's compiler for CPUs
+    picks out no bfloat16, and would widen the whole table to float32 first, at every call."""
+    if table.dtype != jnp.bfloat16:
+        return _plain_rows_of(table, index)
 
-    def one(whole: jax.Array) -> jax.Array:
-        if whole.dtype != jnp.bfloat16:
-            return plain(whole)
-        return jax.lax.platform_dependent(whole, cpu=as_bits, default=plain)
+    def as_bits(table: jax.Array, index: jax.Array) -> jax.Array:
+        return _from_bits(_plain_rows_of(_bits(table), index))
 
-    return jax.tree.map(one, inputs)
+    return jax.lax.platform_dependent(table, index, cpu=as_bits, default=_plain_rows_of)
+
+
+@_rows_of.defjvp
+def _rows_of_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
+    # Bits have no derivative; the rows of a table have the same rows of its tangent.
+    return _rows_of(*primals), _plain_rows_of(tangents[0], primals[1])
+
+
+def _plain_rows_of(table: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(table, index, keepdims=False) if index.ndim == 0 else table[index]
 
 
 def _bits(x: jax.Array) -> jax.Array:
@@ -364,7 +375,7 @@ def _layer(
         q = rms_norm(q_raw, w["q_norm"], config) if config.qk_norm else q_raw
         k = rms_norm(k_raw, w["k_norm"], config) if config.qk_norm else k_raw
         heads, kept = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        y = product("bthk,mhk->btm", heads, w["o"])
+        y = product("btf,mf->btm", heads.reshape(*heads.shape[:2], -1), w["o"].reshape(w["o"].shape[0], -1))
         if config.attn_out_bias:
             y = y + w["o_bias"]
         x = x + (rms_norm(y, w["attn_post_norm"], config) if config.post_norms else y)
@@ -387,9 +398,8 @@ def _project(
     y: jax.Array, w: dict[str, jax.Array], name: str, changes: Changes, mask: jax.Array, head_dim: int
 ) -> jax.Array:
     """Queries, keys or values [b, t, heads, k]; a masked neuron is 0, bias included, as if its weights were."""
-    x = product("btm,hkm->bthk", y, w[name])
-    if name in changes:
-        x = add_rows(x.reshape(*x.shape[:2], -1), y, changes[name], w[name].dtype).reshape(x.shape)
+    x = product("btm,fm->btf", y, w[name].reshape(-1, y.shape[-1]))
+    x = add_rows(x, y, changes.get(name), w[name].dtype).reshape(*x.shape[:2], -1, head_dim)
     if f"{name}_bias" in w:
         x = x + w[f"{name}_bias"]
     return x * mask.reshape(-1, head_dim)
@@ -424,7 +434,7 @@ def attend(
     now: int | jax.Array = 0,
     documents: jax.Array | None = None,
 ) -> jax.Array:
-    """Causal attention over rotated q [b, t, h, k] at times now + t, k and v [b, s, g, k] at times s -> [b, t, h, k],
+    """Causal attention over rotated q [b, t, h, k] at times now + t, k and v [b, g, s, k] at times s -> [b, t, h, k],
     float32. queries_at [b or 1, t] and keys_at [b or 1, s] are their positions, as in `visible`; documents [b, t], for
     t and s that are the same times, are numbers that a query and a key must share.
 
@@ -435,7 +445,7 @@ def attend(
     batch, time, _, size = q.shape
     groups, shared = config.num_kv_heads, config.queries_per_group
     q = q.astype(dtype).reshape(batch, time, groups, shared, size).transpose(0, 2, 3, 1, 4)
-    k, v = (x.astype(dtype).transpose(0, 2, 1, 3) for x in (k, v))
+    k, v = k.astype(dtype), v.astype(dtype)
     step = max(_QUERY_BLOCK, -(-time // _QUERY_BLOCKS))
     blocks = []
     for begin in range(0, time, step):
@@ -454,6 +464,11 @@ def attend(
         blocks.append(out.reshape(batch, groups, shared, end - begin, size))
     heads = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=3)
     return heads.transpose(0, 3, 1, 2, 4).reshape(batch, time, -1, size)
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+    """Keys or values [b, t, g, k] as [b, g, t, k]."""
+    return x.transpose(0, 2, 1, 3)
 
 
 def visible(queries_at: jax.Array, keys_at: jax.Array, window: jax.Array) -> jax.Array:

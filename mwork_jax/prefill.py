@@ -11,8 +11,9 @@ the layers are traced: one program per shape and number of masks.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -25,18 +26,21 @@ from mwork_jax.neurons import GROUPS, NeuronMask
 from mwork_jax.sharding import DATA, MASK, constrain, mesh_of, on_mesh_of, put, size_of
 
 MASKS_AT_ONCE = 8  # masks that run side by side through one program
-_WORTH_SHARING = 32  # tokens of a common prefix from which a level of its own pays
-_SHARE_SAVED = 0.25  # of the tokens that a level of stems must save to pay
+_WORTH_SHARING = 32  # tokens that a level of its own must save to pay
+_SHARE_SAVED = 0.25  # of all tokens, that a level of stems must save to pay
 _LEAST = 4  # the smallest bucket
 
 
 class Row(NamedTuple):
-    """A sequence: tokens int32 [time], of which the last `needed` (at least one) have their outputs wanted; rows of one
-    `group` may begin alike."""
+    """A sequence: tokens int32 [time], of which the last `needed` (at least one) have their outputs wanted."""
 
     tokens: np.ndarray
     needed: int
-    group: Hashable
+
+    @property
+    def shareable(self) -> int:
+        """How many tokens from its beginning may be another row's too."""
+        return self.tokens.size - self.needed
 
 
 class Level(NamedTuple):
@@ -68,7 +72,7 @@ class Prefilled(NamedTuple):
     stacked: NeuronMask  # those masks and, to fill the devices up, the last of them again; with a leading axis
     tree: Tree
     x: jax.Array  # float32 [masks, rows, time of the last level, hidden], before the final norm
-    cache: KeyValueCache  # each [masks, layers, rows, times, g, k], with room for new tokens where it was asked for
+    cache: KeyValueCache  # each [masks, layers, rows, g, times, k], with room for new tokens where it was asked for
 
 
 def prefill(
@@ -168,7 +172,7 @@ def _empty(decoder: Decoder, *, masks: int) -> KeyValueCache:
 
 def _placed(x: jax.Array) -> jax.Array:
     """One array of a cache under several masks, laid out on the mesh."""
-    return constrain(x, "masks", "layers", "batch", "time", "kv_heads", "head_dim")
+    return constrain(x, "masks", "layers", "batch", "kv_heads", "time", "head_dim")
 
 
 @partial(jax.jit, static_argnames="time")
@@ -177,7 +181,7 @@ def _grown(cache: KeyValueCache, parents: jax.Array, *, time: int) -> KeyValueCa
 
     def grow(x: jax.Array) -> jax.Array:
         x = jnp.take(x, parents, axis=2)
-        return _placed(jnp.pad(x, [(0, time - x.shape[3]) if axis == 3 else (0, 0) for axis in range(x.ndim)]))
+        return _placed(jnp.pad(x, [(0, time - x.shape[4]) if axis == 4 else (0, 0) for axis in range(x.ndim)]))
 
     return jax.tree.map(grow, cache)
 
@@ -214,20 +218,19 @@ def _with_lower_layers(cache: KeyValueCache, original: KeyValueCache, first: int
 
 
 def trees(rows: Sequence[Row], tokens_per_batch: int, room: int = 0, multiple: int = 1) -> Iterator[Tree]:
-    """The sequences as batches, those of like length together; a group's rows stay together where they fit. Levels
+    """The sequences as batches, those of like length together; what shares a stem stays together where it fits. Levels
     below the prefix are filled up to a multiple of `multiple` rows."""
     prefix = _prefix_length(rows)
-    stems = _stem_lengths(rows, prefix)
-    rests = [row.tokens.size - prefix - stem for row, stem in zip(rows, stems, strict=True)]
-    groups: dict[Hashable, list[int]] = {}
-    for place, row in enumerate(rows):
-        groups.setdefault(row.group, []).append(place)
-    ordered = sorted(groups.values(), key=lambda group: (-stems[group[0]], -max(rests[place] for place in group)))
-    places = [place for group in ordered for place in group]
+    families = _families(rows, prefix)
+    stems = {place: stem for members, stem in families for place in members}
+    rests = [row.tokens.size - prefix - stems[place] for place, row in enumerate(rows)]
+    families.sort(key=lambda family: (-family[1], -max(rests[place] for place in family[0]), family[0]))
+    places = [place for members, _ in families for place in members]
+    family_of = {place: number for number, (members, _) in enumerate(families) for place in members}
     while places:
         lengths = [stems[place] for place in places], [rests[place] for place in places]
         size = _rows_that_fit(*lengths, _bucket(prefix) + room, tokens_per_batch)
-        yield _tree(rows, places[:size], prefix, stems, multiple)
+        yield _tree(rows, places[:size], prefix, stems, family_of, multiple)
         places = places[size:]
 
 
@@ -242,15 +245,22 @@ def _rows_that_fit(stems: Sequence[int], rests: Sequence[int], besides: int, tok
     return len(stems)
 
 
-def _tree(rows: Sequence[Row], places: list[int], prefix: int, stems: list[int], multiple: int) -> Tree:
+def _tree(
+    rows: Sequence[Row],
+    places: list[int],
+    prefix: int,
+    stems: Mapping[int, int],
+    family_of: Mapping[int, int],
+    multiple: int,
+) -> Tree:
     levels: list[Level] = []
     above, begins = np.zeros(len(places), np.int32), np.zeros(len(places), np.int32)
     if prefix:
         levels.append(_level([rows[places[0]].tokens[:prefix]], [0], None))
         begins = begins + prefix
     if any(stems[place] for place in places):
-        own: dict[Hashable, int] = {}  # a group's row among the stems
-        above = np.asarray([own.setdefault(rows[place].group, len(own)) for place in places], np.int32)
+        own: dict[int, int] = {}  # a family's row among the stems
+        above = np.asarray([own.setdefault(family_of[place], len(own)) for place in places], np.int32)
         first = [int(np.flatnonzero(above == stem)[0]) for stem in range(len(own))]
         spans = [rows[places[i]].tokens[begins[i] : begins[i] + stems[places[i]]] for i in first]
         levels.append(_level(spans, [0] * len(spans), levels[-1] if levels else None, multiple))
@@ -286,22 +296,48 @@ def _prefix_length(rows: Sequence[Row]) -> int:
     return shared if shared >= _WORTH_SHARING else 0
 
 
-def _stem_lengths(rows: Sequence[Row], prefix: int) -> list[int]:
-    """Tokens after the prefix that each row shares with its group; all 0 where sharing them does not pay."""
-    groups: dict[Hashable, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
-    shared = {group: _shared_beginning(members) - prefix for group, members in groups.items()}
-    saved = sum((len(members) - 1) * shared[group] for group, members in groups.items())
+def _families(rows: Sequence[Row], prefix: int) -> list[tuple[list[int], int]]:
+    """(places of rows, how many tokens after the prefix they share): the families that save most tokens, or every row
+    on its own where that does not pay.
+
+    In the order of their tokens, rows that begin alike lie beside each other, so families are stretches of that order:
+    the best ones up to a row follow from the best ones up to each row before it. What a family shares is at least as
+    long as what it does not, so that rests stay short: the longest one decides how far all are padded.
+    """
+    order = sorted(range(len(rows)), key=lambda place: (rows[place].tokens.astype(">u4").tobytes(), place))
+    alike = [0, *(_common(rows[a], rows[b]) - prefix for a, b in pairwise(order))]
+    saved, begins = [0], []  # by the families of the first so many rows; where the last of them begins
+    for last, place in enumerate(order):
+        best, begin = saved[last], last
+        shared, longest = rows[place].shareable - prefix, rows[place].tokens.size - prefix
+        for first in range(last - 1, -1, -1):
+            row = rows[order[first]]
+            shared = min(shared, alike[first + 1], row.shareable - prefix)
+            longest = max(longest, row.tokens.size - prefix)
+            if 2 * shared < longest:
+                break
+            if (gain := saved[first] + (last - first) * shared) > best:
+                best, begin = gain, first
+        saved.append(best)
+        begins.append(begin)
     whole = sum(row.tokens.size - prefix for row in rows)
-    return [shared[row.group] if saved >= _SHARE_SAVED * whole else 0 for row in rows]
+    if saved[-1] < max(_WORTH_SHARING, _SHARE_SAVED * whole):
+        return [([place], 0) for place in range(len(rows))]
+    families, end = [], len(rows)
+    while end:
+        members = sorted(order[begins[end - 1] : end])
+        families.append((members, _shared_beginning([rows[place] for place in members]) - prefix))
+        end = begins[end - 1]
+    return families
 
 
 def _shared_beginning(rows: Sequence[Row]) -> int:
     """How many tokens the rows begin with alike, leaving each what it needs of its own."""
-    longest = min(row.tokens.size - row.needed for row in rows)
-    first = rows[0].tokens[:longest]
-    for row in rows[1:]:
-        differ = np.flatnonzero(first != row.tokens[: first.size])
-        first = first[: differ[0]] if differ.size else first
-    return int(first.size)
+    return min([row.shareable for row in rows] + [_common(rows[0], row) for row in rows[1:]])
+
+
+def _common(a: Row, b: Row) -> int:
+    """How many tokens two rows begin with alike."""
+    size = min(a.tokens.size, b.tokens.size)
+    differ = np.flatnonzero(a.tokens[:size] != b.tokens[:size])
+    return int(differ[0]) if differ.size else size

@@ -322,6 +322,30 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(model, tm
         fine_tune(model, random_set(model.config), documents(), wild, checkpoints=tmp_path)
 
 
+def test_after_a_loss_that_is_not_finite_the_last_good_checkpoint_goes_on(model, tuned, tmp_path, monkeypatch):
+    tune, made = sys.modules["mwork_jax.enhance.tune"], []
+    real = tune.train_step
+
+    def overflowing(program, frozen, state, batch):
+        made.append(1)
+        if len(made) == 7:
+            state = state._replace(values=jax.tree.map(lambda x: x * jnp.nan, state.values))
+        return real(program, frozen, state, batch)
+
+    monkeypatch.setattr(tune, "train_step", overflowing)
+    with pytest.raises(mw.InputError, match=r"not finite after step 7 .*the last good checkpoint is kept in"):
+        fine_tune(model, random_set(model.config), documents(), SETTINGS, checkpoints=tmp_path)
+    monkeypatch.undo()
+    seen = []
+    again = fine_tune(
+        model, random_set(model.config), documents(), SETTINGS, checkpoints=tmp_path,
+        progress=lambda made, of: seen.append(made),
+    )  # fmt: skip
+    assert seen[0] == 5, "the checkpoint is of step 4"
+    assert again.history == tuned.history
+    assert_same(again.decoder, tuned.decoder)
+
+
 def test_bad_input(model):
     neurons = random_set(model.config)
     wrong = NeuronSet({g: m[:, :-1] for g, m in neurons.groups.items()})

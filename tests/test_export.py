@@ -1,6 +1,8 @@
 """A tuned model for others: the folder in HF PyTorch, the delta file, and `mwork enhance` as a user meets it."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -130,6 +132,23 @@ def test_again_it_computes_nothing(finished, tiny_folder, monkeypatch):
     monkeypatch.setattr("mwork_jax.exams.held_out_losses", lambda *a, **k: pytest.fail("measured again"))
     enhance("--model", tiny_folder, "--out", finished, "--documents", 16, "--rule", "top_fraction:0.3", *TUNING)
     assert (finished / "results.json").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [1, 30, 100])
+def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(kilobytes, finished, tiny_folder, tmp_path):
+    """No file may become larger: scores, checkpoints or the model cannot be written whole. Then there is room again."""
+    asked = ("--model", tiny_folder, "--out", tmp_path, "--documents", 16, "--rule", "top_fraction:0.3", *TUNING)
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({kilobytes * 1024},) * 2)"
+    script = f"import sys; {limit}; from mwork_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "enhance", *map(str, asked)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.strip().splitlines()[-1].startswith("mwork: ")
+    assert not list(tmp_path.rglob("*.part"))
+    enhance(*asked)
+    for name in ("results.json", "delta.safetensors", "model/model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Many sequences under many masks: every output is that of the plain forward pass, and what is shared is shared."""
 
+from itertools import combinations
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from mwork_jax.evaluate import log_likelihoods
 from mwork_jax.generate import generations
 from mwork_jax.model import hidden_states
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.prefill import Row, first_layer, prefill, trees
+from mwork_jax.prefill import Row, _families, _shared_beginning, first_layer, prefill, trees
 from test_model import random_neurons
 from tiny import pair, tokens
 
@@ -37,10 +39,7 @@ def alike(groups=3, members=4, prefix=40, stem=25, seed=0):
     start = np.concatenate([[1], drawn(prefix - 1)]).astype(np.int32)
     stems = [drawn(stem + g) for g in range(groups)]
     rests = [drawn(size) for size in rng.integers(2, 9, groups * members)]
-    return [
-        Row(np.concatenate([start, stems[i % groups], rest]), min(2, rest.size), i % groups)
-        for i, rest in enumerate(rests)
-    ]
+    return [Row(np.concatenate([start, stems[i % groups], rest]), min(2, rest.size)) for i, rest in enumerate(rests)]
 
 
 def test_first_layers():
@@ -93,18 +92,57 @@ def test_what_is_shared_is_run_once():
 
 
 def test_sharing_that_does_not_pay_is_left_alone():
-    apart = [Row(tokens(1, n, seed=n)[0], 1, n) for n in (5, 9, 30)]
+    apart = [Row(tokens(1, n, seed=n)[0], 1) for n in (5, 9, 30)]
     (tree,) = trees(apart, 10_000)
     assert len(tree.levels) == 1
-    short = [Row(np.asarray([1, 2, 3, 4, i], np.int32), 1, i) for i in range(5, 9)]
+    short = [Row(np.asarray([1, 2, 3, 4, i], np.int32), 1) for i in range(5, 9)]
     (tree,) = trees(short, 10_000)
     assert len(tree.levels) == 1
     (tree,) = trees([alike()[0]], 10_000)
     assert len(tree.levels) == 1
 
 
+def families_by_trying(rows, prefix):
+    """The most tokens that any partition into families saves."""
+
+    def saves(members):
+        shared = _shared_beginning([rows[i] for i in members]) - prefix
+        longest = max(rows[i].tokens.size for i in members) - prefix
+        return (len(members) - 1) * shared if 2 * shared >= longest or len(members) == 1 else -np.inf
+
+    def best(left):
+        if not left:
+            return 0
+        first, others = left[0], left[1:]
+        companies = (c for n in range(len(others) + 1) for c in combinations(others, n))
+        return max(saves([first, *c]) + best([o for o in others if o not in c]) for c in companies)
+
+    return best(list(range(len(rows))))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_families_save_more(seed):
+    rng = np.random.default_rng(seed)
+
+    def text(length):
+        return rng.integers(0, 2, length).tolist()
+
+    passages = [text(rng.integers(1, 20)) for _ in range(2)]
+    questions = [passages[i % 2] + text(rng.integers(1, 20)) for i in range(4)]
+    rows = [Row(np.asarray(questions[i] + text(rng.integers(1, 9)), np.int32), 1) for i in rng.integers(0, 4, 7)]
+    families = _families(rows, 0)
+    saved = sum((len(members) - 1) * stem for members, stem in families)
+    most = families_by_trying(rows, 0)
+    assert saved == (most if most >= max(32, 0.25 * sum(row.tokens.size for row in rows)) else 0)
+    assert sorted(place for members, _ in families for place in members) == list(range(7))
+    for members, stem in families:
+        for place in members:
+            np.testing.assert_array_equal(rows[place].tokens[:stem], rows[members[0]].tokens[:stem])
+            assert rows[place].tokens.size > stem
+
+
 def test_batches_keep_their_bound_and_lose_nothing():
-    rows = [*alike(groups=5, members=3), *[Row(r.tokens, 1, ("other", i)) for i, r in enumerate(alike(seed=1))]]
+    rows = [*alike(groups=5, members=3), *alike(seed=1)]
     found = list(trees(rows, 400, room=8))
     assert len(found) > 3
     assert sorted(np.concatenate([tree.places for tree in found])) == list(range(len(rows)))
@@ -123,7 +161,7 @@ def test_masks_run_in_chunks_of_few_sizes():
 
 def test_any_masks_at_any_layer_are_one_program():
     both = pair("llama", 2)
-    rows = [Row(tokens(1, 11, seed=i)[0], 1, i) for i in range(4)]
+    rows = [Row(tokens(1, 11, seed=i)[0], 1) for i in range(4)]
     advance = prefill_module.advance
     advance.clear_cache()
     for seed in range(6):
@@ -135,10 +173,9 @@ def test_any_masks_at_any_layer_are_one_program():
 
 def test_many_masks_give_what_each_gives_alone():
     both = pair("gemma3", 2)
-    rows = [row.tokens for row in alike(prefix=33, stem=5)]
-    groups = [row.group for row in alike(prefix=33, stem=5)]
+    rows = [row.tokens for row in alike(prefix=33, stem=9)]
     masks = masks_of(both.config, [0, 2, 1, 0, 3])
-    together = generations(both.model, rows, masks, max_new_tokens=6, groups=groups)
+    together = generations(both.model, rows, masks, max_new_tokens=6)
     for mask, found in zip(masks, together, strict=True):
         alone = mw.generate(both.model, rows, mask, max_new_tokens=6, tokens_per_batch=1)
         for one, other in zip(found, alone, strict=True):

@@ -20,6 +20,7 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.files import read_json
 from mwork_jax.load.assemble import assemble, assemble_on
+from mwork_jax.load.bucket import BucketFolder, is_bucket
 from mwork_jax.load.flax_checkpoint import FlaxCheckpoint
 from mwork_jax.load.gguf_file import GGUFCheckpoint
 from mwork_jax.load.hf_folder import SafetensorsFolder
@@ -102,10 +103,11 @@ jax.tree_util.register_pytree_with_keys(
 def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: Mesh | None = None) -> Model:
     """Loads a model for `mw.forward` and everything else.
 
-    source: a folder in Hugging Face layout (safetensors, or an older Flax checkpoint), a `.gguf` file, the name of a
-    packaged model ("gemma3-270m"), or a Hub id. dtype: "float32" or "bfloat16", of the weights and of matrix products'
-    operands (results, norms and scores are float32 always); None picks what is fast on this machine. mesh: one
-    of `mw.make_mesh`, to share out the weights and the work over its devices. Raises InputError with one line that says
+    source: a folder in Hugging Face layout (safetensors, or an older Flax checkpoint), the address of one in a bucket
+    (`gs://…`, `s3://…`), a `.gguf` file, the name of a packaged model ("gemma3-270m"), or a Hub id. dtype: "float32" or
+    "bfloat16", of the weights and of matrix products' operands (results, norms and scores are float32 always); None
+    picks what is fast on this machine. mesh: one of `mw.make_mesh`, to share out the weights and the work over its
+    devices. Raises InputError with one line that says
     what is wrong, where, and what would be right.
     """
     if dtype is not None and dtype not in _DTYPES:
@@ -120,7 +122,9 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
 
 
 def stored_bytes(source: str) -> int:
-    """About how many bytes the weights take: those of the files that are here, 0 where none is known."""
+    """About how many bytes the weights take: those of the files that are there, 0 where none is known."""
+    if is_bucket(source):
+        return BucketFolder(source).stored_bytes
     path = Path(source).expanduser()
     files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.msgpack")]
     return sum(file.stat().st_size for file in files)
@@ -141,6 +145,8 @@ def _open(source: str) -> tuple[WeightSource, ModelConfig, Callable[[], Any | No
     """The weights, the configuration, and a function that reads the tokenizer."""
     if source in PACKAGED:
         return _open_gguf(packaged_gguf(source))
+    if is_bucket(source):
+        return _open_bucket(source)
     path = Path(source).expanduser()
     if path.is_dir():
         return _open_folder(path)
@@ -160,13 +166,27 @@ def _open_gguf(path: Path) -> tuple[WeightSource, ModelConfig, Callable[[], Any 
     return checkpoint, ModelConfig.from_hf(checkpoint.hf_config(), where=str(path)), checkpoint.tokenizer
 
 
+def _open_bucket(url: str) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
+    bucket = BucketFolder(url)
+    config = _config_of(bucket.json("config.json"), f"{bucket.where}/config.json")
+
+    def tokenizer() -> Any | None:
+        with bucket.without_weights() as folder:
+            return folder_tokenizer(folder)
+
+    return bucket, config, tokenizer
+
+
+def _config_of(hf: Any, where: str) -> ModelConfig:
+    if not isinstance(hf, dict):
+        raise InputError(f"{where}: a JSON object is needed")
+    return ModelConfig.from_hf(hf, where=where)
+
+
 def _open_folder(folder: Path) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json; a model folder in Hugging Face layout has one")
-    hf = read_json(folder / "config.json")
-    if not isinstance(hf, dict):
-        raise InputError(f"{folder / 'config.json'}: a JSON object is needed")
-    config = ModelConfig.from_hf(hf, where=str(folder / "config.json"))
+    config = _config_of(read_json(folder / "config.json"), str(folder / "config.json"))
     if SafetensorsFolder.holds(folder):
         weights: WeightSource = SafetensorsFolder(folder)
     elif FlaxCheckpoint.holds(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePath
+from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors then uses
 import numpy as np
@@ -11,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from mwork_jax.errors import InputError
 from mwork_jax.files import read_json
 
-_WHOLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors names them
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors names them
 
 
 class SafetensorsFolder:
@@ -30,23 +31,16 @@ class SafetensorsFolder:
 
     @staticmethod
     def holds(folder: Path) -> bool:
-        return (folder / _INDEX).is_file() or (folder / _WHOLE).is_file()
+        return (folder / INDEX).is_file() or (folder / WHOLE).is_file()
 
     @staticmethod
     def _paths(folder: Path) -> list[Path]:
-        if not (folder / _INDEX).is_file():
-            return [folder / _WHOLE]
-        index = read_json(folder / _INDEX)
-        shards = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(shards, dict) or not shards:
-            raise InputError(f"{folder / _INDEX}: no 'weight_map' that says which shard holds which tensor")
-        for tensor, name in shards.items():
-            if not isinstance(name, str) or not _stays_inside(name):
-                raise InputError(f"{folder / _INDEX}: {tensor} is in {name!r:.80}; the name of a file here is needed")
-        paths = [folder / name for name in sorted(set(shards.values()))]
+        if not (folder / INDEX).is_file():
+            return [folder / WHOLE]
+        paths = [folder / name for name in shard_names(read_json(folder / INDEX), str(folder / INDEX))]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
-            raise InputError(f"{folder}: {_INDEX} names files that are not there: {', '.join(missing)}")
+            raise InputError(f"{folder}: {INDEX} names files that are not there: {', '.join(missing)}")
         return paths
 
     def names(self) -> set[str]:
@@ -69,8 +63,19 @@ class SafetensorsFolder:
     def _check(self, name: str) -> None:
         path = self._file_of[name]
         stored = self._files[path].get_slice(name).get_dtype()
-        if stored not in _FLOATS:
-            raise InputError(f"{path}: {name} is stored as {stored}; one of {', '.join(_FLOATS)} is needed")
+        if stored not in FLOATS:
+            raise InputError(f"{path}: {name} is stored as {stored}; one of {', '.join(FLOATS)} is needed")
+
+
+def shard_names(index: Any, where: str) -> list[str]:
+    """The files that a checkpoint's index names, sorted. Raises InputError where it names none, or one elsewhere."""
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        raise InputError(f"{where}: no 'weight_map' that says which shard holds which tensor")
+    for tensor, name in shards.items():
+        if not isinstance(name, str) or not _stays_inside(name):
+            raise InputError(f"{where}: {tensor} is in {name!r:.80}; the name of a file here is needed")
+    return sorted(set(shards.values()))
 
 
 def _stays_inside(name: str) -> bool:

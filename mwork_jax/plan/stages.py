@@ -122,8 +122,8 @@ def _prefill(config: ModelConfig, mesh: Mesh, size: Size, room: int = 0) -> Stag
 
 
 def _cache(config: ModelConfig, mesh: Mesh, masks: int, rows: int, time: int) -> KeyValueCache:
-    shape = (masks, config.num_layers, rows, time, config.num_kv_heads, config.head_dim)
-    axes = ("masks", "layers", "batch", "time", "kv_heads", "head_dim")
+    shape = (masks, config.num_layers, rows, config.num_kv_heads, time, config.head_dim)
+    axes = ("masks", "layers", "batch", "kv_heads", "time", "head_dim")
     return KeyValueCache(*(abstract(mesh, shape, jnp.bfloat16, *axes) for _ in range(2)))
 
 
