@@ -25,6 +25,8 @@ from mwork_jax.files import atomic_path, write_json, write_text
 from mwork_jax.load import Model
 from mwork_jax.load.assemble import checkpoint_names
 from mwork_jax.model import Decoder
+from mwork_jax.processes import is_first
+from mwork_jax.sharding import fetch, fetch_each
 
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _SHARD_BYTES = 4 << 30  # no file of weights is larger than about this
@@ -118,9 +120,12 @@ def save_folder(
     the card says besides, by name. `config.json` is written last, so a folder that has one is whole.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").unlink(missing_ok=True)
-    shards = list(_write_weights(tuned, folder, _DTYPES[dtype]))
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").unlink(missing_ok=True)
+    shards = list(_write_weights(tuned, folder, _DTYPES[dtype]))  # in every process: each has a part of the weights
+    if not is_first():
+        return
     if len(shards) == 1:
         (folder / shards[0][0]).replace(folder / "model.safetensors")
     else:
@@ -158,9 +163,9 @@ def _tensors(tuned: Tuned, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
     rows = tuned_rows(tuned)
     for name, array in parameter_arrays(tuned.base.decoder).items():
         short = name.removeprefix("layers.")
-        for layer, tensor_name in enumerate(checkpoint_names(tuned.config, name)):
-            one = array if short == name else array[layer]
-            tensor = _merged_heads(short, np.asarray(one)).astype(np.float32)
+        each = (fetch(array),) if short == name else fetch_each(array)
+        for layer, (tensor_name, one) in enumerate(zip(checkpoint_names(tuned.config, name), each, strict=True)):
+            tensor = _merged_heads(short, one).astype(np.float32)
             if short in rows:
                 index, values = rows[short]
                 here = index[:, 0] == layer

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from mwork_jax.errors import InputError
 from mwork_jax.processes import is_first
 
+_ABANDONED = 3600.0  # seconds since the last byte was written
 _EXTREME = "JSON that cannot be read; it should be nested less deeply, its numbers have fewer digits"
 
 
@@ -37,6 +39,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: str | Path) -> None:
+    """Removes temporary files of processes that were killed: those so old that nobody can be writing them still."""
+    now = time.time()
+    for path in Path(folder).glob(".*.part"):
+        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+            if now - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 def _umask() -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mwork_jax.errors import InputError
-from mwork_jax.files import read_json, write_json
+from mwork_jax.files import read_json, remove_abandoned, write_json
 from mwork_jax.processes import is_first
 
 
@@ -26,10 +26,14 @@ class Ledger:
     """
 
     def __init__(self, folder: str | Path):
-        """Finishes what a process that was killed while it wrote several cells has left."""
+        """Finishes what a process that was killed while it wrote several cells has left, and removes what it had only
+        begun to write."""
         self.folder = Path(folder)
-        for journal in self.folder.glob("*.journal") if is_first() else ():
+        if not is_first():
+            return
+        for journal in self.folder.glob("*.journal"):
             self._write(journal)
+        remove_abandoned(self.folder)
 
     def get(self, key: Mapping[str, Any]) -> Any | None:
         """The value put under an equal key, or None. A damaged file, or one of another key, counts as not there: it is

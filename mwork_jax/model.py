@@ -251,7 +251,8 @@ def extend(
     positions: int32 [batch or 1, times of the cache], each token's place in its row, -1 where there is none to see.
     Returns (the residual stream that leaves layer `last` - 1, the cache with these layers and times written). `first`
     and `last` may be traced, so one program serves any part of the model; a `now` that is a Python number spares
-    attention the times after it. The cache must have room: where it has none, the last times are overwritten.
+    attention the times after it. The cache must have room: where it has none, the last times are overwritten. Not for
+    training: a bfloat16 cache passes no gradient on.
     """
     config = decoder.config
     layer_inputs = _stacked(decoder, mask)

@@ -136,8 +136,8 @@ def _original(
         x, below, entering = _embedded(decoder, level.tokens), 0, {}
         for stop in stops:
             if stop > below:
-                (x,), cache = advance(decoder, cache, x, keep, level.positions, below, stop)
-                below = stop
+                x, cache = advance(decoder, cache, x, keep, level.positions, below, stop)
+                x, below = _only(x), stop
             entering[stop] = x
         streams.append(entering)
     return streams, cache
@@ -162,6 +162,7 @@ def _times(tree: Tree, depth: int, room: int) -> int:
 
 
 _embedded = jax.jit(embedded)
+_only = jax.jit(lambda x: x[0])  # a program, since several processes hold x together
 
 
 @partial(jax.jit, static_argnames="masks")

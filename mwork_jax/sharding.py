@@ -9,7 +9,7 @@ GSPMD does the rest: programs are written for whole arrays, and the compiler add
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any
@@ -176,3 +176,17 @@ def fetch(tree: Any) -> Any:
         return np.asarray(x)
 
     return jax.tree.map(whole, tree)
+
+
+def fetch_each(x: jax.Array) -> Iterator[np.ndarray]:
+    """The entries along an array's first axis on the host, one after the other: what several devices or hosts hold is
+    never whole on one."""
+    if mesh_of(x) is None:
+        yield from np.asarray(x)
+    else:
+        yield from (fetch(_entry(x, place)) for place in range(x.shape[0]))
+
+
+@jax.jit
+def _entry(x: jax.Array, place: int | jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(x, place, keepdims=False)

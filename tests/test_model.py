@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mwork_jax.model import Decoder, forward_decoder, hidden_states, logits_of
+from mwork_jax.model import Decoder, embedded, forward_decoder, hidden_states, logits_of
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
 from tiny import DISTINCT, FAMILIES, KV_HEADS, hf_model, pair, tokens, torch
 
@@ -168,3 +168,14 @@ def test_tied_head_is_the_embedding():
     hf = hf_model("llama-tied", 2)
     assert hf.lm_head.weight is hf.model.embed_tokens.weight
     assert pair("llama-tied", 2).decoder.head is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_the_embedding_has_its_gradient(dtype):
+    """In bfloat16 too, whose rows a CPU reads as bits, which have no derivative."""
+    decoder = Decoder.random(pair("llama", 2).config, jax.random.key(0), dtype)
+    ids = jnp.asarray(tokens(2, 9))
+    gradient = jax.grad(lambda decoder: jnp.square(embedded(decoder, ids)).sum())(decoder).embed[...]
+    times = np.bincount(np.asarray(ids).ravel(), minlength=decoder.config.vocab_size)
+    expected = 2 * times[:, None] * np.asarray(decoder.embed[...], np.float32)
+    np.testing.assert_allclose(np.asarray(gradient, np.float32), expected, rtol=1e-2, atol=0)

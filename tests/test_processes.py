@@ -104,7 +104,7 @@ def evaluation(tiny_folder, neurons, out, table):
 
 
 def assert_same(found, expected, where="results"):
-    """Equal but for the last digits of numbers."""
+    """Equal but for the last digits of numbers; a p-value counts resamples, of which a few lie on the edge."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for name, value in expected.items():
@@ -114,7 +114,8 @@ def assert_same(found, expected, where="results"):
         for place, (a, b) in enumerate(zip(found, expected, strict=True)):
             assert_same(a, b, f"{where}[{place}]")
     elif isinstance(expected, float):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=where)
+        on_the_edge = 2e-3 if where.endswith(".p") else 1e-5
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=on_the_edge, err_msg=where)
     else:
         assert found == expected, where
 
@@ -140,14 +141,15 @@ def test_two_and_four_processes_tune_what_one_tunes(tiny_folder, neurons, tmp_pa
     tuning = ("--language", "de", "--seeds", 1, "--epochs", 2, "--batch", 4, "--max-tokens", 64, "--validate-every", 1)
     command = ("enhance", "--model", tiny_folder, "--neurons", neurons, "--dtype", "float32", *tuning)
     together(1, *command, "--out", tmp_path / "1")
-    for count, mesh in ((2, "data=2"), (4, "data=2,mask=2")):
+    for count, mesh in ((2, "model=2"), (4, "data=2,mask=2")):
         out = tmp_path / str(count)
         together(count, *command, "--out", out, "--mesh", mesh)
         assert_same(results_in(out), results_in(tmp_path / "1"))
-        tuned, expected = (load_file(folder / "delta.safetensors") for folder in (out, tmp_path / "1"))
-        assert tuned.keys() == expected.keys()
-        for name, values in expected.items():
-            np.testing.assert_allclose(tuned[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+        for file in ("delta.safetensors", "model/model.safetensors"):
+            found, expected = (load_file(folder / file) for folder in (out, tmp_path / "1"))
+            assert found.keys() == expected.keys()
+            for name, values in expected.items():
+                np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
@@ -158,15 +160,18 @@ def test_a_lost_process_ends_the_others_and_other_numbers_go_on(lost, tiny_folde
     while not list((out / "cells").glob("*.json")) and all(process.poll() is None for process in running):
         time.sleep(0.05)
     running[lost].send_signal(signal.SIGKILL)
-    _, errors = running[1 - lost].communicate(timeout=300)
-    assert running[1 - lost].returncode not in (0, None), errors[-3000:]
+    _, errors = running[1 - lost].communicate(timeout=60)
+    if lost == 0:  # the others lose touch with JAX's coordinator, which ends them
+        assert running[1].returncode not in (0, None), errors[-3000:]
+    else:
+        assert running[0].returncode == 1, errors[-3000:]
+        assert "cannot go on without the other processes" in errors.splitlines()[-1]
     kept = len(list((out / "cells").glob("*.json")))
     assert kept
     assert not (out / "results.json").exists()
     together(1, *command(out))
     together(1, *command(tmp_path / "whole"))
     assert_same(results_in(out), results_in(tmp_path / "whole"))
-    assert not list(out.rglob("*.part"))
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
+
+from jax.errors import JaxRuntimeError
 
 from mwork_jax.cli import detect, enhance, evaluate, lens, plan, report, run, select
 from mwork_jax.cli.options import Parser
 from mwork_jax.errors import InputError
+from mwork_jax.processes import leave, several
 from mwork_jax.report import printable
 
 _INTERRUPTED = 130
+_GOES_ON = "what was finished is kept, the same command goes on from there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 done, 2 bad input, 130 interrupted."""
+    """Runs one command and returns its exit status: 0 done, 2 bad input, 130 interrupted. Where other processes of the
+    run are lost, this one ends with 1."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         chosen = _parser().parse_args(arguments)
@@ -28,8 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:  # a full disk, a folder taken away: the files written so far are whole
         return _fail(f"{error.filename or 'file'}: {error.strerror or error}")
+    except Exception as error:
+        if not several():
+            raise
+        # Where another process is lost, communication fails, with one kind of error or another.
+        if not isinstance(error, JaxRuntimeError) and "Gloo" not in str(error):
+            traceback.print_exc()
+        reason = " ".join(str(error).split())[:200]
+        _fail(f"cannot go on without the other processes ({reason}); {_GOES_ON}, with any number of processes")
+        leave()
     except KeyboardInterrupt:
-        print("\nmwork: interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        print(f"\nmwork: interrupted; {_GOES_ON}", file=sys.stderr)
         return _INTERRUPTED
     return 0
 

@@ -28,7 +28,7 @@ from mwork_jax.load.packaged import PACKAGED, packaged_gguf
 from mwork_jax.load.source import WeightSource
 from mwork_jax.load.tokenizer import chat_prompt, encode, folder_tokenizer
 from mwork_jax.model import Decoder
-from mwork_jax.sharding import fetch, mesh_of
+from mwork_jax.sharding import fetch, fetch_each
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _HUB_FILES = ["*.json", "model*.safetensors", "flax_model*.msgpack", "tokenizer*", "*.model", "*.jinja"]
@@ -214,10 +214,8 @@ def _fingerprint(decoder: Decoder) -> str:
     digest = hashlib.sha256(repr(decoder.config).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(decoder):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype.name}\n".encode())
-        # One layer after the other: what several devices or hosts hold is never whole on one.
-        layered = "layers" in jax.tree_util.keystr(path) and mesh_of(leaf) is not None
-        for part in leaf if layered else (leaf,):
-            digest.update(np.ascontiguousarray(fetch(part)).reshape(-1).view(np.uint8).data)
+        for part in fetch_each(leaf) if "layers" in jax.tree_util.keystr(path) else (fetch(leaf),):
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 
