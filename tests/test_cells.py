@@ -1,6 +1,7 @@
 """Cells are computed once, all or none of a portion are written, and any moment to be killed at gives the same."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,25 @@ def test_two_processes_in_one_folder(tmp_path):
     first.put_all([({"a": 1}, [1]), ({"a": 2}, [2])])
     second.put_all([({"a": 2}, [2]), ({"a": 3}, [3])])
     assert [first.get({"a": i}) for i in (1, 2, 3)] == [[1], [2], [3]]
+
+
+def test_what_was_only_begun_long_ago_is_removed(tmp_path):
+    old, new = tmp_path / ".a.json.x.part", tmp_path / ".a.json.y.part"
+    for path in (old, new):
+        path.write_text("half")
+    os.utime(old, (1, 1))
+    Ledger(tmp_path)
+    assert not old.exists()
+    assert new.exists()  # somebody may be writing it
+
+
+def test_of_several_processes_the_first_keeps_the_ledger(tmp_path, monkeypatch):
+    monkeypatch.setattr("mwork_jax.ledger.is_first", lambda: False)
+    (tmp_path / "x.journal").write_text("[]")
+    other = Ledger(tmp_path)
+    other.put({"a": 1}, [1.0])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.journal"]
+    assert other.get({"a": 1}) is None
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"key": 1}]', ""])

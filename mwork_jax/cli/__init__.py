@@ -33,16 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _fail(str(error))
     except OSError as error:  # a full disk, a folder taken away: the files written so far are whole
-        return _fail(f"{error.filename or 'file'}: {error.strerror or error}")
+        status = _fail(f"{error.filename or 'file'}: {error.strerror or error}")
+        return status if not several() else leave()
     except Exception as error:
         if not several():
             raise
         # Where another process is lost, communication fails, with one kind of error or another.
-        if not isinstance(error, JaxRuntimeError) and "Gloo" not in str(error):
+        if isinstance(error, JaxRuntimeError) or "Gloo" in str(error):
+            reason = " ".join(str(error).split())[:200]
+            _fail(f"cannot go on without the other processes ({reason}); {_GOES_ON}, with any number of processes")
+        else:
             traceback.print_exc()
-        reason = " ".join(str(error).split())[:200]
-        _fail(f"cannot go on without the other processes ({reason}); {_GOES_ON}, with any number of processes")
-        leave()
+        return leave()
     except KeyboardInterrupt:
         print(f"\nmwork: interrupted; {_GOES_ON}", file=sys.stderr)
         return _INTERRUPTED
