@@ -10,7 +10,6 @@ does not grow.
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,12 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import Batching, Document, Encoded, encoded, list_batches, stream_batches
 from mwork_jax.errors import InputError
-from mwork_jax.files import atomic_path
+from mwork_jax.files import write_tensors
 from mwork_jax.load import Model
 from mwork_jax.model import Decoder, LayerRecord, hidden_states
 from mwork_jax.neurons import GROUPS, NeuronMask, group_widths
@@ -87,11 +85,7 @@ class NeuronScores:
             "provenance": dict(self.provenance),
         }
         metadata = {"mwork": json.dumps(header, ensure_ascii=False)}
-        with atomic_path(path) as temporary:
-            try:
-                save_file(arrays, temporary, metadata=metadata)
-            except SafetensorError as error:  # its own kind of error for a full disk
-                raise OSError(errno.EIO, str(error), str(path)) from None
+        write_tensors(path, arrays, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronScores:

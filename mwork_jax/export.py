@@ -15,13 +15,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig, Rope
 from mwork_jax.enhance import Tuned
 from mwork_jax.enhance.compact import PARAMETERS, parameter_arrays
 from mwork_jax.errors import InputError
-from mwork_jax.files import atomic_path, write_json, write_text
+from mwork_jax.files import write_json, write_tensors, write_text
 from mwork_jax.load import Model
 from mwork_jax.load.assemble import checkpoint_names
 from mwork_jax.model import Decoder
@@ -152,8 +151,7 @@ def _write_weights(tuned: Tuned, folder: Path, dtype: np.dtype) -> Iterator[tupl
 
 def _write_shard(folder: Path, number: int, shard: dict[str, np.ndarray]) -> tuple[str, list[str]]:
     name = f"model-{number:05}.safetensors"
-    with atomic_path(folder / name) as temporary:
-        save_file(shard, temporary, metadata={"format": "pt"})
+    write_tensors(folder / name, shard, {"format": "pt"})
     return name, list(shard)
 
 
@@ -206,8 +204,7 @@ def save_delta(tuned: Tuned, path: str | Path) -> None:
         "base": json.dumps(tuned.base.identity),
         "neurons": json.dumps(dict(tuned.neurons.provenance)),
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    write_tensors(path, tensors, header)
 
 
 def apply_delta(model: Model, path: str | Path) -> Model:

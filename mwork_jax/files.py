@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from mwork_jax.errors import InputError
 from mwork_jax.processes import is_first
@@ -64,6 +69,15 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes JSON that any reader accepts: NaN and infinity raise ValueError instead of being written."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file. Raises OSError where it cannot be written, on a full disk too."""
+    with atomic_path(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+        except SafetensorError as error:  # its own kind of error for a full disk
+            raise OSError(errno.EIO, str(error), str(path)) from None
 
 
 def read_text(path: str | Path) -> str:

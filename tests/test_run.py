@@ -344,7 +344,7 @@ def test_a_full_disk_while_scores_are_saved(tiny_folder, tmp_path, monkeypatch, 
         path.write_bytes(b"half of it")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("mwork_jax.detect.save_file", full)
+    monkeypatch.setattr("mwork_jax.files.save_file", full)
     output = mwork("run", "--model", tiny_folder, "--out", tmp_path / "out", *QUICK, expect=2, capture=capsys)
     assert "No space left on device" in output.err
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
