@@ -118,10 +118,10 @@ def log_likelihood(
     off. One program serves every mask.
 
     Both are str, or both int32 [time]. Text is tokenized as a whole: a token that reaches over the boundary counts as
-    part of the continuation, since it is not what the context alone would end with. Nothing is cut; what
-    pairs begin with alike is computed once. progress is called with the number of pairs done. Raises InputError,
-    naming the pair, for a context without a token, an empty continuation, a mixture of text and tokens, or a pair
-    longer than the model's context.
+    part of the continuation, since it is not what the context alone would end with. Nothing is cut; what pairs
+    begin with alike is computed once. progress is called with the number of pairs done. Raises InputError, naming the
+    pair, for a context without a token, an empty continuation, a mixture of text and tokens, or a pair longer than the
+    model's context.
     """
     options = {"tokens_per_batch": tokens_per_batch, "progress": progress}
     return log_likelihoods(model, contexts, continuations, [mask], **options)[0]
