@@ -11,9 +11,9 @@ import argparse
 import json
 import sys
 
-from benchmarks import detect, enhance, forward, sweep
+from benchmarks import detect, enhance, forward, kernels, sweep
 
-BENCHMARKS = {"forward": forward, "detect": detect, "sweep": sweep, "enhance": enhance}
+BENCHMARKS = {"forward": forward, "detect": detect, "kernels": kernels, "sweep": sweep, "enhance": enhance}
 
 
 def main() -> None:

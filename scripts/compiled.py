@@ -46,7 +46,7 @@ TARGETS = {
     "v5p": ("v5p:1x1x1", 1),
     "v6e": ("v6e:1x1", 1),
 }  # topology, chips that share the model
-FORMS = {"small": ("small",), "medium": ("z", "squares"), "far": ("top", "far z", "far squares")}  # passes of each form
+FORMS = {"near": ("near",), "far": ("top", "far")}  # passes of each form
 _LOOPS = [name for form in FORMS.values() for name in form]  # the innermost loops, as they follow in the program
 _REGISTER = 8 * 128  # elements that one vector operation works on
 _TRITON = "__gpu$xla.gpu.triton"

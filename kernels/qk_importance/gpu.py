@@ -1,7 +1,7 @@
 """Exact importance for GPUs: XLA makes the attention weights, a Pallas kernel (Triton) the sums over the keys.
 
 A program takes a block of queries and a block of neurons of one head, a tile [t, c] whose sums stay in registers, and
-goes over the keys one at a time, as a matrix product on plain cores does: a key brings its weights, a column along t,
+goes over the keys a few at a time, as a matrix product on plain cores does: a key brings its weights, a column along t,
 and its side of the changes, two rows along c (both outer products of a RoPE pair). Keys that nobody in the block sees
 are not visited, nor any where no query counts. Query heads of a group lie beside each other and read the same keys.
 The weights of a few heads at a time, [h, s, t], are the largest array.
@@ -18,23 +18,24 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from .tiles import (
-    FAR,
-    SMALL,
     UNSEEN,
     Columns,
     Factors,
+    MultiplyAdd,
     Weights,
-    any_squares,
     bounds,
     change_of_score,
     columns_of,
+    plain_multiply_add,
     rows_of,
-    small_squares,
+    squared_changes,
     turned,
 )
 
 _QUERIES = 32  # queries in a block
 _NEURONS = 32  # neurons in a block, at most: a power of two that divides the head size
+_KEYS = 4  # keys in a step, which the loop is unrolled by; a block of queries is a multiple
+_WARPS = 2
 _WEIGHTS = 1 << 26  # elements of the weights of the heads that are worked on together, at most, where heads allow
 
 
@@ -108,10 +109,12 @@ def _prepared(x: dict[str, jax.Array], window: jax.Array, scale: float, softcap:
     at = jnp.arange(score.shape[-1])
     ago = at[None, :] - at[:, None]
     log_weight = jax.nn.log_softmax(jnp.where((ago >= 0) & (ago < window), capped, UNSEEN), axis=2)
-    weight = jnp.exp(log_weight)
-    mean = partial(exact, "mrst,mosk->mrtk", weight)
+    squares = jnp.exp(2.0 * log_weight)
+    weight_squares = squares.sum(axis=2)
+    share = squares / weight_squares[:, :, None]
+    mean = partial(exact, "mrst,mosk->mrtk", share)
     asked = gains is not None or softcap is not None
-    mean_score = jnp.sum(weight * score, axis=2)[..., None] if asked else None
+    mean_score = jnp.sum(share * score, axis=2)[..., None] if asked else None
     keys = mean(columns.keys)
     means = [Factors(keys, turned(keys)), Factors(mean(columns.cos), mean(columns.sin))]
     of_columns = [Factors(columns.keys, turned(columns.keys)), Factors(columns.cos, columns.sin)]
@@ -127,7 +130,7 @@ def _prepared(x: dict[str, jax.Array], window: jax.Array, scale: float, softcap:
         jnp.asarray(window, jnp.int32).reshape(1),
         _heads_first(_block_bounds(sides, columns, gains, softcap)),
         _heads_first(log_weight),
-        _heads_first(jnp.sum(weight * weight, axis=2)),
+        _heads_first(weight_squares),
         _heads_first(score) if asked else None,
         jax.tree.map(lambda *kinds: _heads_first(jnp.stack(kinds, axis=2)), *of_rows),
         jax.tree.map(lambda *kinds: jnp.stack([y[:, 0] for y in kinds], axis=1), *of_columns),
@@ -156,7 +159,8 @@ def _sums(x: _Inputs, softcap: float | None, interpret: bool) -> jax.Array:
 
     def kernel(*refs: Any) -> None:
         *inputs, squares = refs
-        _kernel(jax.tree.unflatten(tree, inputs), squares, shared, softcap)
+        multiply_add = plain_multiply_add if interpret else _multiply_add
+        _kernel(jax.tree.unflatten(tree, inputs), squares, shared, softcap, multiply_add)
 
     whole = pl.BlockSpec(memory_space=pl.ANY)
     squares = pl.pallas_call(
@@ -165,14 +169,29 @@ def _sums(x: _Inputs, softcap: float | None, interpret: bool) -> jax.Array:
         in_specs=[whole] * len(leaves),
         out_specs=whole,
         out_shape=jax.ShapeDtypeStruct((heads, time // _QUERIES, kinds, size), jnp.float32),
-        compiler_params=plt.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=plt.CompilerParams(num_warps=_WARPS, num_stages=2),
         interpret=interpret,
         name="qk_importance",
     )(*leaves)
     return squares.sum(axis=1)
 
 
-def _kernel(x: _Inputs, squares: Any, shared: int, softcap: float | None) -> None:
+def _multiply_add(a: jax.Array | float, b: jax.Array, c: jax.Array | float) -> jax.Array:
+    """a b + c as one instruction, float32. XLA has Triton keep products and sums apart: on an H100 that took 1.4 times
+    as long."""
+    shape = jnp.broadcast_shapes(*(jnp.shape(x) for x in (a, b, c)))
+    operands = [jnp.broadcast_to(jnp.asarray(x, jnp.float32), shape) for x in (a, b, c)]
+    (joined,) = plt.elementwise_inline_asm(
+        "fma.rn.f32 $0, $1, $2, $3;",
+        args=operands,
+        constraints="=f,f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(shape, jnp.float32)],
+    )
+    return joined
+
+
+def _kernel(x: _Inputs, squares: Any, shared: int, softcap: float | None, multiply_add: MultiplyAdd) -> None:
     """The squared norms of a block of neurons over a block of queries of one head."""
     head, block, part = (pl.program_id(axis) for axis in range(3))
     size = x.rows.first.shape[3]
@@ -181,17 +200,19 @@ def _kernel(x: _Inputs, squares: Any, shared: int, softcap: float | None) -> Non
     place = jax.lax.rem(part, size // neurons)
     at, where = pl.ds(block * _QUERIES, _QUERIES), pl.ds(place * neurons, neurons)
     bound = x.bound[head, block, kind, place]
-    begin = jnp.maximum(block * _QUERIES - x.window[0] + 1, 0)
-    end = jnp.where(bound > 0, (block + 1) * _QUERIES, begin)  # without a bound over 0 nothing changes
+    begin = jax.lax.div(jnp.maximum(block * _QUERIES - x.window[0] + 1, 0), _KEYS)
+    end = jnp.where(bound > 0, (block + 1) * (_QUERIES // _KEYS), begin)  # without a bound over 0 nothing changes
     rows = jax.tree.map(lambda y: y[head, kind, at, where], x.rows)
 
     def over_keys(start: Any, fold: Any) -> Any:
-        def body(key: jax.Array, total: Any) -> Any:
-            columns = jax.tree.map(lambda y: y[group, kind, key, where][None, :], x.columns)
-            score = None if x.score is None else x.score[head, key, at][:, None]
-            log_weight = x.log_weight[head, key, at][:, None]
-            v = change_of_score(rows, columns, score, softcap)
-            return fold(total, v, Weights(jnp.exp(log_weight), log_weight, score))
+        def body(step: jax.Array, total: Any) -> Any:
+            for key in (step * _KEYS + i for i in range(_KEYS)):
+                columns = jax.tree.map(lambda y, key=key: y[group, kind, key, where][None, :], x.columns)
+                score = None if x.score is None else x.score[head, key, at][:, None]
+                log_weight = x.log_weight[head, key, at][:, None]
+                v = change_of_score(rows, columns, score, softcap, multiply_add)
+                total = fold(total, v, Weights(jnp.exp(log_weight), log_weight, score))
+            return total
 
         return jax.lax.fori_loop(begin, end, body, start)
 
@@ -200,13 +221,6 @@ def _kernel(x: _Inputs, squares: Any, shared: int, softcap: float | None) -> Non
     def itself(total: jax.Array) -> jax.Array:
         return total
 
-    found = jax.lax.cond(
-        bound <= SMALL,
-        lambda: small_squares(over_keys, itself, zero, x.weight_squares[head, at][:, None]),
-        lambda: jax.lax.cond(
-            bound <= FAR,
-            lambda: any_squares(over_keys, itself, None, zero),
-            lambda: any_squares(over_keys, itself, itself, zero),
-        ),
-    )
+    weight_squares = x.weight_squares[head, at][:, None]
+    found = squared_changes(over_keys, itself, itself, zero, weight_squares, bound, multiply_add)
     squares[head, block, kind, where] = jnp.sum(found, axis=0)

@@ -1,16 +1,21 @@
-"""What the Pallas kernels share: the sums over the keys in a form that keeps its digits, and the bounds that choose it.
+"""What the Pallas kernels share: the sums over the keys in a form that keeps its digits, and the bound that chooses it.
 
-With P the attention weights and v the change of the scores less its value at the query's mean key (weighted by P), a
-row of the change is P (u - z) / (1 + z), u = expm1(v), z = sum_s P u: every term is of second order in u, so small
-importances keep their digits, and the shift keeps u small where P is large. A bound on |v| chooses between three forms:
+With P the attention weights and v the change of the scores less a shift of its row, a row of the change is
+P (u - z) / (1 + z), u = expm1(v), z = sum_s P u. One pass over the keys sums what the multiplied-out square needs,
 
-up to 1      one pass over the keys, expm1 a polynomial. The square is multiplied out, sum P^2 u^2 - 2 z sum P^2 u +
-             z^2 sum P^2; with |v| <= 1 around its mean nothing cancels in it.
-up to 20     two passes: z, and then the squares of P expm1(v - log(1 + z)).
-over that    a pass more, for the largest log P + v: a row where it is far from 0 is shifted by it before z is summed,
-             so that nothing overflows.
+    sum P^2 (u - z)^2 = sum P^2 u^2 - 2 z sum P^2 u + z^2 sum P^2,
 
-Tiles may have any layout: the sums are given as a fold over the keys and a function that ends it.
+and that loses no digits to cancellation because of the shift: softmax does not see it, and it is v at the row's mean
+key *weighted by P^2*, so that the middle sum is of second order in v. (Weighted by P it would not be: where one key has
+nearly all the weight and the others lose theirs, u and z of that key would agree in as many digits as |v| has.) What is
+left is a loss in proportion to |v| where |v| is large, 40 times float32's step at most.
+
+u is a polynomial for small v, so that small importances keep their digits, and exp(v) - 1 beyond. A bound on |v| says
+where neither u nor its square can overflow, which is nearly everywhere (see `bounds`); elsewhere a pass before that one
+finds the largest log P + v of a row, which is shifted by it if it is far from 0.
+
+Tiles may have any layout: the sums are given as a fold over the keys and a function that ends it. Products that are
+added to something go through `multiply_add`, which a platform whose compiler does not join the two can give.
 """
 
 from __future__ import annotations
@@ -22,14 +27,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SMALL = 1.0
-FAR = 20.0
+NEAR = 40.0  # e^NEAR squared is a float32
 UNSEEN = -1e30
+_SMALL = 0.25
 
-# expm1(v) / v for |v| <= SMALL from its values at the Chebyshev points, lowest power first; right to 6e-7.
+# expm1(v) / v for |v| <= _SMALL from its values at the Chebyshev points, lowest power first; right to 1e-7.
 _RATIO = np.polynomial.chebyshev.cheb2poly(
-    np.polynomial.chebyshev.chebinterpolate(lambda v: np.expm1(v) / np.where(v == 0, 1.0, v) + (v == 0), 6)
-).tolist()
+    np.polynomial.chebyshev.chebinterpolate(
+        lambda v: np.expm1(_SMALL * v) / np.where(v == 0, 1.0, _SMALL * v) + (v == 0), 4
+    )
+)
+_RATIO = (_RATIO / _SMALL ** np.arange(len(_RATIO))).tolist()
 
 
 class Factors(NamedTuple):
@@ -53,71 +61,88 @@ class Weights(NamedTuple):
     score: jax.Array | None
 
 
+MultiplyAdd = Callable[..., jax.Array]
+
 # over_keys(start, fold) folds fold(total, v, weights) over the tiles of keys.
 OverKeys = Callable[[Any, Callable[[Any, jax.Array, Weights], Any]], Any]
 
 
-def expm1_small(v: jax.Array) -> jax.Array:
-    """expm1 of |v| <= SMALL."""
-    ratio = jnp.full_like(v, _RATIO[-1])
-    for coefficient in _RATIO[-2::-1]:
-        ratio = ratio * v + coefficient
+def plain_multiply_add(a: jax.Array | float, b: jax.Array, c: jax.Array | float) -> jax.Array:
+    """a b + c, for shapes that broadcast, left to the compiler."""
+    return a * b + c
+
+
+def _expm1_small(v: jax.Array, multiply_add: MultiplyAdd) -> jax.Array:
+    """expm1 of |v| <= _SMALL."""
+    ratio = multiply_add(_RATIO[-1], v, _RATIO[-2])
+    for coefficient in _RATIO[-3::-1]:
+        ratio = multiply_add(ratio, v, coefficient)
     return v * ratio
 
 
-def change_of_weight(v: jax.Array, weights: Weights) -> jax.Array:
-    """P expm1(v) of any v, as exact where it is small; overflows only where P e^v does."""
+def _change_near(v: jax.Array, weights: Weights, multiply_add: MultiplyAdd) -> jax.Array:
+    """P expm1(v) of |v| <= NEAR."""
+    return weights.weight * jnp.where(jnp.abs(v) <= _SMALL, _expm1_small(v, multiply_add), jnp.exp(v) - 1.0)
+
+
+def _change_far(v: jax.Array, weights: Weights, multiply_add: MultiplyAdd) -> jax.Array:
+    """P expm1(v) of any v; overflows only where P e^v does."""
     moved = jnp.exp(weights.log_weight + v) - weights.weight
-    return jnp.where(jnp.abs(v) <= SMALL, weights.weight * expm1_small(v), moved)
+    return jnp.where(jnp.abs(v) <= _SMALL, weights.weight * _expm1_small(v, multiply_add), moved)
 
 
-def change_of_score(rows: Factors, columns: Factors, score: jax.Array | None, softcap: float | None) -> jax.Array:
+def change_of_score(
+    rows: Factors,
+    columns: Factors,
+    score: jax.Array | None,
+    softcap: float | None,
+    multiply_add: MultiplyAdd = plain_multiply_add,
+) -> jax.Array:
     """v without cancellation, for shapes that broadcast; a shift of None is 0."""
-    change = rows.first * columns.first + rows.second * columns.second
+    capped = softcap is not None
+    shift = 0.0 if rows.shift is None or capped else rows.shift
+    change = multiply_add(rows.first, columns.first, multiply_add(rows.second, columns.second, shift))
     for factors in (rows, columns):
         if factors.gain is not None:
-            change = change + factors.gain * score
-    if softcap is not None:
-        # tanh a - tanh b = tanh(a - b) (1 - tanh a tanh b)
-        before, moved = score / softcap, change / softcap
-        change = softcap * jnp.tanh(moved) * (1.0 - jnp.tanh(before) * jnp.tanh(before + moved))
+            change = multiply_add(factors.gain, score, change)
+    if not capped:
+        return change
+    # tanh a - tanh b = tanh(a - b) (1 - tanh a tanh b)
+    before, moved = score / softcap, change / softcap
+    change = softcap * jnp.tanh(moved) * (1.0 - jnp.tanh(before) * jnp.tanh(before + moved))
     return change if rows.shift is None else change + rows.shift
 
 
-def small_squares(
-    over_keys: OverKeys, total: Callable[[jax.Array], jax.Array], zero: jax.Array, weight_squares: jax.Array
-) -> jax.Array:
-    """Squared norm of each row's change of its weights, for |v| <= SMALL; zero: an accumulator, total: what ends it;
-    weight_squares: sum P^2 of each row."""
-
-    def fold(sums: tuple[jax.Array, ...], v: jax.Array, weights: Weights) -> tuple[jax.Array, ...]:
-        change = weights.weight * expm1_small(v)
-        z, squares, products = sums
-        return z + change, squares + change * change, products + weights.weight * change
-
-    z, squares, products = (total(x) for x in over_keys((zero,) * 3, fold))
-    return jnp.maximum(squares + z * (z * weight_squares - 2.0 * products), 0.0) / ((1.0 + z) * (1.0 + z))
-
-
-def any_squares(
+def squared_changes(
     over_keys: OverKeys,
     total: Callable[[jax.Array], jax.Array],
-    largest: Callable[[jax.Array], jax.Array] | None,
+    largest: Callable[[jax.Array], jax.Array],
     zero: jax.Array,
+    weight_squares: jax.Array,
+    bound: jax.Array,
+    multiply_add: MultiplyAdd = plain_multiply_add,
 ) -> jax.Array:
-    """As `small_squares`, for any v; largest ends a maximum as total ends a sum, None where |v| <= FAR."""
-    base = jnp.zeros_like(total(zero))
-    if largest is not None:
+    """Squared norm of each row's change of its weights.
+
+    zero: an accumulator; total and largest end a sum and a maximum that are one; weight_squares: sum P^2 of each row;
+    bound: what no |v| exceeds, a scalar.
+    """
+
+    def one_pass(change: Callable[..., jax.Array], base: jax.Array | None) -> jax.Array:
+        def fold(sums: tuple[jax.Array, ...], v: jax.Array, weights: Weights) -> tuple[jax.Array, ...]:
+            changed = change(v if base is None else v - base, weights, multiply_add)
+            z, squares, products = sums
+            squares, products = multiply_add(changed, changed, squares), multiply_add(weights.weight, changed, products)
+            return z + changed, squares, products
+
+        z, squares, products = (total(x) for x in over_keys((zero,) * 3, fold))
+        return jnp.maximum(squares + z * (z * weight_squares - 2.0 * products), 0.0) / ((1.0 + z) * (1.0 + z))
+
+    def far() -> jax.Array:
         top = largest(over_keys(zero + UNSEEN, lambda most, v, weights: jnp.maximum(most, weights.log_weight + v)))
-        base = jnp.where(jnp.abs(top) > FAR, top, base)
-    z = total(over_keys(zero, lambda z, v, weights: z + change_of_weight(v - base, weights)))
-    middle = base + jnp.log1p(z)
+        return one_pass(_change_far, jnp.where(jnp.abs(top) > NEAR, top, 0.0))
 
-    def fold(squares: jax.Array, v: jax.Array, weights: Weights) -> jax.Array:
-        change = change_of_weight(v - middle, weights)
-        return squares + change * change
-
-    return total(over_keys(zero, fold))
+    return jax.lax.cond(bound <= NEAR, lambda: one_pass(_change_near, None), far)
 
 
 def turned(x: jax.Array) -> jax.Array:
@@ -174,7 +199,8 @@ def bounds(
     query neurons like q, of key neurons like k.
 
     A part of the columns that is the same for every key falls out, so they count from their middle; not so under a
-    soft cap, which is not linear.
+    soft cap, which is not linear. On Gemma 3 270M and SmolLM2-135M with real text, blocks of 32 by 32: over 1 in all
+    but 0.5 %, over 20 in 27 %, over NEAR in 12 % and 1 % of the query neurons' and in 5 % and 1 % of the key neurons'.
     """
     batch, heads, time, _ = rows[0].shape
     shared = heads // columns.keys.shape[1]

@@ -19,17 +19,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from .tiles import (
-    FAR,
-    SMALL,
     UNSEEN,
     Factors,
     Weights,
-    any_squares,
     bounds,
     change_of_score,
     columns_of,
     rows_of,
-    small_squares,
+    squared_changes,
     turned,
 )
 
@@ -222,16 +219,20 @@ def _attend(refs: SimpleNamespace, queries: jax.Array, first: jax.Array, reach: 
 def _store_rows(
     refs: SimpleNamespace, kinds: list[Factors], gain: jax.Array | None, reach: Any, softcap: float | None
 ) -> None:
-    """Stores the queries' side of all neurons, with minus the change at the query's mean key as its shift."""
+    """Stores the queries' side of all neurons, with minus the change at the query's mean key (see `tiles`) as its
+    shift."""
+
+    def share(at: jax.Array) -> jax.Array:
+        return jnp.square(refs.weight[at]) / refs.weight_squares[...]
 
     def mean(columns: Any) -> jax.Array:
         def add(at: jax.Array, total: jax.Array) -> jax.Array:
-            return total + _product(refs.weight[at], columns[0, 0, at], 1)
+            return total + _product(share(at), columns[0, 0, at], 1)
 
         return jax.lax.fori_loop(*reach, add, jnp.zeros(kinds[0].first.shape, jnp.float32))
 
     def mean_score(at: jax.Array, total: jax.Array) -> jax.Array:
-        return total + jnp.sum(refs.weight[at] * refs.score[at], axis=1, keepdims=True)
+        return total + jnp.sum(share(at) * refs.score[at], axis=1, keepdims=True)
 
     score = None
     if refs.score is not None:
@@ -277,12 +278,4 @@ def _squares(refs: SimpleNamespace, kind: int, j: jax.Array, reach: Any, softcap
     largest = partial(jnp.max, axis=1, keepdims=True)
     zero = jnp.zeros((QUERIES, KEYS), jnp.float32)
     bound = refs.bound[0, 0, 0, kind, j]
-    return jax.lax.cond(
-        bound <= SMALL,
-        lambda: small_squares(over_keys, total, zero, refs.weight_squares[...]),
-        lambda: jax.lax.cond(
-            bound <= FAR,
-            lambda: any_squares(over_keys, total, None, zero),
-            lambda: any_squares(over_keys, total, largest, zero),
-        ),
-    )
+    return squared_changes(over_keys, total, largest, zero, refs.weight_squares[...], bound)

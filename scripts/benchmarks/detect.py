@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 import mwork_jax as mw
-from benchmarks.models import smollm2_gguf, torch_checkpoint
+from benchmarks.models import finished, smollm2_gguf, torch_checkpoint
 from benchmarks.pairing import fastest, paired, seconds
 from mwork_jax.corpus import LANGUAGES, own_corpus
 from mwork_jax.detect import importance_batch
@@ -119,7 +119,7 @@ def _hf_forward(hf: Any, ids: np.ndarray) -> Any:
     import torch
 
     with torch.inference_mode():
-        return hf(torch.tensor(ids, dtype=torch.long), use_cache=False).logits
+        return finished(hf(torch.tensor(ids, dtype=torch.long, device=hf.device), use_cache=False).logits)
 
 
 def _published(hf: Any, ids: np.ndarray) -> None:
@@ -130,7 +130,7 @@ def _published(hf: Any, ids: np.ndarray) -> None:
     config = hf.config
     heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     time = ids.shape[1]
-    future = torch.full((time, time), float("-inf")).triu(1)
+    future = torch.full((time, time), float("-inf"), device=hf.device).triu(1)
 
     def score(module: Any, _: Any, kwargs: dict[str, Any]) -> None:
         x = kwargs["hidden_states"][0]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.models import SMOLLM2, torch_model
+from benchmarks.models import SMOLLM2, finished, torch_model
 from benchmarks.pairing import fastest, paired
 from mwork_jax.config import ModelConfig
 from mwork_jax.model import Decoder, forward_decoder
@@ -53,11 +53,11 @@ def _ours(decoder: Decoder, ids: jax.Array, mask: NeuronMask) -> Callable[[], An
 def _theirs(hf: Any, ids: np.ndarray) -> Callable[[], Any]:
     import torch
 
-    tokens = torch.tensor(ids, dtype=torch.long)
+    tokens = torch.tensor(ids, dtype=torch.long, device=hf.device)
 
     def call() -> Any:
         with torch.inference_mode():
-            return hf(tokens, use_cache=False).logits
+            return finished(hf(tokens, use_cache=False).logits)
 
     return call
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from mwork_jax.config import ModelConfig
@@ -60,7 +61,7 @@ def torch_model(config: ModelConfig, decoder: Decoder, dtype: str) -> Any:
             like = hf.get_parameter(tensor)
             state[tensor] = torch.from_numpy(row.reshape(tuple(like.shape)).copy())
     hf.load_state_dict(state, strict=False)
-    return hf.eval().to(getattr(torch, dtype))
+    return hf.eval().to(_device(), getattr(torch, dtype))
 
 
 def torch_checkpoint(path: Path, dtype: str = "float32") -> Any:
@@ -80,7 +81,21 @@ def torch_checkpoint(path: Path, dtype: str = "float32") -> Any:
     missing, unexpected = hf.load_state_dict(state, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise ValueError(f"{path}: missing {missing}, unexpected {unexpected}")
-    return hf.eval().to(getattr(torch, dtype))
+    return hf.eval().to(_device(), getattr(torch, dtype))
+
+
+def _device() -> str:
+    """Where Hugging Face's side runs: on the GPU where our side does."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
+def finished(result: Any) -> Any:
+    """A tensor, once it is there: a GPU's is promised before it is computed."""
+    import torch
+
+    if result.is_cuda:
+        torch.cuda.synchronize()
+    return result
 
 
 @contextmanager
@@ -99,7 +114,7 @@ def zeroed(hf: Any, neurons: NeuronSet) -> Iterator[None]:
     with torch.no_grad():
         for group, modules in names.items():
             for layer, members in zip(hf.model.layers, neurons.groups[group], strict=True):
-                rows = torch.tensor(np.flatnonzero(members))
+                rows = torch.tensor(np.flatnonzero(members), device=hf.device)
                 for module in modules:
                     weight = layer.get_submodule(module).weight
                     index = (slice(None), rows) if group == "ffn_down" else (rows,)

@@ -128,14 +128,15 @@ def _theirs(hf: Any, asked: Sequence[_Asked], sets: Sequence[NeuronSet]) -> np.n
 
     longest = max(a.tokens.size for a in asked)
     keep = max(a.tokens.size - a.begin for a in asked) + 1
-    ids = torch.tensor(np.stack([np.pad(a.tokens, (longest - a.tokens.size, 0)) for a in asked]), dtype=torch.long)
-    attends = torch.tensor([[0] * (longest - a.tokens.size) + [1] * a.tokens.size for a in asked])
+    padded = np.stack([np.pad(a.tokens, (longest - a.tokens.size, 0)) for a in asked])
+    ids = torch.tensor(padded, dtype=torch.long, device=hf.device)
+    attends = torch.tensor([[0] * (longest - a.tokens.size) + [1] * a.tokens.size for a in asked], device=hf.device)
     places = (attends.cumsum(dim=1) - 1).clamp(min=0)
     nats = np.zeros((len(sets), len(asked)))
     for row, neurons in enumerate(sets):
         with zeroed(hf, neurons), torch.inference_mode():
             logits = hf(ids, attention_mask=attends, position_ids=places, use_cache=False, logits_to_keep=keep).logits
-            logs = torch.log_softmax(logits.float(), dim=-1)[:, :-1].gather(2, ids[:, -keep + 1 :, None])[..., 0]
+            logs = torch.log_softmax(logits.float(), dim=-1)[:, :-1].gather(2, ids[:, -keep + 1 :, None])[..., 0].cpu()
         for column, one in enumerate(asked):
             nats[row, column] = float(logs[column, -(one.tokens.size - one.begin) :].sum())
     return nats
@@ -214,9 +215,9 @@ def _generation(rounds: int) -> dict[str, Any]:
 def _hf_generate(hf: Any, ids: np.ndarray) -> Any:
     import torch
 
-    tokens = torch.tensor(ids, dtype=torch.long)
+    tokens = torch.tensor(ids, dtype=torch.long, device=hf.device)
     with torch.inference_mode():
         return hf.generate(
             tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=64, min_new_tokens=64,
             pad_token_id=0, eos_token_id=None,
-        )  # fmt: skip
+        ).cpu()  # fmt: skip
