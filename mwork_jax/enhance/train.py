@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mwork_jax.config import ModelConfig
 from mwork_jax.enhance.compact import Compact, Index, changes, gather
 from mwork_jax.enhance.loss import summed_nats
 from mwork_jax.enhance.optimizer import Rates, adamw
@@ -22,6 +23,8 @@ from mwork_jax.enhance.packing import Rows
 from mwork_jax.errors import InputError
 from mwork_jax.model import Decoder, hidden_states, rms_norm
 from mwork_jax.neurons import NeuronMask
+
+_LOGITS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,13 @@ class Program(NamedTuple):
     remat: bool
     patience: int
     loss_rows: int = 128  # positions whose logits exist at once, per run
+
+
+def loss_rows(config: ModelConfig, runs: int) -> int:
+    """Positions of a run whose logits exist at once: 128 of all runs together, fewer where the vocabulary is so wide
+    that those would be over 64 MiB; at least 16."""
+    fitting = max(1, min(128, _LOGITS // config.vocab_size) // runs)
+    return max(16, 1 << (fitting.bit_length() - 1))
 
 
 class StepReport(NamedTuple):
