@@ -46,9 +46,9 @@ MODELS = (Heads("Mistral-7B", 32, 8, 128), Heads("SmolLM2-135M", 9, 3, 64), Head
 
 
 def rows(rounds: int) -> Iterator[dict[str, Any]]:
-    """The device's ceilings, then every model, length and form. Raises RuntimeError where there is no accelerator."""
+    """The device's ceilings, then every model, length and form. Ends the script where there is no accelerator."""
     if jax.default_backend() == "cpu":
-        raise RuntimeError("no accelerator is here; the kernels are for TPUs and NVIDIA's GPUs")
+        raise SystemExit("no accelerator is here; the kernels are for TPUs and NVIDIA's GPUs")
     limits = ceilings(rounds)
     yield {"benchmark": "kernels", "device": jax.devices()[0].device_kind, **limits}
     for model in MODELS:
