@@ -26,9 +26,9 @@ from mwork_jax.prefill import advance
 from mwork_jax.sharding import DATA, MASK, MODEL
 
 STAGES = ("detect", "evaluate", "generate", "enhance")
-# Vector operations that the query and key kernel takes for each change of a score where every change is small; others
-# take twice as many (docs/detection.md).
-_KERNEL_OPERATIONS = 34
+# Vector operations that the query and key kernel takes for each change of a score where none can be over 40 nats;
+# others take a third more (docs/detection.md).
+_KERNEL_OPERATIONS = 36
 
 
 @dataclass(frozen=True)
