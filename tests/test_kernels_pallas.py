@@ -29,6 +29,7 @@ ODD = {
     "changes of all sizes": {**MANY, "spread": 3.0},
     "overflowing changes": {**MANY, "spread": 60.0},
     "attention sink": {**MANY, "spread": 2.0, "sink": 40.0},
+    "a sink of middling weight": {**MANY, "spread": 3.0, "sink": 5.0},
     "heads of 128, soft cap": {"time": 33, "heads": 2, "kv_heads": 2, "size": 128, "softcap": 5.0, "spread": 3.0},
     "heads of 256, norm, soft cap, tiny": {
         "time": 20, "heads": 2, "kv_heads": 1, "size": 256, "gain": 0.1, "softcap": 3.0, "spread": 1e-3
