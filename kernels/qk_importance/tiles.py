@@ -6,8 +6,8 @@ P (u - z) / (1 + z), u = expm1(v), z = sum_s P u. One pass over the keys sums wh
     sum P^2 (u - z)^2 = sum P^2 u^2 - 2 z sum P^2 u + z^2 sum P^2,
 
 and that loses no digits to cancellation because of the shift: softmax does not see it, and it is v at the row's mean
-key *weighted by P^2*, so that the middle sum is of second order in v. (Weighted by P it would not be: where one key has
-nearly all the weight and the others lose theirs, u and z of that key would agree in as many digits as |v| has.) What is
+key *weighted by P^2*, so that the middle sum is of second order in v. (Weighted by P it need not be: where one key has
+nearly all the weight and the others lose theirs, u and z of that key could agree in as many digits as |v| has.) What is
 left is a loss in proportion to |v| where |v| is large, 40 times float32's step at most.
 
 u is a polynomial for small v, so that small importances keep their digits, and exp(v) - 1 beyond. A bound on |v| says
