@@ -1,10 +1,11 @@
 """Exact importance in plain XLA, for CPUs: nothing of size heads x k x t x s is ever stored.
 
-With P the attention weights and u = expm1(S' - S - c), a row of the change is P (u - z) / (1 + z), z = sum_s P u: two
-passes over the keys, each of which computes u anew, which is cheaper than to store it. Every term is of second order
-in u, so small importances keep their digits. Softmax does not see the shift c; taking the change at the row's mean key
-(weighted by P) makes u small where P is large, so that a row which attends to almost one key only (an attention sink)
-loses no digits.
+With P the attention weights and u = expm1(S' - S - c), a row of the change is P (u - z) / (1 + z), z = sum_s P u, and
+one pass over the keys sums what its square needs, multiplied out as in `tiles`. Softmax does not see the shift c: it is
+the change at the row's top key, the one with the largest weight P', where u is therefore 0. The square is then at least
+(P' z)^2, and what cancels at most z^2 sum P^2 <= z^2 P': no more is lost than float32's step times 1 / P', which is at
+most the number of keys. 1 + z is at least P', and an attention sink, whose P' is nearly 1, loses nothing. (A mean key,
+as `tiles` has it, takes a product, which costs more here than to pick out one.)
 
 XLA's expm1 would be most of the work. A bound on |change| for every query of a block, key and neuron (Cauchy-Schwarz on
 the two outer products) says what may take its place: a polynomial, right to 9e-7 of u however small that is, or an exp
@@ -16,7 +17,7 @@ sliding windows bound the keys that a block of queries visits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,9 @@ import numpy as np
 from .outer_products import Changes, norms_of, score_changes
 
 _QUERIES = 32  # queries in a block, at most; every bucket of lengths is a multiple
-_KEYS = 8  # keys in a step, unrolled: the accumulator stays in registers meanwhile
+_KEYS = 8  # keys in a step, unrolled: sums stay in registers meanwhile; LLVM unrolls no more, and then uses no vectors
 _NEURONS = 128  # neurons in a chunk: the columns of a step lie together and fit the nearest cache
-_ACCUMULATOR = 1 << 15  # elements of the accumulator, so that it stays in the cache
+_ACCUMULATOR = 1 << 17  # elements of a sum: few enough for the cache, enough to occupy several cores
 _SMALL = 1.0
 _LARGEST = 57.0  # changes of a score up to here stay in float32's range when exponentiated and squared
 _LOG2_E = float(np.log2(np.e))
@@ -56,11 +57,12 @@ def _small_expm1(change: jax.Array) -> jax.Array:
     return change * _horner(_EXPM1_RATIO, change)
 
 
-def _plain_exp(change: jax.Array) -> jax.Array:
-    """2^change of |change| <= 57: a power of two, put together from its bits, times a polynomial."""
-    whole = jnp.round(change)
-    fraction = jax.lax.bitcast_convert_type(_horner(_EXP2, change - whole), jnp.int32)
-    return jax.lax.bitcast_convert_type(fraction + (whole.astype(jnp.int32) << 23), jnp.float32)
+def _plain_expm1(change: jax.Array) -> jax.Array:
+    """2^change - 1 of |change| <= 57: a power of two, put together from its bits, times a polynomial."""
+    fraction = jax.lax.bitcast_convert_type(_horner(_EXP2, change - jnp.round(change)), jnp.int32)
+    # Added to 1.5 2^23, a number is rounded in the same way, and stands as a whole number in the lowest bits.
+    whole = jax.lax.bitcast_convert_type(change + 12582912.0, jnp.int32)
+    return jax.lax.bitcast_convert_type(fraction + (whole << 23), jnp.float32) - 1.0
 
 
 def qk_importance_xla(
@@ -107,7 +109,7 @@ def _in_chunks(x: Changes) -> Changes:
 
 
 class _Queries(NamedTuple):
-    """What stays the same for all keys, [n, m, t, c]. shift is minus the change at each query's mean key."""
+    """What stays the same for all keys, [n, m, t, c]. shift is minus the change at each query's top key."""
 
     rows: jax.Array
     rows2: jax.Array
@@ -152,10 +154,14 @@ def _some_heads(x: Changes, counted: jax.Array, window: jax.Array, softcap: floa
         # The last block may reach back over queries already counted: those get weight 0.
         begin = jnp.minimum(first, time - block)
         counts = jnp.where(begin + jnp.arange(block) >= first, _cut(counted, begin, block), 0.0)
-        # A plain sum, not a product: matrix units would round the squares.
-        return jnp.sum(counts[:, None, :, None] * _block(x, keys, sizes, begin, block, window, softcap), axis=2)
+        return counts[:, None, :, None] * _block(x, keys, sizes, begin, block, window, softcap)
 
-    return jax.lax.map(one_block, block * jnp.arange(-(-time // block))).sum(axis=0)
+    # The blocks are added up as they are, and their queries at the end: one slow reduction instead of one per block. A
+    # plain sum, not a product: matrix units would round the squares.
+    nothing = jnp.zeros((*x.rows.shape[:2], block, x.rows.shape[3]), jnp.float32)
+    starts = block * jnp.arange(-(-time // block))
+    total, _ = jax.lax.scan(lambda total, first: (total + one_block(first), None), nothing, starts)
+    return total.sum(axis=2)
 
 
 def _cut(x: jax.Array, begin: jax.Array, size: int, axis: int = 1) -> jax.Array:
@@ -178,25 +184,38 @@ def _block(
     capped = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
     capped = jnp.where((ago >= 0) & (ago < window), capped, -1e30)
     weight = jax.nn.softmax(_LOG_2 * capped, axis=-1)
+    weight_squares = jnp.sum(jnp.square(weight), axis=-1, keepdims=True)
 
     columns = _Keys(x.columns, x.columns2, x.column_gain, None)
 
     def in_steps(of_keys: jax.Array, unseen: float = 0.0) -> jax.Array:
         return _in_steps(of_keys.mT[:, None], unseen)[..., None]
 
-    # Any shift will do, so the mean key need not be exact.
-    mean = jax.tree.map(lambda y: _roughly("nts,nmsc->nmtc", weight, y), columns)
-    mean = mean._replace(scores=jnp.sum(weight * scores, axis=-1, keepdims=True)[:, None])
+    largest = jnp.max(weight, axis=-1, keepdims=True)
+    at = jnp.max(jnp.where(weight == largest, place, 0), axis=-1)  # argmax would go one number at a time
+    top = _keys_at(columns, at)
+    top = top._replace(scores=jnp.sum(jnp.where(place == at[..., None], scores, 0.0), -1, keepdims=True)[:, None])
     queries = jax.tree.map(lambda y: _cut(y, begin, block, axis=2), _Queries(x.rows, x.rows2, x.row_gain, None))
-    queries = queries._replace(shift=-_change(queries._replace(shift=0.0), mean, softcap))
+    queries = queries._replace(shift=-_change(queries._replace(shift=0.0), top, softcap))
     if x.row_gain is not None or softcap is not None:
         keys = keys._replace(scores=in_steps(scores))
     step = _Step(keys, in_steps(weight), in_steps(capped, -1e30))
     reach = jnp.maximum(begin - window + 1, 0) // _KEYS, (begin + block - 1) // _KEYS + 1
     visited = (place >= reach[0] * _KEYS) & (place < reach[1] * _KEYS)
-    at_most = _bound(queries, mean, sizes, jnp.where(visited, scores, mean.scores[:, 0]), reach, softcap)
+    at_most = _bound(queries, top, sizes, jnp.where(visited, scores, top.scores[:, 0]), reach, softcap)
     form = jnp.sum(at_most > np.asarray([_SMALL, _LARGEST], np.float32))
-    return _changed(queries, step, reach, form, softcap)
+    return _changed(queries, step, weight_squares[:, None], reach, form, softcap)
+
+
+def _keys_at(columns: _Keys, at: jax.Array) -> _Keys:
+    """The columns [n, m, s, c] of one key for each query, [n, m, t, c]; at [n, t] says which."""
+
+    def rows(y: jax.Array) -> jax.Array:
+        return jax.vmap(lambda y, at: y[:, at])(y, at)
+
+    # XLA picks out number by number, so two in one are half the work.
+    both = rows(jax.lax.complex(columns.columns, columns.columns2))
+    return _Keys(both.real, both.imag, None if columns.gain is None else rows(columns.gain), None)
 
 
 def _sizes(columns: _Keys, softcap: float | None) -> _Sizes:
@@ -215,14 +234,14 @@ def _sizes(columns: _Keys, softcap: float | None) -> _Sizes:
 
 def _bound(
     queries: _Queries,
-    mean: _Keys,
+    top: _Keys,
     sizes: _Sizes,
     scores: jax.Array,
     reach: tuple[jax.Array, jax.Array],
     softcap: float | None,
 ) -> jax.Array:
     """What no |change| of a block exceeds, a scalar: `_change` term by term, the two outer products by Cauchy-Schwarz.
-    scores [n, t, s]; those of keys that are not visited are the mean [n, 1, t, 1]."""
+    scores [n, t, s]; those of keys that are not visited are the top key's."""
 
     def longest(*parts: jax.Array) -> jax.Array:
         return jnp.sqrt(sum(jnp.square(y) for y in parts)).max(axis=2)
@@ -231,13 +250,13 @@ def _bound(
         step = jnp.arange(len(of_steps))[:, None, None, None]
         return jnp.where((step >= reach[0]) & (step < reach[1]), of_steps, 0.0).max(axis=0)
 
-    of_mean = longest(mean.columns - sizes.middle, mean.columns2 - sizes.middle2)
-    bound = longest(queries.rows, queries.rows2) * (visited(sizes.columns) + of_mean)
+    of_top = longest(top.columns - sizes.middle, top.columns2 - sizes.middle2)
+    bound = longest(queries.rows, queries.rows2) * (visited(sizes.columns) + of_top)
     if queries.gain is not None:
-        moved = jnp.abs(scores - mean.scores[:, 0]).max(axis=(1, 2))[:, None, None]
+        moved = jnp.abs(scores - top.scores[:, 0]).max(axis=(1, 2))[:, None, None]
         size = jnp.abs(scores).max(axis=(1, 2))[:, None, None]
         bound += longest(queries.gain) * (moved if softcap is None else 2.0 * size)
-        bound += visited(sizes.gain) * size + longest(mean.gain * mean.scores)
+        bound += visited(sizes.gain) * size + longest(top.gain * top.scores)
     return bound.max()
 
 
@@ -245,13 +264,8 @@ def _exact(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(letters, a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _roughly(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    a, b = (x.astype(jnp.bfloat16) for x in (a, b))
-    return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32)
-
-
 def _change(queries: _Queries, keys: _Keys, softcap: float | None) -> jax.Array:
-    """S' - S without cancellation, less what it is at the query's mean key."""
+    """S' - S without cancellation, less what it is at the query's top key."""
     change = queries.rows * keys.columns + (queries.rows2 * keys.columns2 + (0.0 if softcap else queries.shift))
     if queries.gain is not None:
         change = change + (queries.gain + keys.gain) * keys.scores
@@ -264,32 +278,52 @@ def _change(queries: _Queries, keys: _Keys, softcap: float | None) -> jax.Array:
 
 
 def _changed(
-    queries: _Queries, step: _Step, reach: tuple[jax.Array, jax.Array], form: jax.Array, softcap: float | None
+    queries: _Queries,
+    step: _Step,
+    weight_squares: jax.Array,
+    reach: tuple[jax.Array, jax.Array],
+    form: jax.Array,
+    softcap: float | None,
 ) -> jax.Array:
-    """`_block`'s result; `form` counts the limits (_SMALL, _LARGEST) that some |change| may exceed."""
+    """`_block`'s result; weight_squares is sum P^2, [n, 1, t, 1]; `form` counts the limits (_SMALL, _LARGEST) that some
+    |change| may exceed."""
 
-    def over_keys(start: float, fold: Callable[[jax.Array, jax.Array, _Step], jax.Array]) -> jax.Array:
-        """Folds fold(accumulator, change, piece) over the keys, one at a time."""
-
-        def body(at: jax.Array, carried: tuple[jax.Array, _Step]) -> tuple[jax.Array, _Step]:
-            total, piece = carried
-            for i in range(_KEYS):
-                one = jax.tree.map(lambda y, i=i: y[:, :, i], piece)
-                total = fold(total, _change(queries, one.keys, softcap), one)
-            return total, piece_at(at + 1)
+    def over_steps(start: Any, fold: Callable[[Any, _Step], Any]) -> Any:
+        """Folds fold(total, piece) over the steps of keys."""
 
         def piece_at(at: jax.Array) -> _Step:
             return jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, at, keepdims=False), step)
 
         # The next step's keys are carried: cut within the step, they would be cut anew for every element.
-        total = jnp.full(queries.rows.shape, start, jnp.float32)
-        return jax.lax.fori_loop(*reach, body, (total, piece_at(reach[0])))[0]
+        def body(at: jax.Array, carried: tuple[Any, _Step]) -> tuple[Any, _Step]:
+            total, piece = carried
+            return fold(total, piece), piece_at(at + 1)
 
-    def from_u(u_of: Callable[[jax.Array], jax.Array], one_more: float) -> jax.Array:
-        """one_more: what is missing from u to e^change."""
-        z = over_keys(0.0, lambda total, change, one: total + one.weight * u_of(change))
-        squares = over_keys(0.0, lambda total, change, one: total + jnp.square(one.weight * (u_of(change) - z)))
-        return squares / jnp.square(one_more + z)
+        return jax.lax.fori_loop(*reach, body, (start, piece_at(reach[0])))[0]
+
+    def one_pass(u_of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """As one reduction the three sums share each u; XLA for CPUs would compute it anew for each of three."""
+        across = jax.tree.map(lambda y: y[:, :, None], queries)
+
+        def sums(piece: _Step) -> tuple[jax.Array, ...]:
+            weighted = piece.weight * u_of(_change(across, piece.keys, softcap))
+            terms = weighted, jnp.square(weighted), piece.weight * weighted
+            return jax.lax.reduce(terms, (0.0, 0.0, 0.0), lambda a, b: tuple(map(jnp.add, a, b)), (2,))
+
+        nothing = (jnp.zeros(queries.rows.shape, jnp.float32),) * 3
+        z, squares, products = over_steps(nothing, lambda total, piece: tuple(map(jnp.add, total, sums(piece))))
+        return jnp.maximum(squares + z * (z * weight_squares - 2.0 * products), 0.0) / jnp.square(1.0 + z)
+
+    def over_keys(start: float, fold: Callable[[jax.Array, jax.Array, _Step], jax.Array]) -> jax.Array:
+        """Folds fold(accumulator, change, piece) over the keys, one at a time."""
+
+        def over_piece(total: jax.Array, piece: _Step) -> jax.Array:
+            for i in range(_KEYS):
+                one = jax.tree.map(lambda y, i=i: y[:, :, i], piece)
+                total = fold(total, _change(queries, one.keys, softcap), one)
+            return total
+
+        return over_steps(jnp.full(queries.rows.shape, start, jnp.float32), over_piece)
 
     def outright() -> jax.Array:
         """The softmax of the changed scores, less the weights: exact however much changes."""
@@ -299,4 +333,4 @@ def _changed(
             0.0, lambda total, change, one: total + jnp.square(jnp.exp2(one.capped + change - top) / z - one.weight)
         )
 
-    return jax.lax.switch(form, [lambda: from_u(_small_expm1, 1.0), lambda: from_u(_plain_exp, 0.0), outright])
+    return jax.lax.switch(form, [lambda: one_pass(_small_expm1), lambda: one_pass(_plain_expm1), outright])
