@@ -80,10 +80,10 @@ def hf_model(family: str, kv_heads: int, **overrides):
     config_name = "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config"
     settings = {**BASE, **extra, "num_key_value_heads": kv_heads, **overrides}
     config = getattr(transformers, config_name)(**settings, attn_implementation="eager")
-    hf = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    hf = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in hf.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)  # some tests change the default
         parameter.data = 0.15 * noise if parameter.ndim > 1 else parameter.data + 0.1 * noise
     return hf
 
