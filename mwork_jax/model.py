@@ -400,7 +400,9 @@ def _project(
 ) -> jax.Array:
     """Queries, keys or values [b, t, heads, k]; a masked neuron is 0, bias included, as if its weights were."""
     x = product("btm,fm->btf", y, w[name].reshape(-1, y.shape[-1]))
-    x = add_rows(x, y, changes.get(name), w[name].dtype).reshape(*x.shape[:2], -1, head_dim)
+    # Neurons split over more devices than heads do: where there are fewer heads than devices, none is computed twice.
+    x = constrain(add_rows(x, y, changes.get(name), w[name].dtype), "batch", "time", "neurons")
+    x = constrain(x.reshape(*x.shape[:2], -1, head_dim), "batch", "time", "heads" if name == "q" else "kv_heads", None)
     if f"{name}_bias" in w:
         x = x + w[f"{name}_bias"]
     return x * mask.reshape(-1, head_dim)
@@ -410,7 +412,7 @@ def add_rows(out: jax.Array, x: jax.Array, change: NeuronChange | None, dtype: A
     """`out` [b, t, f], a product of x [b, t, m] with a matrix, as if `change` had been added to the matrix's rows."""
     if change is None:
         return out
-    added = product("btm,wm->btw", x, change.values.astype(dtype))
+    added = constrain(product("btm,wm->btw", x, change.values.astype(dtype)), "batch", "time", "tuned")
     return out.at[:, :, change.index].add(added, mode="drop")
 
 
@@ -419,7 +421,7 @@ def add_columns(out: jax.Array, x: jax.Array, change: NeuronChange | None, dtype
     columns."""
     if change is None:
         return out
-    chosen = jnp.take(x, change.index, axis=2, mode="fill", fill_value=0)
+    chosen = constrain(jnp.take(x, change.index, axis=2, mode="fill", fill_value=0), "batch", "time", "tuned")
     return out + product("btw,wm->btm", chosen, change.values.astype(dtype))
 
 

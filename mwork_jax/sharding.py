@@ -32,6 +32,7 @@ TABLE: Mapping[str, str] = {
     # masks, scores and order statistics: one entry per neuron of a layer and group
     "neurons": MODEL,
     "score_layers": MODEL,  # ranks are taken within a layer, so scores are shared out by layers
+    "tuned": MODEL,  # the rows and columns that tuning gathers, and what is computed with one entry for each
     # activations, caches and batches
     "batch": DATA,
     "shards": DATA,  # one running result for each part of the documents

@@ -1,5 +1,6 @@
 """Planning: the counts of a compiled program, proved on programs that are small enough to unroll, and the command."""
 
+import importlib
 import importlib.util
 import json
 
@@ -19,6 +20,7 @@ from mwork_jax.plan.stages import Size, own_operations, programs
 from mwork_jax.plan.work import full_tables
 from mwork_jax.sharding import make_mesh
 
+planning = importlib.import_module("mwork_jax.plan.plan")  # the package exports a function of this name
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiles through libtpu")
 SMALL = {
     "model_type": "llama", "vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6,
@@ -140,6 +142,24 @@ def test_no_smallest_claims_nothing_about_other_slices():
     one = Plan("enhance", small(), Slice.parse("v5e:1x1"), {"data": 1, "model": 1, "mask": 1}, Size(1), case)
     assert "no slice" in plan_report(one, "a model")
     assert "no slice" not in plan_report(one, "a model", searched=False)
+
+
+def test_the_mesh_is_the_smallest_that_fits_and_computes_little_twice(monkeypatch):
+    config, slice_, size = small(), Slice.parse("v5e:2x2"), Size(1)
+
+    def chosen(**model_to_ratio):
+        def compiled(stage, config, slice_, shape, size):
+            ratio = model_to_ratio.get(f"model_{shape['model']}")
+            flops = (ratio or 0) * own_operations(stage, config, size) * size.length / shape["model"]
+            return Case(ratio is not None, Memory(1, 0, 0), 1.0, ratio and Cost(flops=flops), {}, 0.0)
+
+        monkeypatch.setattr(planning, "compile_case", compiled)
+        return planning.plan("evaluate", config, slice_, size).mesh["model"]
+
+    assert chosen(model_1=1.0, model_2=1.0) == 1
+    assert chosen(model_1=1.08, model_2=1.001, model_4=1.0) == 2
+    assert chosen(model_2=1.2, model_4=1.2) == 2  # none is better
+    assert chosen() == 4  # none fits: the last is reported
 
 
 def test_the_papers_models_have_their_sizes():

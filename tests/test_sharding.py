@@ -49,6 +49,14 @@ def test_every_stage_on_other_meshes_equals_one_device():
     check_stages("8x1", "2x4", "1x8", "2x2x2")
 
 
+@pytest.mark.slow
+def test_eight_devices_compute_nothing_twice():
+    for mesh, stages in run_alone("operations_on_eight_devices.py").items():
+        assert set(stages) == {"evaluate", "enhance"}
+        for stage, ratio in stages.items():
+            assert 0.99 < ratio < 1.05, f"{stage} on {mesh}"
+
+
 class FakeMesh:
     def __init__(self, **shape):
         self.shape = {"data": 1, "model": 1, "mask": 1, **shape}

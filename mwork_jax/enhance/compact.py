@@ -19,6 +19,7 @@ from flax import nnx
 from mwork_jax.errors import InputError
 from mwork_jax.model import Changes, Decoder, NeuronChange
 from mwork_jax.neurons import GROUPS, NeuronSet, group_widths
+from mwork_jax.sharding import constrain
 
 # The parameters that hold a group's neurons, and the axis of [layers, out, in] that they lie along.
 PARAMETERS = {
@@ -70,7 +71,8 @@ def gather(decoder: Decoder, index: Index) -> Compact:
         matrix = _matrix(decoder, name)
         rows = jnp.swapaxes(matrix, 1, 2) if axis == 2 else matrix
         padded = index[group][:, :, None]
-        return jnp.take_along_axis(rows, padded, axis=1, mode="fill", fill_value=0).astype(jnp.float32)
+        found = jnp.take_along_axis(rows, padded, axis=1, mode="fill", fill_value=0).astype(jnp.float32)
+        return constrain(found, "layers", "tuned", "hidden")
 
     return {name: taken(name) for name in PARAMETERS}
 

@@ -18,6 +18,7 @@ from mwork_jax.sharding import DATA, MASK, MODEL
 
 Say = Callable[[str], None]
 _ROOM = 0.97  # of a chip's memory that weights may take before it is worth compiling
+_REPEATED = 1.05  # operations against the model's own; where memory is short, XLA computes some products again
 _LARGEST_MODEL_AXIS = 32  # devices that share one model; beyond, its own communication eats what is gained
 
 
@@ -105,18 +106,20 @@ def plan(
     mesh: Mapping[str, int] | None = None,
     say: Say = lambda line: None,
 ) -> Plan:
-    """Compiles a stage for a slice. mesh: as asked, or the one with the fewest devices to a model that fits; where none
-    does, the last that was tried. Raises InputError where libtpu is missing, or the mesh is not of the slice's size."""
-    tried = None
+    """Compiles a stage for a slice. mesh: as asked, or the one with the fewest devices to a model that fits and computes
+    little twice; where none does, the first that fits, or else the last that was tried. Raises InputError where libtpu
+    is missing, or the mesh is not of the slice's size."""
+    tried = first = None
     for shape in [mesh] if mesh is not None else meshes(stage, config, slice_):
         full = {axis: shape.get(axis, 1) for axis in (DATA, MODEL, MASK)}
         say(f"{slice_.name}: compiling {stage} with {mesh_name(full)}")
         tried = Plan(stage, config, slice_, full, size, compile_case(stage, config, slice_, full, size))
-        if tried.case.fits:
+        if tried.case.fits and (tried.operations_ratio or 0.0) <= _REPEATED:
             return tried
+        first = first or (tried if tried.case.fits else None)
     if tried is None:
         raise InputError(f"{slice_.name}: no mesh of {slice_.count} devices suits the model")
-    return tried
+    return first or tried
 
 
 def meshes(stage: str, config: ModelConfig, slice_: Slice) -> Iterator[Mapping[str, int]]:

@@ -167,7 +167,8 @@ def _enhance(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     runs, rows, layers = size.masks * mesh.shape[MASK], size.batch * mesh.shape[DATA], config.num_layers
 
     def of_runs(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return abstract(mesh, (runs, *shape), dtype, "runs", *(None,) * len(shape))
+        axes = ("layers", "tuned", "hidden") if len(shape) == 3 else (None,) * len(shape)
+        return abstract(mesh, (runs, *shape), dtype, "runs", *axes)
 
     values = {name: of_runs((layers, size.tuned, config.hidden_size), jnp.float32) for name in PARAMETERS}
     index = {group: of_runs((layers, size.tuned), jnp.int32) for group, _ in PARAMETERS.values()}
