@@ -106,9 +106,9 @@ def plan(
     mesh: Mapping[str, int] | None = None,
     say: Say = lambda line: None,
 ) -> Plan:
-    """Compiles a stage for a slice. mesh: as asked, or the one with the fewest devices to a model that fits and computes
-    little twice; where none does, the first that fits, or else the last that was tried. Raises InputError where libtpu
-    is missing, or the mesh is not of the slice's size."""
+    """Compiles a stage for a slice. mesh: as asked, or the one with the fewest devices to a model that fits and does
+    little work twice; where none does, the first that fits, or else the last that was tried. Raises InputError where
+    libtpu is missing, or the mesh is not of the slice's size."""
     tried = first = None
     for shape in [mesh] if mesh is not None else meshes(stage, config, slice_):
         full = {axis: shape.get(axis, 1) for axis in (DATA, MODEL, MASK)}
