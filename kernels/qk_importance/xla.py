@@ -7,11 +7,11 @@ the change at the row's top key, the one with the largest weight P', where u is 
 most the number of keys. 1 + z is at least P', and an attention sink, whose P' is nearly 1, loses nothing. (A mean key,
 as `tiles` has it, takes a product, which costs more here than to pick out one.)
 
-XLA's expm1 would be most of the work. A bound on |change| for every query of a block, key and neuron (Cauchy-Schwarz on
-the two outer products) says what may take its place: a polynomial, right to 9e-7 of u however small that is, or an exp
-without range checks, right to 1e-7 of e^change. Where even that could overflow, the softmax of the changed scores is
-taken outright. Scores and changes are in units of log 2, because a power of two is what is computed. Causality and
-sliding windows bound the keys that a block of queries visits.
+XLA's expm1 would be most of the work: a polynomial and a power of two put together from its bits take its place, right
+to 9e-7 of u however small that is. A bound on |change| for every query of a block, key and neuron (Cauchy-Schwarz on
+the two outer products) says where that could overflow, and there the softmax of the changed scores is taken outright.
+Scores and changes are in units of log 2, because a power of two is what is computed. Causality and sliding windows
+bound the keys that a block of queries visits.
 """
 
 from __future__ import annotations
@@ -29,40 +29,31 @@ _QUERIES = 32  # queries in a block, at most; every bucket of lengths is a multi
 _KEYS = 8  # keys in a step, unrolled: sums stay in registers meanwhile; LLVM unrolls no more, and then uses no vectors
 _NEURONS = 128  # neurons in a chunk: the columns of a step lie together and fit the nearest cache
 _ACCUMULATOR = 1 << 17  # elements of a sum: few enough for the cache, enough to occupy several cores
-_SMALL = 1.0
 _LARGEST = 57.0  # changes of a score up to here stay in float32's range when exponentiated and squared
 _LOG2_E = float(np.log2(np.e))
 _LOG_2 = float(np.log(2.0))
 
 
-def _fitted(function: Callable[[np.ndarray], np.ndarray], reach: float, degree: int) -> tuple[float, ...]:
-    """A polynomial for `function` on [-reach, reach], from its values at the Chebyshev points; lowest power first."""
-    points = reach * np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
-    return tuple(np.polynomial.Polynomial.fit(points, function(points), degree, domain=[-1, 1]).coef.tolist())
+# expm1(v log 2) / v for |v| <= 1/2 from its values at the Chebyshev points, lowest power first; right to 7e-7.
+_RATIO = np.polynomial.chebyshev.cheb2poly(
+    np.polynomial.chebyshev.chebinterpolate(
+        lambda x: np.where(x == 0, _LOG_2, np.expm1(x / 2 * _LOG_2) / np.where(x == 0, 1.0, x / 2)), 4
+    )
+)
+_RATIO = (_RATIO * 2.0 ** np.arange(len(_RATIO))).tolist()
 
 
-_EXPM1_RATIO = _fitted(lambda v: np.expm1(v * _LOG_2) / v, _SMALL, 5)
-_EXP2 = _fitted(np.exp2, 0.5, 5)
-
-
-def _horner(coefficients: tuple[float, ...], v: jax.Array) -> jax.Array:
-    total = jnp.full_like(v, coefficients[-1])
-    for coefficient in coefficients[-2::-1]:
-        total = total * v + coefficient
-    return total
-
-
-def _small_expm1(change: jax.Array) -> jax.Array:
-    """2^change - 1 of |change| <= 1."""
-    return change * _horner(_EXPM1_RATIO, change)
-
-
-def _plain_expm1(change: jax.Array) -> jax.Array:
-    """2^change - 1 of |change| <= 57: a power of two, put together from its bits, times a polynomial."""
-    fraction = jax.lax.bitcast_convert_type(_horner(_EXP2, change - jnp.round(change)), jnp.int32)
-    # Added to 1.5 2^23, a number is rounded in the same way, and stands as a whole number in the lowest bits.
-    whole = jax.lax.bitcast_convert_type(change + 12582912.0, jnp.int32)
-    return jax.lax.bitcast_convert_type(fraction + (whole << 23), jnp.float32) - 1.0
+def _expm1(change: jax.Array) -> jax.Array:
+    """2^change - 1 of |change| <= 57: with change = n + f, n whole, 2^n (2^f - 1) + (2^n - 1), so that small ones keep
+    their digits."""
+    fraction = change - jnp.round(change)
+    # Added to 1.5 2^23, a number is rounded in the same way, and n stands in the lowest bits: they become an exponent.
+    bits = jax.lax.bitcast_convert_type(change + 1.5 * 2.0**23, jnp.int32)
+    power = jax.lax.bitcast_convert_type((bits << 23) + (127 << 23), jnp.float32)
+    ratio = jnp.full_like(change, _RATIO[-1])
+    for coefficient in _RATIO[-2::-1]:
+        ratio = ratio * fraction + coefficient
+    return power * (fraction * ratio) + (power - 1.0)
 
 
 def qk_importance_xla(
@@ -203,8 +194,7 @@ def _block(
     reach = jnp.maximum(begin - window + 1, 0) // _KEYS, (begin + block - 1) // _KEYS + 1
     visited = (place >= reach[0] * _KEYS) & (place < reach[1] * _KEYS)
     at_most = _bound(queries, top, sizes, jnp.where(visited, scores, top.scores[:, 0]), reach, softcap)
-    form = jnp.sum(at_most > np.asarray([_SMALL, _LARGEST], np.float32))
-    return _changed(queries, step, weight_squares[:, None], reach, form, softcap)
+    return _changed(queries, step, weight_squares[:, None], reach, at_most, softcap)
 
 
 def _keys_at(columns: _Keys, at: jax.Array) -> _Keys:
@@ -282,11 +272,10 @@ def _changed(
     step: _Step,
     weight_squares: jax.Array,
     reach: tuple[jax.Array, jax.Array],
-    form: jax.Array,
+    at_most: jax.Array,
     softcap: float | None,
 ) -> jax.Array:
-    """`_block`'s result; weight_squares is sum P^2, [n, 1, t, 1]; `form` counts the limits (_SMALL, _LARGEST) that some
-    |change| may exceed."""
+    """`_block`'s result; weight_squares is sum P^2, [n, 1, t, 1]; at_most is what no |change| exceeds, a scalar."""
 
     def over_steps(start: Any, fold: Callable[[Any, _Step], Any]) -> Any:
         """Folds fold(total, piece) over the steps of keys."""
@@ -301,12 +290,12 @@ def _changed(
 
         return jax.lax.fori_loop(*reach, body, (start, piece_at(reach[0])))[0]
 
-    def one_pass(u_of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    def one_pass() -> jax.Array:
         """As one reduction the three sums share each u; XLA for CPUs would compute it anew for each of three."""
         across = jax.tree.map(lambda y: y[:, :, None], queries)
 
         def sums(piece: _Step) -> tuple[jax.Array, ...]:
-            weighted = piece.weight * u_of(_change(across, piece.keys, softcap))
+            weighted = piece.weight * _expm1(_change(across, piece.keys, softcap))
             terms = weighted, jnp.square(weighted), piece.weight * weighted
             return jax.lax.reduce(terms, (0.0, 0.0, 0.0), lambda a, b: tuple(map(jnp.add, a, b)), (2,))
 
@@ -333,4 +322,4 @@ def _changed(
             0.0, lambda total, change, one: total + jnp.square(jnp.exp2(one.capped + change - top) / z - one.weight)
         )
 
-    return jax.lax.switch(form, [lambda: one_pass(_small_expm1), lambda: one_pass(_plain_expm1), outright])
+    return jax.lax.cond(at_most <= _LARGEST, one_pass, outright)
