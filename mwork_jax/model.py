@@ -22,7 +22,7 @@ from flax import nnx
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig, Rope
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.sharding import constrain
+from mwork_jax.sharding import constrain, shares
 
 _QUERY_BLOCK = 64  # attention works through at least so many queries at a time,
 _QUERY_BLOCKS = 8  # in at most so many blocks: each is compiled on its own
@@ -400,9 +400,13 @@ def _project(
 ) -> jax.Array:
     """Queries, keys or values [b, t, heads, k]; a masked neuron is 0, bias included, as if its weights were."""
     x = product("btm,fm->btf", y, w[name].reshape(-1, y.shape[-1]))
-    # Neurons split over more devices than heads do: where there are fewer heads than devices, none is computed twice.
-    x = constrain(add_rows(x, y, changes.get(name), w[name].dtype), "batch", "time", "neurons")
-    x = constrain(x.reshape(*x.shape[:2], -1, head_dim), "batch", "time", "heads" if name == "q" else "kv_heads", None)
+    x = add_rows(x, y, changes.get(name), w[name].dtype)
+    axis = "heads" if name == "q" else "kv_heads"
+    if few_heads := shares("neurons", x.shape[-1]) > shares(axis, x.shape[-1] // head_dim):
+        x = constrain(x, "batch", "time", "neurons")  # each device makes a part of a head, and none makes all of them
+    x = x.reshape(*x.shape[:2], -1, head_dim)
+    if few_heads:
+        x = constrain(x, "batch", "time", axis, None)
     if f"{name}_bias" in w:
         x = x + w[f"{name}_bias"]
     return x * mask.reshape(-1, head_dim)
