@@ -164,8 +164,14 @@ def test_a_sweep_makes_table_6_and_figure_4(tiny_folder, tmp_path, capsys):
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results["runs"]) == 2 * 2 * 2 * 2
     assert len(results["rows"]) == 2 * 2 * 2 * 2, "measures x languages x documents x kinds"
-    for word in ("Original", "Random", "Lang-Spec", "German", "Thai", "xcsqa"):
+    for word in ("Original", "Random", "Lang-Spec", "beyond Random", "German", "Thai", "xcsqa"):
         assert word in out
+    gain = {(r["task"], r["language"], r["documents"], r["neurons"]): r["delta_n_eng"] for r in results["rows"]}
+    for row in results["rows"]:
+        assert ("own_beyond_random" in row) == (row["neurons"] == "lang-spec")
+        if row["neurons"] == "lang-spec":
+            own, random = (gain[row["task"], row["language"], row["documents"], k] for k in ("lang-spec", "random"))
+            assert row["own_beyond_random"]["change"] == pytest.approx(own - random, abs=1e-9)
     assert (tmp_path / "figure4.svg").read_text().count("<polyline") == 4
     assert len(list((tmp_path / "deltas").glob("*.safetensors"))) == 4
     assert not (tmp_path / "model").exists()

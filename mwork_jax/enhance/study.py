@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -231,8 +231,11 @@ def _results(
     for measure in original:
         for job in tuned:
             if job.seed == 0 and job.language in original[measure]:
-                alike = [tuned[j][measure] for j in tuned if (j.language, j.kind, j.documents) == _place(job)]
-                rows.append(_row(model, measure, job, original[measure], alike))
+                alike = {kind: _scores(tuned, measure, replace(job, kind=kind)) for kind in _KINDS}
+                row = _row(model, measure, job, original[measure], alike[job.kind])
+                if job.kind != "random" and alike["random"]:
+                    row["own_beyond_random"] = _own_beyond(alike[job.kind], alike["random"], job.language)
+                rows.append(row)
     return {
         "format": "mwork-results-1",
         "study": "enhance",
@@ -244,8 +247,21 @@ def _results(
     }
 
 
-def _place(job: Job) -> tuple[str, str, int]:
-    return job.language, job.kind, job.documents
+def _scores(tuned: Mapping[Job, Mapping[str, Points]], measure: str, job: Job) -> list[Points]:
+    """One measure of a job with each of its seeds."""
+    return [scores[measure] for other, scores in tuned.items() if replace(other, seed=0) == replace(job, seed=0)]
+
+
+def _own_beyond(own: Sequence[Points], random: Sequence[Points], language: str) -> dict[str, Any]:
+    """By how much a language's own neurons help it more than random ones, means over seeds, paired over items."""
+    before, after = ({lang: _mean(alike, lang) for lang in (ENGLISH, language)} for alike in (random, own))
+    found = delta(before, {language: after})
+    return {"change": found.delta_n_eng, "ci95": list(found.delta_n_eng_ci95)}
+
+
+def _mean(alike: Sequence[Points], language: str) -> np.ndarray:
+    """Of each item, over seeds."""
+    return np.mean([np.asarray(scores[language]) for scores in alike], axis=0)
 
 
 def _run_facts(outcome: Outcome) -> dict[str, Any]:
@@ -265,16 +281,12 @@ def _run_facts(outcome: Outcome) -> dict[str, Any]:
 
 def _row(model: Model, measure: str, job: Job, original: Points, alike: Sequence[Points]) -> dict[str, Any]:
     """One language under one kind of tuning, mean over seeds, beside the original; intervals over items."""
-
-    def after(lang: str) -> np.ndarray:
-        return np.mean([np.asarray(scores[lang]) for scores in alike], axis=0)
-
     others = [lang for lang in alike[0] if lang not in (ENGLISH, job.language)]
     own = delta(
         {lang: np.asarray(original[lang]) for lang in (ENGLISH, job.language)},
-        {job.language: {lang: after(lang) for lang in (ENGLISH, job.language)}},
+        {job.language: {lang: _mean(alike, lang) for lang in (ENGLISH, job.language)}},
     )
-    change = [float(np.mean(after(lang)) - np.mean(original[lang])) for lang in others]
+    change = [float(np.mean(_mean(alike, lang)) - np.mean(original[lang])) for lang in others]
     return {
         "table": 6,
         "task": measure,

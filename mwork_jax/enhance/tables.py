@@ -45,6 +45,10 @@ def _table(rows: Sequence[Mapping[str, Any]], original: Mapping[str, Mapping[str
         mean = f"{sum(others) / len(others):+.{digits}f}" if others else ""
         lines.append([method, f"{eng:.{digits}f}", *cells, mean])
         lines.append(["  change", *_changes(of_kind, languages, digits), ""])
+        beyond = [of_kind[lang].get("own_beyond_random") for lang in languages]
+        if any(beyond):
+            cells = [_with_interval(b["change"], b["ci95"], digits) if b else "" for b in beyond]
+            lines.append(["  beyond Random", "", *cells, ""])
     score = "minus nats per token" if task == "held-out loss" else "points"
     items = rows[0]["n_items"]
     title = f"{task} ({score}, higher is better), {documents} documents per language; about {items // 2} items each"
@@ -56,9 +60,13 @@ def _changes(rows: Mapping[str, Mapping[str, Any]], languages: Sequence[str], di
     english = sum(row["delta_eng"] for row in rows.values()) / len(rows)
     cells = [f"{english:+.{digits}f}"]
     for lang in languages:
-        low, high = rows[lang]["delta_n_eng_ci95"]
-        cells.append(f"{rows[lang]['delta_n_eng']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})")
+        cells.append(_with_interval(rows[lang]["delta_n_eng"], rows[lang]["delta_n_eng_ci95"], digits))
     return cells
+
+
+def _with_interval(change: float, interval: Sequence[float], digits: int) -> str:
+    low, high = interval
+    return f"{change:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
