@@ -31,13 +31,20 @@ NEAR = 40.0  # e^NEAR squared is a float32
 UNSEEN = -1e30
 _SMALL = 0.25
 
-# expm1(v) / v for |v| <= _SMALL from its values at the Chebyshev points, lowest power first; right to 1e-7.
-_RATIO = np.polynomial.chebyshev.cheb2poly(
-    np.polynomial.chebyshev.chebinterpolate(
-        lambda v: np.expm1(_SMALL * v) / np.where(v == 0, 1.0, _SMALL * v) + (v == 0), 4
-    )
-)
-_RATIO = (_RATIO / _SMALL ** np.arange(len(_RATIO))).tolist()
+
+def expm1_ratio(unit: float, reach: float, degree: int) -> list[float]:
+    """A polynomial for expm1(unit v) / v on |v| <= reach, from its values at the Chebyshev points; lowest power
+    first."""
+
+    def at(x: np.ndarray) -> np.ndarray:
+        v = reach * x
+        return np.where(v == 0, unit, np.expm1(unit * v) / np.where(v == 0, 1.0, v))
+
+    found = np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebinterpolate(at, degree))
+    return (found / reach ** np.arange(degree + 1)).tolist()
+
+
+_RATIO = expm1_ratio(1.0, _SMALL, 4)  # right to 1e-7
 
 
 class Factors(NamedTuple):

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .outer_products import Changes, norms_of, score_changes
+from .tiles import expm1_ratio
 
 _QUERIES = 32  # queries in a block, at most; every bucket of lengths is a multiple
 _KEYS = 8  # keys in a step, unrolled: sums stay in registers meanwhile; LLVM unrolls no more, and then uses no vectors
@@ -32,15 +33,7 @@ _ACCUMULATOR = 1 << 17  # elements of a sum: few enough for the cache, enough to
 _LARGEST = 57.0  # changes of a score up to here stay in float32's range when exponentiated and squared
 _LOG2_E = float(np.log2(np.e))
 _LOG_2 = float(np.log(2.0))
-
-
-# expm1(v log 2) / v for |v| <= 1/2 from its values at the Chebyshev points, lowest power first; right to 7e-7.
-_RATIO = np.polynomial.chebyshev.cheb2poly(
-    np.polynomial.chebyshev.chebinterpolate(
-        lambda x: np.where(x == 0, _LOG_2, np.expm1(x / 2 * _LOG_2) / np.where(x == 0, 1.0, x / 2)), 4
-    )
-)
-_RATIO = (_RATIO * 2.0 ** np.arange(len(_RATIO))).tolist()
+_RATIO = expm1_ratio(_LOG_2, 0.5, 4)  # right to 7e-7
 
 
 def _expm1(change: jax.Array) -> jax.Array:
