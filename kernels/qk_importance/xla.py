@@ -8,7 +8,7 @@ most the number of keys. 1 + z is at least P', and an attention sink, whose P' i
 as `tiles` has it, takes a product, which costs more here than to pick out one.)
 
 XLA's expm1 would be most of the work: a polynomial and a power of two put together from its bits take its place, right
-to 9e-7 of u however small that is. A bound on |change| for every query of a block, key and neuron (Cauchy-Schwarz on
+to 2e-7 of u however small that is. A bound on |change| for every query of a block, key and neuron (Cauchy-Schwarz on
 the two outer products) says where that could overflow, and there the softmax of the changed scores is taken outright.
 Scores and changes are in units of log 2, because a power of two is what is computed. Causality and sliding windows
 bound the keys that a block of queries visits.
@@ -33,7 +33,7 @@ _ACCUMULATOR = 1 << 17  # elements of a sum: few enough for the cache, enough to
 _LARGEST = 57.0  # changes of a score up to here stay in float32's range when exponentiated and squared
 _LOG2_E = float(np.log2(np.e))
 _LOG_2 = float(np.log(2.0))
-_RATIO = expm1_ratio(_LOG_2, 0.5, 4)  # right to 7e-7
+_RATIO = expm1_ratio(_LOG_2, 0.5, 5)  # right to 1e-7
 
 
 def _expm1(change: jax.Array) -> jax.Array:
