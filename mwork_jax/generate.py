@@ -24,6 +24,7 @@ from mwork_jax.prefill import Prefilled, Row, prefill
 from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, put
 
 _STOP_STEPS = 16  # how often the loop comes back to the host to look for stop strings
+_TILE = 128  # tokens of the vocabulary whose likeliest is looked for together
 _TAIL = 8  # tokens of the prompt that new ones are decoded with
 
 
@@ -174,11 +175,24 @@ def run_steps(
 def _append(decoder: Decoder, state: DecodeState, x: jax.Array) -> DecodeState:
     """Chooses each unfinished row's next token from the residual stream x [batch, hidden] at its last token."""
     tokens, lengths, steps = state.decoded
-    token = jnp.argmax(logits_of(decoder, x), axis=-1).astype(jnp.int32)
-    token = jnp.where(state.done, 0, token)
+    token = jnp.where(state.done, 0, likeliest(logits_of(decoder, x)))
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], steps, axis=1)
     ends = jnp.isin(token, jnp.asarray(decoder.config.eos_ids, jnp.int32))
     return DecodeState(state.cache, Decoded(tokens, lengths + ~state.done, steps + 1), state.done | ends)
+
+
+def likeliest(logits: jax.Array) -> jax.Array:
+    """The first token of the highest logit: `jnp.argmax` of float32 [batch, vocabulary], int32 [batch].
+
+    First the likeliest tile, then the token within it. XLA for CPUs makes vectors of a maximum, but looks for where it
+    is one number after the other, which took a quarter of a step on Gemma's vocabulary.
+    """
+    batch, vocabulary = logits.shape
+    padded = jnp.pad(logits, ((0, 0), (0, -vocabulary % _TILE)), constant_values=-jnp.inf)
+    tiles = padded.reshape(batch, -1, _TILE)
+    tile = jnp.argmax(tiles.max(axis=-1), axis=-1)
+    within = jnp.argmax(tiles[jnp.arange(batch), tile], axis=-1)
+    return (tile * _TILE + within).astype(jnp.int32)
 
 
 @custom_vmap

@@ -1,12 +1,25 @@
 """Fixtures that several test files share."""
 
 import os
+import shutil
+import tempfile
 
 import pytest
 
 # Long sums of tiny float32 models should not depend on how many threads a machine has.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_configure(config):
+    """What one process of the suite has compiled, the others load: half of the suite's work was compiling the same
+    programs again, in the other worker and in every process that a test starts."""
+    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = tempfile.mkdtemp(prefix="mwork-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")

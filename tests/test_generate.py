@@ -11,7 +11,7 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.errors import InputError
-from mwork_jax.generate import _first_tokens, decode_tokens, run_steps
+from mwork_jax.generate import _first_tokens, decode_tokens, likeliest, run_steps
 from mwork_jax.model import KeyValueCache, embedded, extend, forward_decoder, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask
 from test_model import random_neurons, zero_neurons
@@ -250,6 +250,13 @@ def test_vmapped_masks_go_on_until_the_last_is_done():
     together = jax.vmap(lambda m: decode_tokens(decoder, ids, lengths, m, np.int32(NEW), 20))(NeuronMask.stack(masks))
     np.testing.assert_array_equal(together.tokens, np.stack([d.tokens for d in alone]))
     np.testing.assert_array_equal(together.lengths, np.stack([d.lengths for d in alone]))
+
+
+@pytest.mark.parametrize("vocabulary", [1, 97, 128, 300, 1024])
+def test_the_likeliest_token_is_the_first_of_the_highest_logit(vocabulary):
+    logits = np.random.default_rng(0).integers(-40, -20, (64, vocabulary)).astype(np.float32)  # most rows have ties
+    logits[0] = -np.inf
+    np.testing.assert_array_equal(likeliest(jnp.asarray(logits)), logits.argmax(axis=1))
 
 
 def test_any_mask_and_any_number_of_new_tokens_is_one_program():

@@ -45,11 +45,12 @@ def started(count, *arguments):
 
 
 def together(count, *arguments, timeout=900):
-    """The same command as `count` processes; what each printed."""
+    """The same command as `count` processes; what each printed. The first alone says how it goes."""
     running = started(count, *arguments)
     done = [process.communicate(timeout=timeout) for process in running]
     for process, (_, errors) in zip(running, done, strict=True):
         assert process.returncode == 0, errors[-3000:]
+    assert not any("mwork: " in errors for _, errors in done[1:])
     return [out for out, _ in done]
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from mwork_jax.cli.options import add_model, at_least, command, languages_of, load_chosen, print_result
+from mwork_jax.cli.options import (
+    add_model,
+    at_least,
+    command,
+    join_others,
+    languages_of,
+    load_chosen,
+    print_result,
+    say,
+)
 from mwork_jax.deactivate import StageSplit
 from mwork_jax.errors import InputError
 from mwork_jax.exams import TaskExam
@@ -52,6 +60,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     settings = SweepSettings(languages_of(chosen.languages), chosen.items, chosen.shots, chosen.seeds, chosen.chat)
     tables = tables_named(chosen.table)
     first, last = _numbers("--n1", chosen.n1), _numbers("--n2", chosen.n2)
+    join_others(chosen)
     exams = [_exams(chosen, table, settings) for table in tables]
     out = output_folder(chosen.out)
     if (out / "results.json").exists() and "tables" not in read_json(out / "results.json"):
@@ -66,7 +75,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     write_json(out / "results.json", results)
     text = "\n\n".join(map(table_report if len(splits) == 1 else grid_report, done))
     write_text(out / "table.txt", text + "\n")
-    print(f"mwork: {compiled.count} programs compiled, for every shape once", file=sys.stderr)
+    say(f"{compiled.count} programs compiled, for every shape once")
     print_result(chosen, results, text)
 
 
@@ -76,7 +85,7 @@ def _exams(chosen: argparse.Namespace, table: Table, settings: SweepSettings) ->
     exams = prepare_table(table, chosen.data, settings)
     used = exams[ENGLISH].task.name
     if used != table.task:
-        print(f"mwork: table {table.number}: no data of {table.task} there; {used} stands in for it", file=sys.stderr)
+        say(f"table {table.number}: no data of {table.task} there; {used} stands in for it")
     return exams
 
 

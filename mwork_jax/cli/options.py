@@ -101,6 +101,12 @@ def print_result(chosen: argparse.Namespace, value: Any, text: str) -> None:
     print(json.dumps(value) if chosen.json else printable(text, getattr(sys.stdout, "encoding", None)))
 
 
+def say(line: str) -> None:
+    """One line beside the results, on stderr; of several processes the first says it."""
+    if is_first():
+        print(printable(f"mwork: {line}", getattr(sys.stderr, "encoding", None)), file=sys.stderr, flush=True)
+
+
 def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     """LANG=FILE options as a table."""
     files: dict[str, str] = {}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 import jax
 
-from mwork_jax.cli.options import command, one_of, print_result
+from mwork_jax.cli.options import command, one_of, print_result, say
 from mwork_jax.errors import InputError
 from mwork_jax.plan import (
     DEFAULTS,
@@ -58,14 +57,10 @@ def _plan(chosen: argparse.Namespace) -> None:
     if (size.length + size.new > config.max_length and chosen.stage == "generate") or size.length > config.max_length:
         raise InputError(f"--length {size.length}: the model's context is {config.max_length}")
     if chosen.sweep_topologies:
-        plans = [plan(chosen.stage, config, one, size, say=_say) for one in slice_.siblings()]
+        plans = [plan(chosen.stage, config, one, size, say=say) for one in slice_.siblings()]
         print_result(chosen, [as_record(one) for one in plans], sweep_report(plans, chosen.model))
         return
-    found = plan(chosen.stage, config, slice_, size, mesh, say=_say)
-    smallest = None if chosen.no_smallest else smallest_that_fits(found, say=_say)
+    found = plan(chosen.stage, config, slice_, size, mesh, say=say)
+    smallest = None if chosen.no_smallest else smallest_that_fits(found, say=say)
     text = plan_report(found, chosen.model, smallest, searched=not chosen.no_smallest)
     print_result(chosen, as_record(found, smallest), text)
-
-
-def _say(line: str) -> None:
-    print(f"mwork: {line}", file=sys.stderr, flush=True)
