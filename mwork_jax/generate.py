@@ -182,17 +182,23 @@ def _append(decoder: Decoder, state: DecodeState, x: jax.Array) -> DecodeState:
 
 
 def likeliest(logits: jax.Array) -> jax.Array:
-    """The first token of the highest logit: `jnp.argmax` of float32 [batch, vocabulary], int32 [batch].
+    """The first token of the highest logit: float32 [batch, vocabulary] -> int32 [batch].
 
-    First the likeliest tile, then the token within it. XLA for CPUs makes vectors of a maximum, but looks for where it
-    is one number after the other, which took a quarter of a step on Gemma's vocabulary.
+    XLA for CPUs makes vectors of a maximum, but looks for where it is one number after the other, a quarter of a step
+    on Gemma's vocabulary; there, first for the tile and then within it. Elsewhere tiles would only be in the way of a
+    vocabulary that is shared out over devices.
     """
+    token = jax.lax.platform_dependent(logits, cpu=_likeliest_by_tiles, default=partial(jnp.argmax, axis=-1))
+    return token.astype(jnp.int32)
+
+
+def _likeliest_by_tiles(logits: jax.Array) -> jax.Array:
     batch, vocabulary = logits.shape
     padded = jnp.pad(logits, ((0, 0), (0, -vocabulary % _TILE)), constant_values=-jnp.inf)
     tiles = padded.reshape(batch, -1, _TILE)
     tile = jnp.argmax(tiles.max(axis=-1), axis=-1)
     within = jnp.argmax(tiles[jnp.arange(batch), tile], axis=-1)
-    return (tile * _TILE + within).astype(jnp.int32)
+    return tile * _TILE + within
 
 
 @custom_vmap
