@@ -98,12 +98,7 @@ class Progress:
     def _line(self) -> None:
         self._last = time.monotonic()
         elapsed, worked = self._last - self._begin, self.done - self._skipped
-        left = (
-            f", about {_clock(elapsed / worked * (self.total - self.done))} left" if worked > 0.02 * self.total else ""
-        )
+        left = ""
+        if worked > 0.02 * self.total:
+            left = f", about {tqdm.format_interval(elapsed / worked * (self.total - self.done))} left"
         print(f"mwork: {100 * self.done / self.total:3.0f}% {self._what}{left}", file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds:02d}"
