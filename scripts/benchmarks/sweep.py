@@ -7,7 +7,7 @@ sides make logits for the answers only. Then: a masked forward pass against one 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,7 @@ DTYPES = ("float32", "bfloat16")
 def rows(rounds: int, data: str | None = None) -> Iterator[dict[str, Any]]:
     """All comparisons of this file, each side in the dtype that is faster for it."""
     yield _masking(rounds)
-    yield _generation(rounds)
+    yield from _generations(rounds)
     yield from _sweeps(rounds, data)
 
 
@@ -190,23 +190,32 @@ def _masking(rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _generation(rounds: int) -> dict[str, Any]:
+def _generations(rounds: int) -> Iterator[dict[str, Any]]:
     """Greedy decoding of 64 new tokens for 16 prompts of 64 tokens, against `generate` with its cache."""
-    config = ModelConfig.from_hf({**SMOLLM2, "eos_token_id": []})
+    config = ModelConfig.from_hf(SMOLLM2)
     decoders = {d: Decoder.random(config, jax.random.key(0), d) for d in DTYPES}
     hf = {d: torch_model(config, decoders["float32"], d) for d in DTYPES}
+    yield _generation("SmolLM2-135M", decoders, hf, rounds)
+    decoders = {d: mw.load_model("gemma3-270m", dtype=d).decoder for d in DTYPES}
+    for decoder in decoders.values():  # no row ends before its 64 tokens
+        decoder.config = replace(decoder.config, eos_ids=())
+    hf = {d: torch_checkpoint(packaged_gguf("gemma3-270m"), d) for d in DTYPES}
+    yield _generation("Gemma 3 270M", decoders, hf, rounds)
+
+
+def _generation(name: str, decoders: dict[str, Decoder], hf: dict[str, Any], rounds: int) -> dict[str, Any]:
+    config = decoders["float32"].config
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (16, 64)).astype(np.int32)
     mask = NeuronMask.keep_all(config).drop(_sets(config, 1)[0])
 
     def ours(dtype: str) -> Any:
-        model = mw.Model(decoders[dtype], None, "SmolLM2")
-        return mw.generate(model, list(ids), mask, max_new_tokens=64)
+        return mw.generate(mw.Model(decoders[dtype], None, name), list(ids), mask, max_new_tokens=64)
 
     best, theirs = (
         fastest({d: partial(call, d) for d in DTYPES}) for call in (ours, lambda d: _hf_generate(hf[d], ids))
     )
     return {
-        "benchmark": "sweep", "model": "SmolLM2-135M", "what": "generation, 16 x 64 new tokens", "ours_dtype": best,
+        "benchmark": "sweep", "model": name, "what": "generation, 16 x 64 new tokens", "ours_dtype": best,
         "theirs": "Hugging Face generate", "theirs_dtype": theirs,
         **paired(partial(ours, best), partial(_hf_generate, hf[theirs], ids), rounds),
     }  # fmt: skip
