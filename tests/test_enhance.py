@@ -232,6 +232,7 @@ def test_many_runs_in_one_program_equal_each_on_its_own(model):
         (alone,) = fine_tune_many(model, [run], SETTINGS)
         np.testing.assert_allclose(found.history.train, alone.history.train, rtol=1e-5)
         np.testing.assert_allclose(found.history.best, alone.history.best, rtol=1e-5)
+        np.testing.assert_allclose(found.history.validation[-1], alone.history.validation[-1], rtol=1e-5)
         a, b = (parameter_arrays(o.merged(model).decoder) for o in (found, alone))
         for name in a:
             np.testing.assert_allclose(a[name], b[name], atol=1e-4, err_msg=name)

@@ -251,11 +251,11 @@ class _Work:
     def of(self, run: int) -> tuple[Index, Compact, History]:
         """One run's index, its best values, and how it went."""
         index, values = fetch(jax.tree.map(lambda x: x[run], (self.frozen.index, self.state.best)))
-        history = History(
-            [losses[run] for losses in self.train[: self.data[run].steps]],
-            [(step, losses[run]) for step, losses in self.validation if np.isfinite(losses[run])],
-            bool(fetch(self.state.diverged)[run]),
-        )
+        # A run that has made its steps is looked at on, beside longer ones, but it is what it was at its last.
+        steps = self.data[run].steps
+        looks = {min(step, steps): losses[run] for step, losses in self.validation if np.isfinite(losses[run])}
+        train = [losses[run] for losses in self.train[:steps]]
+        history = History(train, list(looks.items()), bool(fetch(self.state.diverged)[run]))
         return index, values, history
 
     def _resume(self, kept: Checkpoints | None) -> int | None:
