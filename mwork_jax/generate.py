@@ -184,9 +184,9 @@ def _append(decoder: Decoder, state: DecodeState, x: jax.Array) -> DecodeState:
 def likeliest(logits: jax.Array) -> jax.Array:
     """The first token of the highest logit: float32 [batch, vocabulary] -> int32 [batch].
 
-    XLA for CPUs makes vectors of a maximum, but looks for where it is one number after the other, a quarter of a step
-    on Gemma's vocabulary; there, first for the tile and then within it. Elsewhere tiles would only be in the way of a
-    vocabulary that is shared out over devices.
+    XLA for CPUs makes vectors of a maximum, but looks for where it is one number after the other: 10 ms for 16 rows of
+    Gemma's vocabulary, whose product takes 36. There, first the tile and then the token within it, 0.7 ms. Elsewhere
+    tiles would only be in the way of a vocabulary that is shared out over devices.
     """
     token = jax.lax.platform_dependent(logits, cpu=_likeliest_by_tiles, default=partial(jnp.argmax, axis=-1))
     return token.astype(jnp.int32)
