@@ -19,6 +19,7 @@ from mwork_jax.neurons import NeuronMask
 from mwork_jax.tasks import Choices, Item, Task, continuations, filtered
 
 Scores = dict[str, list[float]]  # score name -> one number per item
+HELD_OUT_LOSS = "held-out loss"  # its name beside the tasks: minus nats per token, so that higher is better
 LOSS_VERSION = "held_out_loss-1"  # results of another one are not mixed in
 
 

@@ -21,7 +21,7 @@ from mwork_jax.corpus import LANGUAGES, Batching, Corpus, Encoded, encoded
 from mwork_jax.deactivate import EACH_STAGE, EVERYWHERE, Setting, StageSplit
 from mwork_jax.detect import NeuronScores, score_neurons
 from mwork_jax.errors import InputError
-from mwork_jax.exams import LOSS_VERSION, LossExam
+from mwork_jax.exams import HELD_OUT_LOSS, LOSS_VERSION, LossExam
 from mwork_jax.files import read_json, write_json
 from mwork_jax.ledger import Ledger, fingerprint
 from mwork_jax.load import Model
@@ -297,7 +297,7 @@ def _delta_row(
         {lang: np.asarray(losses["original"][lang]["tokens"], float) for lang in languages},
     )
     return {
-        "table": "held-out loss",
+        "table": HELD_OUT_LOSS,
         "task": "held_out_loss",
         "model": source,
         **asdict(setting),

@@ -17,6 +17,7 @@ from mwork_jax.enhance.compact import gather, index_of, parameter_arrays, widths
 from mwork_jax.enhance.tune import History
 from mwork_jax.export import hf_config
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
+from mwork_jax.report import read_report
 from tiny import DISTINCT, FAMILIES, pair, tokens, torch, transformers
 
 
@@ -164,6 +165,7 @@ def test_a_sweep_makes_table_6_and_figure_4(tiny_folder, tmp_path, capsys):
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results["runs"]) == 2 * 2 * 2 * 2
     assert len(results["rows"]) == 2 * 2 * 2 * 2, "measures x languages x documents x kinds"
+    assert out.count("Table 6: held-out loss (minus nats per token, higher is better), 8 documents") == 1
     for word in ("Original", "Random", "Lang-Spec", "beyond Random", "German", "Thai", "xcsqa"):
         assert word in out
     gain = {(r["task"], r["language"], r["documents"], r["neurons"]): r["delta_n_eng"] for r in results["rows"]}
@@ -172,7 +174,13 @@ def test_a_sweep_makes_table_6_and_figure_4(tiny_folder, tmp_path, capsys):
         if row["neurons"] == "lang-spec":
             own, random = (gain[row["task"], row["language"], row["documents"], k] for k in ("lang-spec", "random"))
             assert row["own_beyond_random"]["change"] == pytest.approx(own - random, abs=1e-9)
-    assert (tmp_path / "figure4.svg").read_text().count("<polyline") == 4
+    figure = (tmp_path / "figure4.svg").read_text()
+    for measure in ("held-out loss", "xcsqa"):
+        assert figure.count(f">{measure}</text>") == 1, "a panel for each measure"
+    assert figure.count(">Lang-Spec</text>") == figure.count(">Random</text>") == 2
+    read_report(tmp_path).write()
+    assert (tmp_path / "figures" / "figure-4.svg").read_text() == figure
+    assert len(list((tmp_path / "figures").glob("table-6-*.csv"))) == 4
     assert len(list((tmp_path / "deltas").glob("*.safetensors"))) == 4
     assert not (tmp_path / "model").exists()
 

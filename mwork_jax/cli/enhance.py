@@ -13,7 +13,6 @@ from mwork_jax.cli.options import add_model, add_rule, command, languages_of, lo
 from mwork_jax.corpus import LANGUAGES, encoded, own_corpus, read_corpus
 from mwork_jax.enhance import TuneSettings
 from mwork_jax.enhance.study import Probes, StudySettings, check, study
-from mwork_jax.enhance.tables import enhance_report, figure
 from mwork_jax.errors import InputError
 from mwork_jax.exams import TaskExam
 from mwork_jax.export import save_delta, save_folder
@@ -22,6 +21,7 @@ from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import Progress
+from mwork_jax.report import enhance_report, tuning_figure
 from mwork_jax.run import DETECTION_COST, kept_scores
 from mwork_jax.select import Rule, select_neurons
 from mwork_jax.sweep import SweepSettings, prepare
@@ -112,7 +112,7 @@ def _enhance(chosen: argparse.Namespace) -> None:
     text = enhance_report(results)
     write_text(out / "table.txt", text + "\n")
     if chosen.sweep:
-        write_text(out / "figure4.svg", figure(results))
+        write_text(out / "figure4.svg", tuning_figure(results).plain + "\n")
         written.append(out / "figure4.svg")
     print_result(chosen, results, f"{text}\n\nWritten: {', '.join(map(str, written))}.")
 

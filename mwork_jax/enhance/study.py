@@ -19,7 +19,7 @@ from mwork_jax.corpus import Batching, encoded
 from mwork_jax.enhance.train import TuneSettings
 from mwork_jax.enhance.tune import Outcome, Run, fine_tune_many
 from mwork_jax.errors import InputError
-from mwork_jax.exams import Exam, LossExam, TaskExam
+from mwork_jax.exams import HELD_OUT_LOSS, Exam, LossExam, TaskExam
 from mwork_jax.ledger import Ledger
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, delta
@@ -27,7 +27,6 @@ from mwork_jax.neurons import NeuronMask, NeuronSet
 from mwork_jax.processes import agreed
 from mwork_jax.progress import Progress
 
-LOSS = "held-out loss"  # a measure beside the tasks: minus nats per token, so that higher is better
 _POINTS = 100.0  # task scores are between 0 and 1, tables show points
 _KINDS = ("lang-spec", "random")
 
@@ -64,7 +63,7 @@ class Probes:
         for exams in self.tasks.values():
             for exam in exams.values():
                 exam.check_fits(model)
-        return {LOSS: losses, **{task: dict(exams) for task, exams in self.tasks.items()}}
+        return {HELD_OUT_LOSS: losses, **{task: dict(exams) for task, exams in self.tasks.items()}}
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def _measure(
     for measure, by_language in exams.items():
         found[measure] = {}
         for lang, exam in by_language.items():
-            if measure != LOSS and language is not None and lang not in (ENGLISH, language):
+            if measure != HELD_OUT_LOSS and language is not None and lang not in (ENGLISH, language):
                 continue
             cell = {**key, **exam.key}
             scores = agreed(partial(ledger.get, cell))

@@ -17,8 +17,9 @@ from mwork_jax.report.figures import (
 )
 from mwork_jax.report.findings import Findings, read_findings
 from mwork_jax.report.names import NAMES
+from mwork_jax.report.sections import tuning_figure
 from mwork_jax.report.table import FORMATS, Table
-from mwork_jax.report.text import grid_report, lens_report, printable, table_report, text_report
+from mwork_jax.report.text import enhance_report, grid_report, lens_report, printable, table_report, text_report
 from mwork_jax.report.written import Report, read_report, tables_as
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Findings",
     "Report",
     "Table",
+    "enhance_report",
     "grid_report",
     "lens_report",
     "plot_deltas",
@@ -44,4 +46,5 @@ __all__ = [
     "table_report",
     "tables_as",
     "text_report",
+    "tuning_figure",
 ]

@@ -15,7 +15,7 @@ from mwork_jax.deactivate import StageSplit
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import GROUPS, NeuronSet
 from mwork_jax.report.names import name_of
-from mwork_jax.report.tables import ALIKE, STAGE_TITLES, STAGES, against_random, own_english_rest
+from mwork_jax.report.tables import ALIKE, STAGE_TITLES, STAGES, against_random, own_english_rest, score_of
 
 INK, MUTED, GRID, PAPER = "#1c1c22", "#5f5f6b", "#dcdce3", "#ffffff"
 OWN, ENGLISH_COLOUR, OTHERS, REST_COLOUR, RANDOM = "#d55e00", "#0072b2", "#009e73", "#c9c9d2", "#7d7d8a"
@@ -173,20 +173,22 @@ def plot_enhancement(ax: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """Figure 4: what tuning changed in the tuned languages against the number of documents, mean over the languages;
     faint lines are single ones. rows: those of one measure."""
     counts = sorted({row["documents"] for row in rows})
-    for kind, colour, mark in (("random", RANDOM, "s"), ("lang-spec", OWN, "o")):
+    for kind, name, colour, mark in (("lang-spec", "Lang-Spec", OWN, "o"), ("random", "Random", RANDOM, "s")):
         of_kind = [row for row in rows if row["neurons"] == kind]
         for language in dict.fromkeys(row["language"] for row in of_kind):
             line = sorted((r["documents"], r["delta_n_eng"]) for r in of_kind if r["language"] == language)
-            ax.plot(*zip(*line, strict=True), color=colour, linewidth=0.8, alpha=0.35)
+            ax.plot(*zip(*line, strict=True), color=colour, linewidth=0.8, marker=".", markersize=3, alpha=0.35)
         means = [(n, [r["delta_n_eng"] for r in of_kind if r["documents"] == n]) for n in counts]
         shown = [(n, float(np.mean(values))) for n, values in means if values]
         if shown:
-            ax.plot(*zip(*shown, strict=True), color=colour, linewidth=1.6, marker=mark, markersize=5)
+            ax.plot(*zip(*shown, strict=True), color=colour, linewidth=1.6, marker=mark, markersize=5, label=name)
     ax.axhline(0, color=MUTED, linewidth=0.7)
     ax.set_xticks(counts)
-    ax.set(xlabel="documents", ylabel="change")
+    ax.set_title(rows[0]["task"], fontsize=9, loc="left")
+    ax.set(xlabel="documents", ylabel=f"change, {score_of(rows[0]['task'])}")
     ax.margins(x=0.06)
     ax.grid(axis="y")
+    ax.legend(loc="best")
 
 
 def plot_grid(ax: Any, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -34,6 +34,7 @@ from mwork_jax.report.tables import (
     grid_tables,
     lens_sentence,
     lens_shares,
+    measures,
     own_english_rest,
     slug,
 )
@@ -80,7 +81,7 @@ def sections(findings: Findings) -> Iterator[Section]:
     for grid in findings.grids:
         yield _grid_section(grid)
     if findings.study is not None:
-        yield _study_section(findings.study, tables)
+        yield _tuning_section(findings.study, tables)
     if findings.lens is not None:
         yield _lens_section(findings, tables)
     if findings.neurons:
@@ -198,23 +199,23 @@ def _grid_section(grid: Mapping[str, Any]) -> Section:
     return Section(name, title, (f"Task {grid['task']['name']}.",), (figure,), tables)
 
 
-def _study_section(study: Mapping[str, Any], tables: Mapping[str, Table]) -> Section:
-    figures = []
-    for task in dict.fromkeys(row["task"] for row in study["rows"]):
-        rows = [row for row in study["rows"] if row["task"] == task]
-        said = "; ".join(
-            f"{name_of(r['language'])}, {r['neurons']} neurons, {r['documents']} documents: {r['delta_n_eng']:+.3g}"
-            for r in rows
-        )
-        plot = partial(plot_enhancement, rows=rows)
-        drawing = draw(f"tuning-{slug(task)}", f"Change of {task}", said, (_WIDE, 2.4), plot)
-        caption = "Mean change over the tuned languages, by documents. Faint: each language."
-        figures.append(
-            Figure(caption, (drawing,), (("own", "their own neurons (disc)"), ("random", "random (square)")))
-        )
+def _tuning_section(study: Mapping[str, Any], tables: Mapping[str, Table]) -> Section:
+    caption = "Mean change over the tuned languages, by documents. Faint: each language."
     words = ("Only the selected neurons were trained; everything else is as it was. Higher is better.",)
-    parts = tuple(t for name, t in tables.items() if name.startswith("tuning-"))
-    return Section("tuning", "What tuning them brings", words, tuple(figures), parts)
+    parts = tuple(t for name, t in tables.items() if name.startswith("table-6-"))
+    return Section("tuning", "What tuning them brings", words, (Figure(caption, (tuning_figure(study),)),), parts)
+
+
+def tuning_figure(study: Mapping[str, Any]) -> Drawing:
+    """Figure 4: one panel for each measure of `mwork enhance --sweep`."""
+    said = "; ".join(
+        f"{r['task']}, {name_of(r['language'])}, {r['neurons']} neurons, {r['documents']} documents: "
+        f"{r['delta_n_eng']:+.3g}"
+        for r in study["rows"]
+    )
+    rows = ([row for row in study["rows"] if row["task"] == task] for task in measures(study))
+    plots = [partial(plot_enhancement, rows=alike) for alike in rows]
+    return draw("figure-4", "What tuning changed, by documents", said, (_WIDE, 2.4), *plots)
 
 
 _LABELS_NOTE = (

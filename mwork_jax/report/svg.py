@@ -47,16 +47,18 @@ class Drawing:
         return self.inline
 
 
-def draw(name: str, label: str, alt: str, size: tuple[float, float], plot: Callable[[Any], None]) -> Drawing:
-    """Draws on one axis of `size` inches."""
+def draw(name: str, label: str, alt: str, size: tuple[float, float], *plots: Callable[[Any], None]) -> Drawing:
+    """Each plot on an axis of `size` inches, one below the other."""
     import matplotlib
     from matplotlib.figure import Figure
 
     out = io.StringIO()
     with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts draw the text, not matplotlib's
-        figure = Figure(figsize=size, layout="constrained")
-        plot(figure.subplots())
+        width, height = size
+        figure = Figure(figsize=(width, height * len(plots)), layout="constrained")
+        for plot, ax in zip(plots, figure.subplots(len(plots), squeeze=False).flat, strict=True):
+            plot(ax)
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = _accessible(ET.fromstring(out.getvalue()), f"fig-{name}", label, alt)
     ET.register_namespace("", _SVG)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mwork_jax.atlas import QUANTILES, importance_quantiles, overlap, threshold_curves
+from mwork_jax.exams import HELD_OUT_LOSS
 from mwork_jax.labels import REST
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import GROUPS
@@ -37,7 +38,7 @@ def all_tables(findings: Findings) -> Iterator[Table]:
     for grid in findings.grids:
         yield from grid_tables(grid)
     if findings.study is not None:
-        yield from study_tables(findings.study)
+        yield from tuning_tables(findings.study)
     if findings.lens is not None:
         yield lens_table(findings.lens)
     if findings.neurons:
@@ -197,29 +198,66 @@ def _ratio(times: float | None) -> str:
     return "–" if times is None else f"{times:.1f}"
 
 
-def study_tables(study: Mapping[str, Any]) -> Iterator[Table]:
-    """What tuning changed, one table for each measure."""
-    columns = ("language", "Neuron", "documents", "before", "after", "change", "95% interval", "English")
-    for task in dict.fromkeys(row["task"] for row in study["rows"]):
-        digits = 3 if "loss" in task else 1
-        before = study["original"].get(task, {})
+def tuning_tables(study: Mapping[str, Any]) -> Iterator[Table]:
+    """Table 6: each measure at each number of documents, before and after tuning."""
+    for task in measures(study):
         rows = [row for row in study["rows"] if row["task"] == task]
-        shown = [
-            (
-                name_of(row["language"]),
-                _neuron(row),
-                f"{row['documents']}",
-                f"{before[row['language']]:.{digits}f}" if row["language"] in before else "–",
-                f"{row['n_eng']:.{digits}f}",
-                f"{row['delta_n_eng']:+.{digits}f}",
-                _interval(row["delta_n_eng_ci95"], digits),
-                f"{row['delta_eng']:+.{digits}f}",
-            )
-            for row in rows
-        ]
-        title = f"Tuning: {task} of the tuned language before and after, and the change of English"
-        name = f"tuning-{slug(task)}"
-        yield Table(name, title, columns, tuple(shown), 2, "Higher is better.", tuple(map(_record, rows)))
+        for count in sorted({row["documents"] for row in rows}):
+            yield _tuning_table(study["original"][task], [row for row in rows if row["documents"] == count])
+
+
+def measures(study: Mapping[str, Any]) -> list[str]:
+    """What a study measured: the held-out loss, then tasks."""
+    return list(dict.fromkeys(row["task"] for row in study["rows"]))
+
+
+def score_of(measure: str) -> str:
+    """What a measure counts; more is better."""
+    return "minus nats per token" if measure == HELD_OUT_LOSS else "points"
+
+
+def _tuning_table(original: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> Table:
+    task, documents = rows[0]["task"], rows[0]["documents"]
+    digits = 3 if task == HELD_OUT_LOSS else 1
+    languages = list(dict.fromkeys(row["language"] for row in rows))
+    before = (f"{original[lang]:.{digits}f}" if lang in original else "–" for lang in (ENGLISH, *languages))
+    shown: list[tuple[str, ...]] = [("Original", *before, "")]
+    for kind in ("random", "lang-spec"):
+        of_kind = {row["language"]: row for row in rows if row["neurons"] == kind}
+        if of_kind:
+            shown += _tuned_rows(of_kind, languages, digits)
+    note = (
+        "change: from the original, with its 95% interval, paired over items; beyond Random: how much more its own "
+        "neurons bring a language than as many random ones. Means over seeds; English and others over all tuned models."
+    )
+    title = f"Table 6: {task} ({score_of(task)}, higher is better), {documents} documents per language"
+    columns = ("Method", *map(name_of, (ENGLISH, *languages)), "others")
+    name = f"table-6-{slug(task)}-{documents}"
+    return Table(name, title, columns, tuple(shown), 1, note, tuple(map(_record, rows)))
+
+
+def _tuned_rows(of_kind: Mapping[str, Mapping[str, Any]], languages: Sequence[str], digits: int) -> Iterator[Any]:
+    """The scores of the models tuned in one way, {language: row}, their changes, and what lies beyond random."""
+
+    def cells(changes: Sequence[tuple[float, Sequence[float]] | None]) -> Iterator[str]:
+        for change in changes:
+            yield f"{change[0]:+.{digits}f} ({_interval(change[1], digits)})" if change else "–"
+
+    rows = [of_kind.get(lang) for lang in languages]
+    there = list(of_kind.values())
+    others = [row["delta_others"] for row in there if row.get("delta_others") is not None]
+    scores = [f"{row['n_eng']:.{digits}f}" if row else "–" for row in rows]
+    yield (_neuron(there[0]), f"{_mean(row['eng'] for row in there):.{digits}f}", *scores, "")
+    changes = [(row["delta_n_eng"], row["delta_n_eng_ci95"]) if row else None for row in rows]
+    english = f"{_mean(row['delta_eng'] for row in there):+.{digits}f}"
+    yield ("  change", english, *cells(changes), f"{_mean(others):+.{digits}f}" if others else "")
+    beyond = [row.get("own_beyond_random") if row else None for row in rows]
+    if any(beyond):
+        yield ("  beyond Random", "", *cells([(b["change"], b["ci95"]) if b else None for b in beyond]), "")
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
 
 
 def slug(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Results as text for a terminal: the tables of `mwork run`, `mwork evaluate` and `mwork lens`."""
+"""Results as text for a terminal: the tables of `mwork run`, `evaluate`, `enhance` and `lens`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mwork_jax.report.names import name_of
-from mwork_jax.report.tables import delta_table, grid_tables, language_table, lens_sentence, lens_table
+from mwork_jax.report.tables import delta_table, grid_tables, language_table, lens_sentence, lens_table, tuning_tables
 
 _PLAIN = str.maketrans({"Δ": "D", "✗": "x", "✓": ".", "±": "+-", "−": "-", "×": "x", "–": "-", "·": "*", "≈": "~"})
 
@@ -83,3 +83,18 @@ def lens_report(lens: Mapping[str, Any]) -> str:
         "layer, in percent: own language / English / not labelled. Layer 0 is the embeddings."
     )
     return f"{title}\n\n{lens_table(lens).text(left=0)}\n\n{lens_sentence(lens)}"
+
+
+def enhance_report(study: Mapping[str, Any]) -> str:
+    """Every measure at every number of documents, in the layout of Table 6."""
+    made, tables = study["made_by"], list(tuning_tables(study))
+    tune = made["settings"]["tune"]
+    head = (
+        f"{made['model']['source']} ({made['model']['dtype']}), tuned at learning rate {tune['learning_rate']:g}, "
+        f"up to {tune['epochs']} epochs, {tune['batch']} rows of {tune['max_tokens']} tokens per step."
+    )
+    stopped = [name for name, run in study["runs"].items() if run["diverged"]]
+    if stopped:
+        head += f"\nThe loss of {', '.join(stopped)} was no longer finite: the best values before that are measured."
+    shown = (f"{table.title}\n\n{table.text()}" for table in tables)
+    return "\n\n".join([head, *shown, textwrap.fill(tables[0].note, 110)])
