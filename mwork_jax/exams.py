@@ -35,6 +35,11 @@ class Exam(Protocol):
         """How many items it has."""
         ...
 
+    @property
+    def weights(self) -> np.ndarray:
+        """How much each item counts in a mean: float64 [size]."""
+        ...
+
     def scores(
         self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None = None
     ) -> list[Scores]:
@@ -57,6 +62,11 @@ class LossExam:
     @property
     def size(self) -> int:
         return len(self.documents)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Its predicted tokens, for a loss per token."""
+        return np.asarray([d.tokens.size - 1 for d in self.documents], float)
 
     def scores(
         self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None = None
@@ -88,6 +98,10 @@ class TaskExam:
     @property
     def size(self) -> int:
         return len(self.items)
+
+    @property
+    def weights(self) -> np.ndarray:
+        return np.ones(len(self.items))
 
     def as_chat(self, model: Model) -> TaskExam:
         """With every prompt as a user's message in the model's chat template. Raises InputError where it has none."""

@@ -6,7 +6,10 @@ applies to the base model that it names.
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from mwork_jax.sharding import fetch, fetch_each
 
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _SHARD_BYTES = 4 << 30  # no file of weights is larger than about this
+_INDEX = "model.safetensors.index.json"
 _DELTA_FORMAT = "mwork-delta-1"
 _CLASSES = {
     "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
@@ -115,13 +119,17 @@ def save_folder(
 ) -> None:
     """Writes the tuned model as a folder in Hugging Face layout: safetensors, config, tokenizer, model card.
 
-    dtype: of the weights. bfloat16 halves the files and rounds what was tuned, which loses small changes. notes: what
-    the card says besides, by name. `config.json` is written last, so a folder that has one is whole.
+    dtype: of the weights. bfloat16 halves the files and rounds every weight, which loses small changes. notes: what the
+    card says besides, by name. `config.json` is written last, so a folder that has one is whole. Raises InputError for
+    another dtype, OSError where the folder cannot be written.
     """
     folder = Path(folder)
+    if dtype not in _DTYPES:
+        raise InputError(f"dtype {dtype!r} is not supported; use {' or '.join(_DTYPES)}")
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").unlink(missing_ok=True)
+        for stale in (folder / "config.json", *folder.glob("model*.safetensors"), folder / _INDEX):
+            stale.unlink(missing_ok=True)  # of a model in other shards, which readers would take for this one's
     shards = list(_write_weights(tuned, folder, _DTYPES[dtype]))  # in every process: each has a part of the weights
     if not is_first():
         return
@@ -129,11 +137,24 @@ def save_folder(
         (folder / shards[0][0]).replace(folder / "model.safetensors")
     else:
         table = {name: file for file, names in shards for name in names}
-        write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": table})
+        write_json(folder / _INDEX, {"metadata": {}, "weight_map": table})
     if tuned.tokenizer is not None:
-        tuned.tokenizer.save_pretrained(str(folder))
+        _write_tokenizer(tuned.tokenizer, folder)
     write_text(folder / "README.md", _card(tuned, dtype, notes or {}))
     write_json(folder / "config.json", hf_config(tuned.config, dtype))
+
+
+def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Beside the folder first, so that none of its files is ever half written."""
+    with tempfile.TemporaryDirectory(prefix=".tokenizer.", dir=folder) as made:
+        try:
+            tokenizer.save_pretrained(made)
+        except Exception as error:  # the Rust half says so of a full disk, with no kind of its own
+            raise OSError(errno.EIO, str(error), str(folder)) from None
+        for path in sorted(Path(made).iterdir()):
+            if (folder / path.name).is_dir():  # further chat templates
+                shutil.rmtree(folder / path.name)
+            path.replace(folder / path.name)
 
 
 def _write_weights(tuned: Tuned, folder: Path, dtype: np.dtype) -> Iterator[tuple[str, list[str]]]:
@@ -248,10 +269,12 @@ def _card(tuned: Tuned, dtype: str, notes: Mapping[str, Any]) -> str:
         **{f"found by {k}": v for k, v in neurons.provenance.items() if isinstance(v, str | int)},
         **notes,
     }
+    rounds = _DTYPES[dtype].itemsize < np.dtype(tuned.decoder.dtype).itemsize
+    kept = "rounded to bfloat16" if rounds else "bit for bit"
     lines = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return (
         f"---\nlibrary_name: transformers\ntags: [mwork-jax]\n---\n\n# {tuned.source}\n\n"
         "Tuned with mwork-jax: nothing but one language's neurons was trained, by causal language modelling; every "
-        "other weight is the base model's, bit for bit, and its licence holds.\n\n"
+        f"other weight is the base model's, {kept}, and its licence holds.\n\n"
         f"| | |\n|---|---|\n{lines}\n"
     )

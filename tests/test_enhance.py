@@ -156,7 +156,9 @@ def test_the_rate_rises_and_falls():
     found = np.asarray([rate_at(rates, jnp.int32(i)) for i in range(20)])
     np.testing.assert_allclose(found[:4], [0.5, 1.0, 1.5, 2.0])
     assert (np.diff(found[3:]) < 0).all()
-    assert found[-1] == pytest.approx(0.0, abs=1e-6)
+    assert 0 < found[-1] < 0.05, "every step has an effect"
+    assert rate_at(rates, jnp.int32(20)) == 0
+    assert [float(rate_at(Rates(1.0, 2, 0.05, 0.0, 1.0), jnp.int32(i))) for i in range(2)] == pytest.approx([1.0, 0.5])
 
 
 def test_compact_training_equals_the_masked_whole_step_by_step(model):
@@ -225,6 +227,8 @@ def test_many_runs_in_one_program_equal_each_on_its_own(model):
     *together, loud = fine_tune_many(model, runs, SETTINGS)
     assert loud.history.diverged
     assert all(np.isfinite(v).all() for v in jax.tree.leaves(loud.values))
+    assert np.isfinite(loud.history.train).all()
+    assert len(loud.history.train) < 3
     assert not any(outcome.history.diverged for outcome in together)
     assert len(together[2].history.train) < len(together[0].history.train)
     compiled = train_step._cache_size()
@@ -257,6 +261,32 @@ def test_the_best_step_is_kept_and_training_stops(model):
     assert len(tuned.history.train) < 60
     assert losses[-1] > min(losses) == tuned.history.best[1]
     assert all(loss > min(losses) for loss in losses[-2:])
+
+
+def test_a_run_that_stops_early_beside_a_longer_one_says_what_it_made(model):
+    noise = [tokens(1, 12, seed=i)[0] for i in range(30)]  # nothing to learn from
+    settings = TuneSettings(
+        learning_rate=3e-2, epochs=6, batch=4, max_tokens=24, validate_every=1, patience=2, clip=10.0
+    )
+    neurons = random_set(model.config, 0.5)
+    runs = [Run(neurons, noise, "noise"), Run(neurons, documents(), "learns", learning_rate=3e-3)]
+    short, long = (o.history for o in fine_tune_many(model, runs, settings))
+    alone = fine_tune(model, neurons, noise, settings).history
+    assert len(short.train) == len(alone.train) < len(long.train)
+    assert [step for step, _ in short.validation] == [step for step, _ in alone.validation]
+    np.testing.assert_allclose(short.validation, alone.validation, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("float32", 1 - 1e-5, 1 + 1e-5), ("bfloat16", 0.5, 0.999)])
+def test_how_much_of_a_change_rounding_leaves(model, dtype, low, high):
+    """Against the weights of the merged model themselves."""
+    arrays = {n: a.astype(dtype) if a.ndim > 1 else a for n, a in parameter_arrays(model.decoder).items()}
+    rounded = mw.Model(type(model.decoder)(model.config, arrays), None, "rounded")
+    outcome = fine_tune(rounded, random_set(model.config), documents(), replace(SETTINGS, learning_rate=1e-4)).outcome
+    base, merged = (gather(d, outcome.index) for d in (rounded.decoder, outcome.merged(rounded).decoder))
+    wanted, left = (np.concatenate([np.ravel(t[n] - base[n]) for n in base]) for t in (outcome.values, merged))
+    assert low < outcome.kept(rounded) < high
+    assert outcome.kept(rounded) == pytest.approx(wanted @ left / (wanted @ wanted), rel=1e-4)
 
 
 class Stop(Exception):
@@ -351,13 +381,14 @@ def test_bad_input(model):
     neurons = random_set(model.config)
     wrong = NeuronSet({g: m[:, :-1] for g, m in neurons.groups.items()})
     for message, call in {
-        "it is empty": lambda: fine_tune(model, neurons - neurons, documents()),
+        "the neuron set is empty": lambda: fine_tune(model, neurons - neurons, documents()),
         "another model": lambda: fine_tune(model, wrong, documents()),
         "at least 2 are needed": lambda: fine_tune(model, neurons, documents(1)),
         "500 steps asked, but 22 training documents make 4 batches, 16 in 4 epochs": lambda: fine_tune(
             model, neurons, documents(), TuneSettings(epochs=4, steps=500, batch=4, max_tokens=24)
         ),
         "does not split": lambda: TuneSettings(batch=4, accumulate=3),
+        "seed is -1": lambda: TuneSettings(seed=-1),
         "epochs is 0": lambda: TuneSettings(epochs=0),
         "learning_rate is nan": lambda: TuneSettings(learning_rate=float("nan")),
         "validation is 0.9": lambda: TuneSettings(validation=0.9),

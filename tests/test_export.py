@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,7 +70,27 @@ def test_shards_and_bfloat16(tmp_path, monkeypatch):
     for name, array in parameter_arrays(loaded.decoder).items():
         np.testing.assert_allclose(array, parameter_arrays(tuned.decoder)[name], rtol=2**-8, atol=1e-6)
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
-    mw.save_folder(tuned, tmp_path / "again")
+    assert "rounded to bfloat16" in (tmp_path / "README.md").read_text()
+    monkeypatch.undo()
+    mw.save_folder(tuned, tmp_path)
+    assert [p.name for p in tmp_path.glob("model*")] == ["model.safetensors"], "nothing is left of the shards"
+    assert mw.load_model(tmp_path, dtype="float32").key == tuned.key
+    assert "bit for bit" in (tmp_path / "README.md").read_text()
+    with pytest.raises(mw.InputError, match="dtype 'float16' is not supported; use float32 or bfloat16"):
+        mw.save_folder(tuned, tmp_path, dtype="float16")
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_tokenizer_that_cannot_be_written_leaves_none_half_written(tmp_path):
+    class OnFullDisk:
+        def save_pretrained(self, folder):
+            Path(folder, "tokenizer.json").write_text("{")
+            raise Exception("No space left on device (os error 28)")
+
+    tuned = tuned_model("llama")
+    with pytest.raises(OSError, match="No space left"):
+        mw.save_folder(replace(tuned, tokenizer=OnFullDisk()), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -111,6 +133,11 @@ def finished(tiny_folder, tmp_path_factory):
     return out
 
 
+def run_of(results):
+    (run,) = results["runs"].values()
+    return run
+
+
 def test_mwork_enhance(finished, tiny_folder, capsys):
     results = json.loads((finished / "results.json").read_text())
     (row,) = results["rows"]
@@ -119,11 +146,12 @@ def test_mwork_enhance(finished, tiny_folder, capsys):
     base, tuned = (mw.load_model(path, dtype="float32") for path in (tiny_folder, finished / "model"))
     keep = NeuronMask.keep_all(base.config)
     for model, expected in ((base, row["n_eng"] - row["delta_n_eng"]), (tuned, row["n_eng"])):
-        found = mw.held_out_loss(model, own_corpus("de").held_out, keep, batching=mw.Batching(64)).scores.mean()
-        assert found == pytest.approx(expected, abs=1e-4)
+        found = mw.held_out_loss(model, own_corpus("de").held_out, keep, batching=mw.Batching(64)).per_token
+        assert -found == pytest.approx(expected, abs=1e-4)
+    assert run_of(results)["kept"] == pytest.approx(1, abs=1e-4)
     assert row["delta_n_eng"] > 0.05
     assert mw.apply_delta(base, finished / "delta.safetensors").key == tuned.key
-    (run,) = results["runs"].values()
+    run = run_of(results)
     assert mw.NeuronSet.load(finished / "neurons" / "de.json").count() == run["neurons"]
 
 
@@ -188,6 +216,14 @@ def test_a_sweep_makes_table_6_and_figure_4(tiny_folder, tmp_path, capsys):
 def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
     few = tmp_path / "few.txt"
     few.write_text("Ein Satz.\n\nNoch einer.\n")
+    empty, other = tmp_path / "empty", tmp_path / "other"
+    widths = group_widths(mw.load_model(tiny_folder).config)
+    for language, share in (("de", 0.2), ("th", 0.0)):
+        rng, layers = np.random.default_rng(0), mw.load_model(tiny_folder).config.num_layers
+        chosen = NeuronSet({g: rng.random((layers, w)) < share for g, w in widths.items()}, {})
+        chosen.save(empty / "neurons" / f"{language}.json")
+    other.mkdir()
+    (other / "results.json").write_text('{"format": "mwork-results-1", "languages": {}}')
     cases = {
         "400 documents asked, there are 2": ("--corpus", few, "--documents", 400),
         "500 steps asked": ("--documents", 16, "--steps", 500),
@@ -197,6 +233,20 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
         "no such file": ("--neurons", tmp_path),
         "learning_rate is 0": ("--learning-rate", 0),
         "it has none of de": ("--tasks", "xcopa"),
+        "--mode most: it must be one of": ("--mode", "most"),
+        "seed is -1": ("--seed", -1),
+        "th-lang-spec-16-0: the neuron set is empty": (
+            "--sweep",
+            "--language",
+            "de,th",
+            "--neurons",
+            empty,
+            "--documents",
+            16,
+            "--at-once",
+            1,
+        ),
+        "holds the results of `mwork run`": ("--out", other),
         "not finite": ("--documents", 16, "--learning-rate", 1e30),
     }
     for message, arguments in cases.items():
@@ -206,3 +256,4 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
         assert message in last
         assert last.startswith("mwork: ")
         assert not (out / "model").exists()
+    assert not list((tmp_path / "out" / "checkpoints").glob("*/*")), "no run began before a bad one was found"

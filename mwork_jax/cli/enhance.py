@@ -9,21 +9,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mwork_jax.cli.options import add_model, add_rule, command, languages_of, load_chosen, pairs, print_result
+from mwork_jax.cli.options import (
+    add_model,
+    add_rule,
+    command,
+    languages_of,
+    load_chosen,
+    one_of,
+    pairs,
+    print_result,
+    results_folder,
+)
 from mwork_jax.corpus import LANGUAGES, encoded, own_corpus, read_corpus
 from mwork_jax.enhance import TuneSettings
 from mwork_jax.enhance.study import Probes, StudySettings, check, study
 from mwork_jax.errors import InputError
 from mwork_jax.exams import TaskExam
 from mwork_jax.export import save_delta, save_folder
-from mwork_jax.files import output_folder, write_json, write_text
+from mwork_jax.files import write_json, write_text
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import Progress
 from mwork_jax.report import enhance_report, tuning_figure
 from mwork_jax.run import DETECTION_COST, kept_scores
-from mwork_jax.select import Rule, select_neurons
+from mwork_jax.select import MODES, Rule, select_neurons
 from mwork_jax.sweep import SweepSettings, prepare
 from mwork_jax.tasks import task_named
 
@@ -60,12 +70,24 @@ def add(commands: Any) -> None:
     )
     add_rule(parser)
     parser.add_argument(
-        "--held-out", action="append", metavar="LANG=FILE", help="documents to measure on (default: the project's own)"
+        "--held-out",
+        action="append",
+        metavar="LANG=FILE",
+        help="documents to measure on; if any, then en's and the language's too (default: the project's own)",
     )
-    parser.add_argument("--seeds", type=int, help="random controls per language (default: 0; 3 with --sweep)")
-    parser.add_argument("--sweep", action="store_true", help="several languages and numbers of documents; no folders")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        help="how many times a language's own neurons are tuned, and as many random ones, in other orders of the "
+        "documents (default: 0, its own once and no control; 3 with --sweep)",
+    )
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="several languages and numbers of documents: table, figure and deltas, no model folder",
+    )
     parser.add_argument("--tasks", default="", help="comma-separated tasks to measure too, such as xquad,xcopa")
-    parser.add_argument("--data", help="official files of the tasks, or a folder of them")
+    parser.add_argument("--data", help="official files of the tasks, or a folder of them, or hub")
     parser.add_argument("--items", type=int, help="score the first so many items of each task (default: all)")
     parser.add_argument("--at-once", type=int, default=8, help="runs in one program (default: 8)")
     parser.add_argument(
@@ -81,6 +103,7 @@ def add(commands: Any) -> None:
 
 def _enhance(chosen: argparse.Namespace) -> None:
     Rule.parse(chosen.rule)
+    one_of("--mode", chosen.mode, MODES)
     languages = languages_of(chosen.language)
     if len(languages) > 1 and not chosen.sweep:
         raise InputError(f"--language {chosen.language}: one language, or several with --sweep")
@@ -89,16 +112,20 @@ def _enhance(chosen: argparse.Namespace) -> None:
     corpora, origins = _corpora(chosen, languages)
     settings = _settings(chosen, corpora)
     check(corpora, dict.fromkeys(corpora, None), settings)  # type: ignore[arg-type]
+    used = max(*settings.documents, _DETECTION_DOCUMENTS)
+    corpora = {lang: documents[:used] for lang, documents in corpora.items()}
     probes = Probes(_held_out(chosen, languages), _exams(chosen, languages))
-    out = output_folder(chosen.out)
+    out = results_folder(chosen.out, "enhance")
     given = _given_neurons(chosen, languages)
     model = load_chosen(chosen)
     for language, documents in corpora.items():
         list(encoded(model, documents, settings.tune.max_tokens, where=origins[language]))
+    exams = probes.exams(model, settings.tune.max_tokens)
     found = given or _detected(chosen, model, corpora, origins, out)
+    results, outcomes = study(model, corpora, found, exams, settings, out)
+    # After the tuning, which refuses a folder of other work: no neurons beside results that are not theirs.
     for language, neurons in found.items():
         neurons.save(out / "neurons" / f"{language}.json")
-    results, outcomes = study(model, corpora, found, probes, settings, out)
     write_json(out / "results.json", results)
     written = [out / "results.json"]
     for job, outcome in outcomes.items():

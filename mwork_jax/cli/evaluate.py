@@ -14,12 +14,13 @@ from mwork_jax.cli.options import (
     languages_of,
     load_chosen,
     print_result,
+    results_folder,
     say,
 )
 from mwork_jax.deactivate import StageSplit
 from mwork_jax.errors import InputError
 from mwork_jax.exams import TaskExam
-from mwork_jax.files import output_folder, read_json, write_json, write_text
+from mwork_jax.files import write_json, write_text
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import compilations
@@ -62,9 +63,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     first, last = _numbers("--n1", chosen.n1), _numbers("--n2", chosen.n2)
     join_others(chosen)
     exams = [_exams(chosen, table, settings) for table in tables]
-    out = output_folder(chosen.out)
-    if (out / "results.json").exists() and "tables" not in read_json(out / "results.json"):
-        raise InputError(f"{out}: holds the results of `mwork run`; choose another output folder with --out")
+    out = results_folder(chosen.out, "evaluate")
     found = _found(Path(chosen.neurons) / "neurons", settings.languages)
     model = load_chosen(chosen)
     splits = [StageSplit.of(model.config.num_layers, n1, n2) for n1 in first for n2 in last]

@@ -8,11 +8,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 
 from mwork_jax.errors import InputError
+from mwork_jax.files import output_folder, read_json
 from mwork_jax.load import Model, load_model, stored_bytes
 from mwork_jax.processes import is_first, several, start
 from mwork_jax.report import printable
@@ -91,6 +93,28 @@ def add_rule(parser: argparse.ArgumentParser) -> None:
 def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n1", type=int, help="layers of the understanding stage (default: a quarter)")
     parser.add_argument("--n2", type=int, help="layers of the generation stage (default: an eighth)")
+
+
+def results_folder(path: str, command: str) -> Path:
+    """The output folder of a command that writes results.json there. Raises InputError where it cannot be written to or
+    holds a file of this name that the command did not write."""
+    out = output_folder(path)
+    there = out / "results.json"
+    try:
+        results = read_json(there) if there.exists() else None
+    except InputError:  # damaged, so nothing is lost
+        return out
+    if results is not None and (writer := _writer_of(results)) != command:
+        whose = f"the results of `mwork {writer}`" if writer else "a results.json that is not of this project"
+        raise InputError(f"{out}: holds {whose}; choose another output folder with --out")
+    return out
+
+
+def _writer_of(results: Any) -> str | None:
+    """Which command wrote a results.json; None for none."""
+    if not isinstance(results, dict) or results.get("format") != "mwork-results-1":
+        return None
+    return "evaluate" if "tables" in results else "run" if "languages" in results else "enhance"
 
 
 def print_result(chosen: argparse.Namespace, value: Any, text: str) -> None:

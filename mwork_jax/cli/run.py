@@ -17,10 +17,11 @@ from mwork_jax.cli.options import (
     one_of,
     pairs,
     print_result,
+    results_folder,
 )
 from mwork_jax.corpus import LANGUAGES, Corpus, own_corpus, read_corpus
 from mwork_jax.errors import InputError
-from mwork_jax.files import output_folder, write_text
+from mwork_jax.files import write_text
 from mwork_jax.processes import is_first
 from mwork_jax.report import read_report, text_report
 from mwork_jax.run import RunSettings, choose_documents, run
@@ -52,7 +53,7 @@ def add(commands: Any) -> None:
 
 def _run(chosen: argparse.Namespace) -> None:
     settings, corpora = _run_settings(chosen)
-    out = output_folder(chosen.out)
+    out = results_folder(chosen.out, "run")
     model = load_chosen(chosen)
     settings.split(model.config.num_layers)
     results = run(model, corpora, settings, out)

@@ -42,6 +42,11 @@ class Checkpoints:
             if kind is None:
                 raise _cannot_write(self.folder, failure) from None
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint."""
+        return self._saver.latest is not None
+
     def save(self, step: int, state: State, history: Mapping[str, Any]) -> None:
         """Begins to write the state after `step` steps; training goes on meanwhile. Raises InputError where an earlier
         one could not be written."""

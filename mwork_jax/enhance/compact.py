@@ -50,17 +50,19 @@ def index_of(neurons: NeuronSet, room: Mapping[str, int]) -> Index:
     return index
 
 
-def check_fits(neurons: NeuronSet, decoder: Decoder) -> None:
-    """Raises InputError where the set is empty or of a model of another shape."""
+def check_fits(neurons: NeuronSet, decoder: Decoder, where: str) -> None:
+    """Raises InputError, which begins with `where`, for a set that is empty or of a model of another shape."""
     widths_of_model = group_widths(decoder.config)
     for group, members in neurons.groups.items():
         if members.shape != (decoder.config.num_layers, widths_of_model[group]):
             raise InputError(
-                f"neuron set: {group} has {members.shape[0]} layers x {members.shape[1]} neurons, the model has "
-                f"{decoder.config.num_layers} x {widths_of_model[group]}; the set is of another model"
+                f"{where}: the neuron set's {group} has {members.shape[0]} layers x {members.shape[1]} neurons, the "
+                f"model has {decoder.config.num_layers} x {widths_of_model[group]}; the set is of another model"
             )
     if not neurons.count():
-        raise InputError("neuron set: it is empty, there is nothing to tune; a looser rule finds more neurons")
+        raise InputError(
+            f"{where}: the neuron set is empty, so nothing is to be tuned; a looser rule finds more neurons"
+        )
 
 
 def gather(decoder: Decoder, index: Index) -> Compact:

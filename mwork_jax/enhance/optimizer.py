@@ -27,9 +27,10 @@ class Rates(NamedTuple):
 
 
 def rate_at(rates: Rates, step: jax.Array) -> jax.Array:
-    """The learning rate of a step: up in a line to the highest, then down along a cosine to 0."""
+    """The learning rate of a step: up in a line to the highest, then down along a cosine that would be 0 one step
+    after the last, so that no step is without effect."""
     rising = jnp.maximum(1.0, jnp.round(rates.steps * jnp.float32(rates.warmup)))
-    falling = jnp.maximum(1.0, rates.steps - rising)
+    falling = rates.steps - rising + 1
     share = jnp.clip((step - rising + 1) / falling, 0.0, 1.0)
     return rates.learning_rate * jnp.where(step < rising, (step + 1) / rising, 0.5 * (1 + jnp.cos(jnp.pi * share)))
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from mwork_jax.corpus import Batching, encoded
 from mwork_jax.enhance.train import TuneSettings
-from mwork_jax.enhance.tune import Outcome, Run, fine_tune_many
+from mwork_jax.enhance.tune import Outcome, Run, fine_tune_many, ready
 from mwork_jax.errors import InputError
 from mwork_jax.exams import HELD_OUT_LOSS, Exam, LossExam, TaskExam
 from mwork_jax.ledger import Ledger
@@ -31,6 +31,7 @@ _POINTS = 100.0  # task scores are between 0 and 1, tables show points
 _KINDS = ("lang-spec", "random")
 
 Points = dict[str, list[float]]  # of one measure: {language: one number per item, higher is better}
+Weights = Mapping[str, np.ndarray]  # of one measure: {language: how much each item counts}
 
 
 @dataclass(frozen=True)
@@ -96,25 +97,27 @@ def study(
     model: Model,
     corpora: Mapping[str, Sequence[str]],
     found: Mapping[str, NeuronSet],
-    probes: Probes,
+    exams: Mapping[str, Mapping[str, Exam]],
     settings: StudySettings,
     out: Path,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], dict[Job, Outcome]]:
     """Tunes and measures; returns what `out/results.json` says, and every run's outcome.
 
-    corpora: {language: documents to tune on}; found: {language: its neurons}. Raises InputError where a language has
-    fewer documents than asked, or no neurons.
+    corpora: {language: documents to tune on}; found: {language: its neurons}; exams: those of `Probes`. Raises
+    InputError, before anything is tuned, where a language has fewer documents than asked, or no neurons.
     """
     check(corpora, found, settings)
     wanted = jobs(list(corpora), settings)
-    exams = probes.exams(model, settings.tune.max_tokens)
+    runs = {job: _run(job, corpora, found) for job in wanted}
+    ready(model, list(runs.values()), settings.tune)
     outcomes: dict[Job, Outcome] = {}
     with progress or Progress(1) as bar:
         bar.total = float(2 * len(wanted) + 1)
         for number, group in enumerate(_groups(wanted, settings.at_once), 1):
             bar.say(f"tune {group[0].name}" + (f" and {len(group) - 1} more" if len(group) > 1 else ""))
-            outcomes |= _tune(model, group, corpora, found, settings, out / "checkpoints" / f"{number}", bar)
+            together = {job: runs[job] for job in group}
+            outcomes |= _tune(model, together, settings, out / "checkpoints" / f"{number}", bar)
         ledger = Ledger(out / "cells")
         bar.say("measure the original")
         original = _measure(model, {"tuned": None, "model": model.key}, exams, None, ledger)
@@ -150,20 +153,19 @@ def _groups(wanted: Sequence[Job], at_once: int) -> Iterator[list[Job]]:
             yield alike[begin : begin + at_once]
 
 
+def _run(job: Job, corpora: Mapping[str, Sequence[str]], found: Mapping[str, NeuronSet]) -> Run:
+    own = found[job.language]
+    neurons = own if job.kind == "lang-spec" else own.random_like(job.seed)
+    return Run(neurons, corpora[job.language][: job.documents], job.name, job.seed)
+
+
 def _tune(
     model: Model,
-    group: Sequence[Job],
-    corpora: Mapping[str, Sequence[str]],
-    found: Mapping[str, NeuronSet],
+    runs: Mapping[Job, Run],
     settings: StudySettings,
     checkpoints: Path,
     bar: Progress,
 ) -> dict[Job, Outcome]:
-    runs = []
-    for job in group:
-        own = found[job.language]
-        neurons = own if job.kind == "lang-spec" else own.random_like(job.seed)
-        runs.append(Run(neurons, corpora[job.language][: job.documents], job.name, job.seed))
     done = 0.0
 
     def step(made: int, of: int) -> None:
@@ -171,9 +173,9 @@ def _tune(
         bar.add(len(runs) * made / of - done)
         done = len(runs) * made / of
 
-    outcomes = fine_tune_many(model, runs, settings.tune, checkpoints=checkpoints, progress=step)
+    outcomes = fine_tune_many(model, list(runs.values()), settings.tune, checkpoints=checkpoints, progress=step)
     bar.add(len(runs) - done)
-    return dict(zip(group, outcomes, strict=True))
+    return dict(zip(runs, outcomes, strict=True))
 
 
 def _values_of(outcome: Outcome) -> str:
@@ -226,22 +228,24 @@ def _results(
     tuned: Mapping[Job, Mapping[str, Points]],
 ) -> dict[str, Any]:
     """What results.json says: how each run went, and one row per measure, language, number of documents and kind."""
-    rows = []
-    for measure in original:
+    rows, means = [], {}
+    for measure, before in original.items():
+        weights = {lang: exam.weights for lang, exam in exams[measure].items()}
+        means[measure] = {lang: _mean([before], lang, weights) for lang in before}
         for job in tuned:
-            if job.seed == 0 and job.language in original[measure]:
+            if job.seed == 0 and job.language in before:
                 alike = {kind: _scores(tuned, measure, replace(job, kind=kind)) for kind in _KINDS}
-                row = _row(model, measure, job, original[measure], alike[job.kind])
+                row = _row(model, measure, job, before, alike[job.kind], weights)
                 if job.kind != "random" and alike["random"]:
-                    row["own_beyond_random"] = _own_beyond(alike[job.kind], alike["random"], job.language)
+                    row["own_beyond_random"] = _own_beyond(alike[job.kind], alike["random"], job.language, weights)
                 rows.append(row)
     return {
         "format": "mwork-results-1",
         "study": "enhance",
         "made_by": {"model": model.identity, "settings": asdict(settings)},
         "data": {measure: {lang: exam.size for lang, exam in found.items()} for measure, found in exams.items()},
-        "original": {m: {lang: float(np.mean(s)) for lang, s in scores.items()} for m, scores in original.items()},
-        "runs": {job.name: _run_facts(outcome) for job, outcome in outcomes.items()},
+        "original": means,
+        "runs": {job.name: _run_facts(outcome) | {"kept": outcome.kept(model)} for job, outcome in outcomes.items()},
         "rows": rows,
     }
 
@@ -251,16 +255,20 @@ def _scores(tuned: Mapping[Job, Mapping[str, Points]], measure: str, job: Job) -
     return [scores[measure] for other, scores in tuned.items() if replace(other, seed=0) == replace(job, seed=0)]
 
 
-def _own_beyond(own: Sequence[Points], random: Sequence[Points], language: str) -> dict[str, Any]:
+def _own_beyond(own: Sequence[Points], random: Sequence[Points], language: str, weights: Weights) -> dict[str, Any]:
     """By how much a language's own neurons help it more than random ones, means over seeds, paired over items."""
-    before, after = ({lang: _mean(alike, lang) for lang in (ENGLISH, language)} for alike in (random, own))
-    found = delta(before, {language: after})
+    before, after = ({lang: _of_items(alike, lang) for lang in (ENGLISH, language)} for alike in (random, own))
+    found = delta(before, {language: after}, weights)
     return {"change": found.delta_n_eng, "ci95": list(found.delta_n_eng_ci95)}
 
 
-def _mean(alike: Sequence[Points], language: str) -> np.ndarray:
-    """Of each item, over seeds."""
-    return np.mean([np.asarray(scores[language]) for scores in alike], axis=0)
+def _of_items(alike: Sequence[Points], language: str) -> np.ndarray:
+    """The score of each item, mean over seeds."""
+    return np.mean([scores[language] for scores in alike], axis=0)
+
+
+def _mean(alike: Sequence[Points], language: str, weights: Weights) -> float:
+    return float(np.average(_of_items(alike, language), weights=weights[language]))
 
 
 def _run_facts(outcome: Outcome) -> dict[str, Any]:
@@ -278,14 +286,17 @@ def _run_facts(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _row(model: Model, measure: str, job: Job, original: Points, alike: Sequence[Points]) -> dict[str, Any]:
+def _row(
+    model: Model, measure: str, job: Job, original: Points, alike: Sequence[Points], weights: Weights
+) -> dict[str, Any]:
     """One language under one kind of tuning, mean over seeds, beside the original; intervals over items."""
     others = [lang for lang in alike[0] if lang not in (ENGLISH, job.language)]
     own = delta(
         {lang: np.asarray(original[lang]) for lang in (ENGLISH, job.language)},
-        {job.language: {lang: _mean(alike, lang) for lang in (ENGLISH, job.language)}},
+        {job.language: {lang: _of_items(alike, lang) for lang in (ENGLISH, job.language)}},
+        weights,
     )
-    change = [float(np.mean(_mean(alike, lang)) - np.mean(original[lang])) for lang in others]
+    change = [_mean(alike, lang, weights) - _mean([original], lang, weights) for lang in others]
     return {
         "table": 6,
         "task": measure,
@@ -299,7 +310,7 @@ def _row(model: Model, measure: str, job: Job, original: Points, alike: Sequence
         "documents": job.documents,
         "seeds": len(alike),
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(own).items()},
-        "own_by_seed": [float(np.mean(scores[job.language])) for scores in alike],
+        "own_by_seed": [_mean([scores], job.language, weights) for scores in alike],
         "delta_others": float(np.mean(change)) if change else None,
         "others": others,
     }

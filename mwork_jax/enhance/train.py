@@ -58,7 +58,7 @@ class TuneSettings:
     def __post_init__(self) -> None:
         for name, least in (
             ("epochs", 1), ("batch", 1), ("accumulate", 1), ("max_tokens", 2), ("validate_every", 1), ("patience", 1),
-            ("steps", 1),
+            ("steps", 1), ("seed", 0),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:

@@ -19,7 +19,7 @@ import numpy as np
 
 from mwork_jax.corpus import Document, Encoded, encoded
 from mwork_jax.enhance.checkpoint import Checkpoints
-from mwork_jax.enhance.compact import Compact, Index, check_fits, index_of, scatter, widths
+from mwork_jax.enhance.compact import Compact, Index, check_fits, gather, index_of, scatter, widths
 from mwork_jax.enhance.optimizer import Rates
 from mwork_jax.enhance.packing import Rows, batch_at, empty_rows, pack, steps_per_epoch
 from mwork_jax.enhance.train import (
@@ -54,7 +54,8 @@ class Run:
 @dataclass(frozen=True)
 class History:
     """How one run went: nats per token. `train[i]` is the loss of step i before its update; `validation` is [steps
-    made, loss] pairs, the first of them before any step."""
+    made, loss] pairs, the first of them before any step. Losses that are not finite are in neither; `diverged` says
+    that there was one."""
 
     train: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
@@ -74,6 +75,15 @@ class Outcome:
     index: Index
     values: Compact
     history: History
+
+    def kept(self, model: Model) -> float:
+        """What share of the change is left where it is rounded to the model's dtype: 1 in float32, less in bfloat16
+        where the change is small beside the weights."""
+        base, dtype = fetch(jax.jit(gather)(model.decoder, self.index)), model.decoder.dtype
+        change = {name: self.values[name] - base[name] for name in base}
+        rounded = {name: self.values[name].astype(dtype).astype(np.float32) - base[name] for name in base}
+        whole = sum(float(np.vdot(c, c)) for c in change.values())
+        return sum(float(np.vdot(change[n], rounded[n])) for n in change) / whole if whole else 1.0
 
     def merged(self, model: Model) -> Tuned:
         """The model with the tuned neurons in their places; every other weight is the same, bit for bit."""
@@ -139,11 +149,7 @@ def fine_tune_many(
     A run that diverges stays at its best values and says so in its history, while others go on; where all do,
     InputError. Otherwise as `fine_tune`.
     """
-    if not runs:
-        raise InputError("tuning: there are no runs; at least one is needed")
-    for run in runs:
-        check_fits(run.neurons, model.decoder)
-    data = [_Data.of(model, run, settings) for run in runs]
+    data = ready(model, runs, settings)
     room = widths([run.neurons for run in runs])
     index = _stack([index_of(run.neurons, room) for run in runs])
     rates = _stack([_rates(run, d, settings) for run, d in zip(runs, data, strict=True)])
@@ -162,11 +168,20 @@ def fine_tune_many(
         return [Outcome(run, *work.of(place)) for place, run in enumerate(runs)]
 
 
+def ready(model: Model, runs: Sequence[Run], settings: TuneSettings) -> list[Packed]:
+    """Every run's documents, packed. Raises InputError for whatever `fine_tune_many` would not begin with."""
+    if not runs:
+        raise InputError("tuning: there are no runs; at least one is needed")
+    for run in runs:
+        check_fits(run.neurons, model.decoder, run.name)
+    return [Packed.of(model, run, settings) for run in runs]
+
+
 def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
 
 
-def _rates(run: Run, data: _Data, settings: TuneSettings) -> Rates:
+def _rates(run: Run, data: Packed, settings: TuneSettings) -> Rates:
     highest = settings.learning_rate if run.learning_rate is None else run.learning_rate
     return Rates(
         np.float32(highest), np.int32(data.steps), np.float32(settings.warmup), np.float32(settings.weight_decay),
@@ -174,7 +189,7 @@ def _rates(run: Run, data: _Data, settings: TuneSettings) -> Rates:
     )  # fmt: skip
 
 
-def _described(run: Run, data: _Data) -> dict[str, Any]:
+def _described(run: Run, data: Packed) -> dict[str, Any]:
     """What determines a run, apart from the model and the settings; for its checkpoints."""
     return {
         "neurons": fingerprint({g: np.flatnonzero(m).tolist() for g, m in run.neurons.groups.items()}),
@@ -185,7 +200,7 @@ def _described(run: Run, data: _Data) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Data:
+class Packed:
     """One run's documents, packed, and how many steps they are good for."""
 
     training: Rows
@@ -195,33 +210,33 @@ class _Data:
     fingerprint: str
 
     @classmethod
-    def of(cls, model: Model, run: Run, settings: TuneSettings) -> _Data:
+    def of(cls, model: Model, run: Run, settings: TuneSettings) -> Packed:
         time = min(settings.max_tokens, model.config.max_length)
-        ready = list(encoded(model, run.documents, time, where=run.name))
-        ready = [d._replace(tokens=d.tokens[:time]) for d in ready]
-        held = max(1, round(settings.validation * len(ready)))
-        if len(ready) < held + 1:
+        cut = list(encoded(model, run.documents, time, where=run.name))
+        cut = [d._replace(tokens=d.tokens[:time]) for d in cut]
+        held = max(1, round(settings.validation * len(cut)))
+        if len(cut) < held + 1:
             raise InputError(
-                f"{run.name}: {len(ready)} document; at least 2 are needed, one of them to validate the steps with"
+                f"{run.name}: {len(cut)} document; at least 2 are needed, one of them to validate the steps with"
             )
-        order = np.random.default_rng([settings.seed, run.seed]).permutation(len(ready))
-        training = pack([ready[i] for i in order[held:]], time)
-        validation = pack([ready[i] for i in order[:held]], time)
+        order = np.random.default_rng([settings.seed, run.seed]).permutation(len(cut))
+        training = pack([cut[i] for i in order[held:]], time)
+        validation = pack([cut[i] for i in order[:held]], time)
         most = settings.epochs * steps_per_epoch(training, settings.batch)
         if settings.steps is not None and settings.steps > most:
             raise InputError(
-                f"{run.name}: {settings.steps} steps asked, but {len(ready) - held} training documents make "
+                f"{run.name}: {settings.steps} steps asked, but {len(cut) - held} training documents make "
                 f"{steps_per_epoch(training, settings.batch)} batches, {most} in {settings.epochs} epochs; ask for "
                 "fewer steps or more epochs, or give more documents"
             )
-        described = fingerprint([d.tokens.tolist() for d in ready])
+        described = fingerprint([d.tokens.tolist() for d in cut])
         return cls(training, validation, settings.steps or most, run.seed, described)
 
 
 class _Work:
     """The loop: steps, looks at the validation documents, checkpoints."""
 
-    def __init__(self, frozen: Frozen, state: State, data: Sequence[_Data], settings: TuneSettings):
+    def __init__(self, frozen: Frozen, state: State, data: Sequence[Packed], settings: TuneSettings):
         self.frozen, self.state, self.data, self.settings = frozen, state, data, settings
         self.mesh = mesh_of(frozen.decoder)
         self.program = Program(settings.remat, settings.patience, loss_rows(frozen.decoder.config, len(data)))
@@ -234,6 +249,8 @@ class _Work:
         if done is None:
             done = 0
             self._look(0)
+            if not np.isfinite(self.validation[0][1]).all():
+                raise InputError("tuning: the loss is not finite before the first step; are the model's weights sound?")
         for step in range(done, self.steps):
             if not self._going():
                 break
@@ -251,10 +268,10 @@ class _Work:
     def of(self, run: int) -> tuple[Index, Compact, History]:
         """One run's index, its best values, and how it went."""
         index, values = fetch(jax.tree.map(lambda x: x[run], (self.frozen.index, self.state.best)))
-        # A run that has made its steps is looked at on, beside longer ones, but it is what it was at its last.
-        steps = self.data[run].steps
-        looks = {min(step, steps): losses[run] for step, losses in self.validation if np.isfinite(losses[run])}
-        train = [losses[run] for losses in self.train[:steps]]
+        # A run that has ended is looked at on, beside longer ones, but it is what it was after its last update.
+        made = int(fetch(self.state.step)[run])
+        looks = {min(step, made): losses[run] for step, losses in self.validation if np.isfinite(losses[run])}
+        train = [losses[run] for losses in self.train[:made]]
         history = History(train, list(looks.items()), bool(fetch(self.state.diverged)[run]))
         return index, values, history
 
@@ -304,8 +321,10 @@ class _Work:
             yield Rows(*map(np.stack, zip(*each, strict=True)))
 
     def _diverged(self, kept: Checkpoints | None) -> InputError:
-        where = f"; the last good checkpoint is kept in {kept.folder}" if kept is not None else ""
+        kept_in = f"; the last good checkpoint is kept in {kept.folder}" if kept is not None and kept.begun else ""
+        elsewhere = " and another folder" if kept_in else ""
         return InputError(
             f"tuning: the loss is not finite after step {len(self.train)} at learning rate "
-            f"{float(np.max(fetch(self.frozen.rates.learning_rate))):g}{where}; choose a lower learning rate"
+            f"{float(np.max(fetch(self.frozen.rates.learning_rate))):g}{kept_in}; "
+            f"choose a lower learning rate{elsewhere}"
         )

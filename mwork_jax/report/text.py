@@ -9,6 +9,7 @@ from typing import Any
 from mwork_jax.report.names import name_of
 from mwork_jax.report.tables import delta_table, grid_tables, language_table, lens_sentence, lens_table, tuning_tables
 
+_KEPT = 0.95  # of the tuned change; a reader should know when less of it was measured
 _PLAIN = str.maketrans({"Δ": "D", "✗": "x", "✓": ".", "±": "+-", "−": "-", "×": "x", "–": "-", "·": "*", "≈": "~"})
 
 
@@ -96,5 +97,11 @@ def enhance_report(study: Mapping[str, Any]) -> str:
     stopped = [name for name, run in study["runs"].items() if run["diverged"]]
     if stopped:
         head += f"\nThe loss of {', '.join(stopped)} was no longer finite: the best values before that are measured."
+    kept = min(run["kept"] for run in study["runs"].values())
+    if kept < _KEPT:
+        head += (
+            f"\nRounded to {made['model']['dtype']}, the models that are measured keep {100 * kept:.0f} % of what was "
+            "tuned; --dtype float32 keeps all of it."
+        )
     shown = (f"{table.title}\n\n{table.text()}" for table in tables)
     return "\n\n".join([head, *shown, textwrap.fill(tables[0].note, 110)])
