@@ -193,7 +193,8 @@ def own_rows(kind: str, language: str) -> list[dict]:
     """The project's own "documents", "knowledge" or "arithmetic" in one of LANGUAGES, as data/README.md describes."""
     if language not in LANGUAGES:
         raise InputError(
-            f"language {language!r} is not in the built-in data, ({', '.join(LANGUAGES)}); use --data for others"
+            f"language {language!r} is not in the built-in data ({', '.join(LANGUAGES)}); "
+            "--data or --corpus takes your own"
         )
     with resources.as_file(resources.files("mwork_jax") / "data" / f"{kind}.{language}.jsonl") as path:
         return [row for _, row in read_jsonl(path)]

@@ -162,8 +162,9 @@ def importance(model: Model, document: Document, *, include_bos: bool = False) -
     (ready,) = encoded(model, [document], max_tokens=model.config.max_length, where="importance")
     (batch,) = list_batches([ready], Batching(max_tokens=model.config.max_length))
     rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos)
-    scores = importance_batch(model.decoder, batch.tokens, rows)
-    return {g: np.asarray(s[0]) for g, s in scores.items()}
+    with on_mesh_of(model.decoder):
+        scores = fetch(importance_batch(model.decoder, batch.tokens, rows))
+    return {g: s[0] for g, s in scores.items()}
 
 
 def counted_rows(config: ModelConfig, tokens: np.ndarray, lengths: np.ndarray, include_bos: bool) -> np.ndarray:

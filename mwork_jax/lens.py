@@ -26,6 +26,7 @@ from mwork_jax.load import Model
 from mwork_jax.model import Decoder, embedded, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask, NeuronSet
 from mwork_jax.progress import Progress
+from mwork_jax.sharding import constrain, fetch, mesh_of, on_mesh_of, put
 
 LENS_FORMAT = "mwork-lens-1"
 EVALUATOR = "lens-1"  # its version: results of another one are not mixed in
@@ -71,15 +72,18 @@ def language_shares(
         )
     if not 1 <= k <= labels.codes.size:
         raise InputError(f"top {k}: it must be between 1 and the vocabulary's {labels.codes.size}")
-    table = jnp.asarray(labels.table())
+    mesh = mesh_of(model.decoder)
+    table, off = put(jnp.asarray(labels.table()), mesh, None, None), put(mask, mesh, None, None)
     total, done, positions = 0.0, 0, 0
     for batch in stream_batches(encoded(model, documents, batching.max_tokens, where="prompts"), batching):
         rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos=False)
         flat = np.flatnonzero(rows)
         places = np.zeros(-(-rows.size // _ROWS) * _ROWS, np.int32)
         places[: flat.size] = flat
-        found = _count_labels(model.decoder, batch.tokens, places, np.int32(flat.size), mask, table, k)
-        total, positions = total + np.asarray(found, np.float64), positions + flat.size
+        with on_mesh_of(model.decoder):
+            tokens = put(batch.tokens, mesh, "batch", "time")
+            found = fetch(_count_labels(model.decoder, tokens, places, np.int32(flat.size), off, table, k))
+        total, positions = total + found.astype(np.float64), positions + flat.size
         done += int((batch.documents >= 0).sum())
         if progress is not None:
             progress(done)
@@ -105,7 +109,8 @@ def _count_labels(
 
         def add_chunk(chunk: jax.Array, total: jax.Array) -> jax.Array:
             at = jax.lax.dynamic_slice(places, (chunk * _ROWS,), (_ROWS,))
-            top = jax.lax.top_k(logits_of(decoder, flat[at]), k)[1]
+            part = constrain(flat[at], "batch", "hidden")  # of each chunk, every device its own part
+            top = jax.lax.top_k(logits_of(decoder, part), k)[1]
             label = table[top]  # [rows, k, columns]
             real = (chunk * _ROWS + jnp.arange(_ROWS) < counted)[:, None, None]
             both = jnp.stack([label.mean(axis=1), label[:, 0]], axis=1)
@@ -120,7 +125,8 @@ def _count_labels(
 def lens_logits(model: Model, tokens: jax.Array | np.ndarray, mask: NeuronMask) -> jax.Array:
     """Every layer's logits: int32 [batch, time] -> float32 [layers + 1, batch, time, vocab]. The last layer's are the
     model's. For short inputs: `language_shares` never holds so much."""
-    return _lens_logits(model.decoder, jnp.asarray(tokens), mask)
+    with on_mesh_of(model.decoder):
+        return _lens_logits(model.decoder, jnp.asarray(tokens), mask)
 
 
 @jax.jit
@@ -135,8 +141,9 @@ def top_tokens(model: Model, document: Document, mask: NeuronMask, k: int = 10) 
     tokens = model.encode(document)
     if tokens.size == 0 or not 1 <= k <= model.config.vocab_size:
         raise InputError(f"top tokens: {tokens.size} tokens and k = {k}; at least one of each is needed")
-    best, probability = _top_tokens(model.decoder, tokens[None], mask, k)
-    return np.asarray(best[:, 0]), np.asarray(probability[:, 0])
+    with on_mesh_of(model.decoder):
+        best, probability = fetch(_top_tokens(model.decoder, tokens[None], mask, k))
+    return best[:, 0], probability[:, 0]
 
 
 @partial(jax.jit, static_argnames="k")

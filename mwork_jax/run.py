@@ -19,7 +19,7 @@ import numpy as np
 from mwork_jax.cells import Condition, measure
 from mwork_jax.corpus import LANGUAGES, Batching, Corpus, Encoded, encoded
 from mwork_jax.deactivate import EACH_STAGE, EVERYWHERE, Setting, StageSplit
-from mwork_jax.detect import NeuronScores, score_neurons
+from mwork_jax.detect import DEFAULT_KEPT, NeuronScores, score_neurons
 from mwork_jax.errors import InputError
 from mwork_jax.exams import HELD_OUT_LOSS, LOSS_VERSION, LossExam
 from mwork_jax.files import read_json, write_json
@@ -29,7 +29,7 @@ from mwork_jax.metrics import ENGLISH, delta
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.processes import agreed, is_first
 from mwork_jax.progress import Progress
-from mwork_jax.select import DEFAULT_RULE, select_neurons
+from mwork_jax.select import DEFAULT_RULE, Rule, select_neurons
 
 DETECTION_COST = 1.5  # how much longer than evaluating a document scoring it takes, for the time left
 
@@ -70,9 +70,10 @@ def run(
     work = _work(chosen, settings)
     with progress or Progress(work) as bar:
         bar.total = work
+        kept = kept_for(settings.rule, settings.documents)
         scores = {
-            lang: kept_scores(model, lang, documents[lang].detection, corpus.origin, settings.max_tokens, out, bar)
-            for lang, corpus in chosen.items()
+            lang: kept_scores(model, lang, ready, chosen[lang].origin, settings.max_tokens, out, bar, kept=kept)
+            for lang, (ready, _) in documents.items()
         }
         found = select_neurons(scores, settings.rule, settings.mode)
         for language, neurons in found.items():
@@ -167,19 +168,21 @@ def kept_scores(
     out: Path,
     bar: Progress,
     *,
+    kept: int = DEFAULT_KEPT,
     include_bos: bool = False,
 ) -> NeuronScores:
-    """One language's scores: from `out/scores` where they were made of the same tokens by the same model, or made
-    now."""
+    """One language's scores: from `out/scores` where they were made of the same tokens by the same model and remember
+    at least `kept` documents, or made now."""
     path = out / "scores" / f"{language}.safetensors"
     key = fingerprint([model.key, _tokens(documents), max_tokens, include_bos])
     bar.say(f"detect {language}")
-    if agreed(lambda: _made_with(path, key)):
+    if agreed(lambda: _made_with(path, key, kept)):
         bar.add(DETECTION_COST * len(documents), free=True)
         return NeuronScores.load(path)
     scores = score_neurons(
         model,
         documents,
+        kept=kept,
         include_bos=include_bos,
         batching=Batching(max_tokens=max_tokens),
         provenance={"language": language, "corpus": origin, "key": key},
@@ -189,12 +192,19 @@ def kept_scores(
     return scores
 
 
-def _made_with(path: Path, key: str) -> bool:
-    """Whether there are scores with this key; damaged ones are made again."""
+def _made_with(path: Path, key: str, kept: int) -> bool:
+    """Whether there are scores with this key that remember enough; damaged ones are made again."""
     try:
-        return path.exists() and NeuronScores.load(path).provenance.get("key") == key
+        found = NeuronScores.load(path) if path.exists() else None
     except InputError:
         return False
+    return found is not None and found.provenance.get("key") == key and found.kept >= kept
+
+
+def kept_for(rule: str | Rule, documents: int) -> int:
+    """How many documents scores must remember for a rule to be asked of so many."""
+    rule = Rule.parse(rule) if isinstance(rule, str) else rule
+    return max(DEFAULT_KEPT, rule.missing(documents) + 1)
 
 
 def _tokens(documents: Sequence[Encoded]) -> list[Any]:

@@ -62,6 +62,11 @@ class Rule:
             "lape": self.value <= 1 and self.share == 1,
         }.get(self.kind, True)
 
+    def missing(self, documents: int) -> int:
+        """How many of so many documents may miss a neuron that still counts as activated; scores must remember one
+        more (`kept`)."""
+        return math.floor((1 - self.share) * documents + 1e-9)
+
     def __str__(self) -> str:
         return f"{self.kind}:{self.value:g}" + ("" if self.share == 1 else f"@{self.share:g}")
 
@@ -75,11 +80,12 @@ def activated(scores: NeuronScores, rule: str | Rule) -> NeuronSet:
     rule = Rule.parse(rule) if isinstance(rule, str) else rule
     if rule.kind == "lape":
         raise InputError(f"rule {rule} compares languages; use it with select_neurons")
-    missing = math.floor((1 - rule.share) * scores.documents + 1e-9)
+    missing = rule.missing(scores.documents)
     if missing >= scores.kept:
         raise InputError(
             f"rule {rule}: up to {missing} of {scores.documents} documents may miss a neuron, "
-            f"the scores remember {scores.kept}; score again with kept={missing + 1}"
+            f"the scores remember {scores.kept}; score again with kept={missing + 1} "
+            f"(`mwork detect --kept {missing + 1}`)"
         )
     groups = {}
     for group in GROUPS:

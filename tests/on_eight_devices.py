@@ -13,11 +13,13 @@ import numpy as np
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import Batching
-from mwork_jax.detect import score_neurons
+from mwork_jax.detect import importance, score_neurons
 from mwork_jax.enhance import Run, TuneSettings, fine_tune_many
 from mwork_jax.enhance.compact import parameter_arrays
 from mwork_jax.evaluate import held_out_losses
 from mwork_jax.generate import generations
+from mwork_jax.labels import Labels
+from mwork_jax.lens import language_shares, top_tokens
 from mwork_jax.load import Model
 from mwork_jax.model import Decoder, parameter_specs
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
@@ -81,7 +83,15 @@ def enhance(model):
     return [*values, *(np.asarray(o.history.train) for o in outcomes)], []
 
 
-STAGES = (detect, evaluate, generate, enhance)
+def look(model):
+    labels = Labels(("en", "de"), np.arange(96) % 5)
+    shares = language_shares(model, documents(11, 9), masks()[1], labels, k=5, batching=Batching(16, 32))
+    _, probabilities = top_tokens(model, documents(1, 9)[0], masks()[1], k=5)
+    raw = importance(model, documents(1, 10)[0])
+    return [shares.top_k, shares.top_1, probabilities, *raw.values()], []
+
+
+STAGES = (detect, evaluate, generate, enhance, look)
 
 
 def difference(found, expected):

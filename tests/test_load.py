@@ -11,7 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 
 import mwork_jax as mw
-from mwork_jax.load import _HUB_FILES
+from mwork_jax.load import _HUB_FILES, stored_bytes
 from tiny import hf_model, pair, tokens, torch
 
 TOLERANCE = 1e-5
@@ -242,6 +242,13 @@ def test_models_that_are_not_there(source, message):
         mw.load_model(source)
     assert source in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_hub_id_is_the_folder_that_the_hub_gives(tiny_folder, monkeypatch):
+    """A stand-in for the network; what is shared out over devices depends on the size of the files."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, allow_patterns: str(tiny_folder))
+    assert mw.load_model("owner/name").key == mw.load_model(tiny_folder).key
+    assert stored_bytes("owner/name") == stored_bytes(str(tiny_folder)) > 0
 
 
 def test_a_file_that_is_no_model(tmp_path):

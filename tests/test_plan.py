@@ -188,6 +188,9 @@ def test_the_full_tables_are_some_work(stage):
     [
         (["--topology", "v9z:2x2"], "v5e, v5p, v6e"),
         (["--topology", "v5e:2x2x2"], "2 sizes are needed"),
+        (["--stage", "detect", "--masks", "8"], "--masks: detection has none"),
+        (["--stage", "evaluate", "--new", "8"], "--new: only the stage generate"),
+        (["--sweep-topologies", "--mesh", "data=16"], "--mesh: one mesh does not fit every slice"),
         (["--stage", "nothing"], "detect, evaluate, generate, enhance"),
         (["--model", "no-such"], "mistral-7b"),
         (["--batch", "0"], "at least 1"),

@@ -235,6 +235,43 @@ def test_detect_then_select(tiny_folder, tmp_path, capsys):
     assert found.provenance["corpus"] == f"{tmp_path}/de.txt"
 
 
+def test_a_tolerant_rule_has_scores_that_remember_enough(tiny_folder, tmp_path, capsys):
+    """Half of 20 documents may miss a neuron: 10, where scores remember 8 unless more are asked for."""
+    for lang in ("en", "de"):
+        (tmp_path / f"{lang}.txt").write_text(
+            "".join(f"{i} some text in {lang}, {lang * (i + 1)}\n" for i in range(22))
+        )
+    files = [f"{lang}={tmp_path}/{lang}.txt" for lang in ("en", "de")]
+    detected, found = tmp_path / "detected", tmp_path / "found"
+    detect = ("detect", "--model", tiny_folder, "--corpus", files[0], "--corpus", files[1], "--documents", 20)
+    select = ("select", detected, "--rule", "top_fraction:0.3@0.5")
+    mwork(*detect, "--out", detected)
+    output = mwork(*select, expect=2, capture=capsys)
+    assert "score again with kept=11 (`mwork detect --kept 11`)" in output.err
+    mwork(*detect, "--out", detected, "--kept", 11)
+    mwork(*select)
+    mwork(
+        "run", "--model", tiny_folder, "--data", *files, "--documents", 20, "--held-out", 2, "--seeds", 1,
+        "--out", found, "--rule", "top_fraction:0.3@0.5",
+    )  # fmt: skip
+    sets = [mw.NeuronSet.load(folder / "neurons" / "de.json") for folder in (detected, found)]
+    assert sets[0].count() > 0
+    for group, members in sets[0].groups.items():
+        np.testing.assert_array_equal(members, sets[1].groups[group])
+
+
+def test_results_of_another_command_are_not_written_over(tiny_folder, tmp_path, capsys):
+    for results, whose in (
+        ({"format": "mwork-results-1", "tables": []}, "the results of `mwork evaluate`"),
+        ({"format": "mwork-results-1", "study": "enhance"}, "the results of `mwork enhance`"),
+        ({"loss": 3}, "a results.json that is not of this project"),
+    ):
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        output = mwork("run", "--model", tiny_folder, "--out", tmp_path, *QUICK, expect=2, capture=capsys)
+        assert f"holds {whose}; choose another output folder with --out" in output.err
+        assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
 def test_an_ugly_terminal(finished, tiny_folder):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "TERM": "dumb", "LC_ALL": "C"}
     command = [sys.executable, "-m", "mwork_jax.cli", "run", "--model", tiny_folder, "--out", finished, *QUICK]
@@ -264,6 +301,8 @@ BAD = {
     "data missing": (["run", "--data", "en=nowhere.txt", "de=nowhere.txt"], "nowhere.txt: no such file"),
     "data language": (["run", "--languages", "en,de", "--data", "en=a", "fr=b"], "has no documents for 'de'"),
     "a path as language": (["detect", "--corpus", "../x=file.txt"], "'../x' is not a language code"),
+    "a language to tune": (["enhance", "--language", "d e"], "--language: 'd e' is not a language code"),
+    "kept": (["detect", "--corpus", "en=a", "--kept", "0"], "--kept 0: it must be at least 1"),
     "a trailing comma": (["run", "--languages", "en,de,"], "'' is not a language code"),
     "nothing to select from": (["select", "."], "no scores/LANG.safetensors"),
     "corpus missing": (["detect", "--corpus", "en=nowhere.txt"], "nowhere.txt: no such file"),

@@ -35,7 +35,7 @@ def check_stages(*meshes):
     found = run_alone("on_eight_devices.py", *meshes)
     assert set(found) == set(meshes)
     for mesh, stages in found.items():
-        assert set(stages) == {"detect", "evaluate", "generate", "enhance"}
+        assert set(stages) == {"detect", "evaluate", "generate", "enhance", "look"}
         for stage, difference in stages.items():
             assert difference < 1e-5, f"{stage} on {mesh}"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mwork_jax.cli.options import add_model, at_least, command, load_chosen, pairs, print_result
 from mwork_jax.corpus import encoded, read_corpus
+from mwork_jax.detect import DEFAULT_KEPT
 from mwork_jax.errors import InputError
 from mwork_jax.files import output_folder
 from mwork_jax.progress import Progress
@@ -30,11 +31,19 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--documents", type=int, help="use the first so many documents of each corpus (default: all)")
     parser.add_argument("--max-tokens", type=int, default=512, help="longer documents are cut here (default: 512)")
+    parser.add_argument(
+        "--kept",
+        type=int,
+        default=DEFAULT_KEPT,
+        help="weakest documents that each neuron remembers; a rule with @SHARE lets all but one of them miss it "
+        f"miss it (default: {DEFAULT_KEPT})",
+    )
     parser.add_argument("--include-bos", action="store_true", help="count the BOS position in the norms")
 
 
 def _detect(chosen: argparse.Namespace) -> None:
     at_least("--max-tokens", chosen.max_tokens, 2)
+    at_least("--kept", chosen.kept, 1)
     files = pairs("--corpus", chosen.corpus)
     corpora = {language: _first(read_corpus(path), chosen.documents, path) for language, path in files.items()}
     out = output_folder(chosen.out)
@@ -44,10 +53,10 @@ def _detect(chosen: argparse.Namespace) -> None:
     written = {}
     with Progress(DETECTION_COST * sum(map(len, ready.values()))) as bar:
         for lang, documents in ready.items():
-            bos = chosen.include_bos
-            kept = kept_scores(model, lang, documents, files[lang], chosen.max_tokens, out, bar, include_bos=bos)
+            how = {"kept": chosen.kept, "include_bos": chosen.include_bos}
+            scores = kept_scores(model, lang, documents, files[lang], chosen.max_tokens, out, bar, **how)
             path = out / "scores" / f"{lang}.safetensors"
-            written[lang] = {"file": str(path), "documents": kept.documents, "tokens": kept.tokens}
+            written[lang] = {"file": str(path), "documents": scores.documents, "tokens": scores.tokens}
     lines = [f"{lang}: {w['documents']} documents, {w['tokens']} tokens -> {w['file']}" for lang, w in written.items()]
     print_result(chosen, written, "\n".join(lines))
 

@@ -32,7 +32,7 @@ from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import Progress
 from mwork_jax.report import enhance_report, tuning_figure
-from mwork_jax.run import DETECTION_COST, kept_scores
+from mwork_jax.run import DETECTION_COST, kept_for, kept_scores
 from mwork_jax.select import MODES, Rule, select_neurons
 from mwork_jax.sweep import SweepSettings, prepare
 from mwork_jax.tasks import task_named
@@ -104,7 +104,7 @@ def add(commands: Any) -> None:
 def _enhance(chosen: argparse.Namespace) -> None:
     Rule.parse(chosen.rule)
     one_of("--mode", chosen.mode, MODES)
-    languages = languages_of(chosen.language)
+    languages = languages_of("--language", chosen.language)
     if len(languages) > 1 and not chosen.sweep:
         raise InputError(f"--language {chosen.language}: one language, or several with --sweep")
     if ENGLISH in languages:
@@ -223,6 +223,9 @@ def _detected(
     longest = chosen.max_tokens or TuneSettings().max_tokens
     ready = {lang: list(encoded(model, d, longest, where=where[lang])) for lang, d in texts.items()}
     with Progress(DETECTION_COST * sum(map(len, ready.values()))) as bar:
-        scores = {lang: kept_scores(model, lang, d, where[lang], longest, out, bar) for lang, d in ready.items()}
+        scores = {
+            lang: kept_scores(model, lang, d, where[lang], longest, out, bar, kept=kept_for(chosen.rule, len(d)))
+            for lang, d in ready.items()
+        }
     found = select_neurons(scores, chosen.rule, chosen.mode)
     return {lang: found[lang] for lang in corpora}

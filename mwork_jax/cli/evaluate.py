@@ -58,7 +58,9 @@ def add(commands: Any) -> None:
 
 def _evaluate(chosen: argparse.Namespace) -> None:
     at_least("--seeds", chosen.seeds, 1)
-    settings = SweepSettings(languages_of(chosen.languages), chosen.items, chosen.shots, chosen.seeds, chosen.chat)
+    settings = SweepSettings(
+        languages_of("--languages", chosen.languages), chosen.items, chosen.shots, chosen.seeds, chosen.chat
+    )
     tables = tables_named(chosen.table)
     first, last = _numbers("--n1", chosen.n1), _numbers("--n2", chosen.n2)
     join_others(chosen)

@@ -52,7 +52,7 @@ def _lens(chosen: argparse.Namespace) -> None:
         at_least(f"--{option}", getattr(chosen, option), 1)
     at_least("--max-tokens", chosen.max_tokens, 2)
     one_of("--labeller", chosen.labeller, tuple(LABELLERS))
-    more = languages_of(chosen.label_languages) if chosen.label_languages else ()
+    more = languages_of("--label-languages", chosen.label_languages) if chosen.label_languages else ()
     texts, origins = _prompts(chosen)
     out = output_folder(chosen.out)
     neurons = {} if chosen.neurons is None else _neurons(Path(chosen.neurons), tuple(texts))
@@ -67,7 +67,7 @@ def _lens(chosen: argparse.Namespace) -> None:
 def _prompts(chosen: argparse.Namespace) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
     """The texts and where they come from, by language."""
     files = pairs("--corpus", chosen.corpus) if chosen.corpus else {}
-    languages = languages_of(chosen.languages or ",".join(files) or _LANGUAGES)
+    languages = languages_of("--languages", chosen.languages or ",".join(files) or _LANGUAGES)
     if files and not set(languages) <= set(files):
         missing = ", ".join(sorted(set(languages) - set(files)))
         raise InputError(f"--corpus has no prompts for {missing!r}; it has {', '.join(files)}")

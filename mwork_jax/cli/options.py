@@ -44,7 +44,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="gemma3-270m",
-        help="a folder in Hugging Face layout, a .gguf file, a Hub id, or gemma3-270m (the default)",
+        help="a folder in Hugging Face layout, here or in a bucket (gs://, s3://), a .gguf file, a Hub id, or "
+        "gemma3-270m (the default)",
     )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of weights and matrix operands; default: what is fast here"
@@ -144,9 +145,9 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     return files
 
 
-def languages_of(text: str) -> tuple[str, ...]:
+def languages_of(option: str, text: str) -> tuple[str, ...]:
     """Comma-separated language codes, each once."""
-    return tuple(dict.fromkeys(_code("--languages", part.strip()) for part in text.split(",")))
+    return tuple(dict.fromkeys(_code(option, part.strip()) for part in text.split(",")))
 
 
 def _code(option: str, language: str) -> str:

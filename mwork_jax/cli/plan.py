@@ -38,7 +38,9 @@ def add(commands: Any) -> None:
     groups = "for each group of chips that holds a model"
     parser.add_argument("--batch", type=int, help=f"documents, prompts or packed rows {groups} (default: small)")
     parser.add_argument("--length", type=int, help="tokens of each (default: 512)")
-    parser.add_argument("--masks", type=int, help=f"masks side by side, or tuning runs, {groups} (default: 8; 1)")
+    parser.add_argument(
+        "--masks", type=int, help=f"evaluate, generate: masks side by side; enhance: runs; {groups} (default: 8; 1)"
+    )
     parser.add_argument("--new", type=int, help="generate: new tokens of each prompt (default: 64)")
     parser.add_argument("--mesh", help="data=N,model=N,mask=N (default: the fewest chips to a model that fit)")
     parser.add_argument("--sweep-topologies", action="store_true", help="a line for every slice of the chip")
@@ -51,6 +53,12 @@ def _plan(chosen: argparse.Namespace) -> None:
     one_of("--stage", chosen.stage, STAGES)
     config, slice_ = config_of(chosen.model), Slice.parse(chosen.topology)
     mesh = None if chosen.mesh is None else parse_mesh(chosen.mesh)
+    if mesh is not None and chosen.sweep_topologies:
+        raise InputError("--mesh: one mesh does not fit every slice of --sweep-topologies; leave one of them out")
+    if chosen.masks is not None and chosen.stage == "detect":
+        raise InputError("--masks: detection has none; they are for the stages evaluate, generate and enhance")
+    if chosen.new is not None and chosen.stage != "generate":
+        raise InputError("--new: only the stage generate makes new tokens")
     size = with_given(
         DEFAULTS[chosen.stage], {name: getattr(chosen, name) for name in ("batch", "length", "masks", "new")}
     )

@@ -16,8 +16,8 @@ def add(commands: Any) -> None:
         "folder",
         nargs="?",
         default="mwork-results",
-        help="a folder that `mwork run`, `evaluate`, `detect` or `lens` wrote; results one level below count too "
-        "(default: mwork-results)",
+        help="a folder that `mwork run`, `evaluate`, `enhance`, `detect` or `lens` wrote; results one level "
+        "below count too (default: mwork-results)",
     )
     parser.add_argument(
         "--format",

@@ -74,7 +74,7 @@ def _run_settings(chosen: argparse.Namespace) -> tuple[RunSettings, dict[str, Co
     at_least("--max-tokens", chosen.max_tokens, 2)
     files = pairs("--data", chosen.data) if chosen.data else {}
     available = tuple(files) or (("en", "de", "zh") if chosen.quick else LANGUAGES)
-    languages = available if chosen.languages is None else languages_of(chosen.languages)
+    languages = available if chosen.languages is None else languages_of("--languages", chosen.languages)
     settings = RunSettings(
         languages=languages,
         rule=chosen.rule,

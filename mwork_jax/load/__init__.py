@@ -122,10 +122,10 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
 
 
 def stored_bytes(source: str) -> int:
-    """About how many bytes the weights take: those of the files that are there, 0 where none is known."""
+    """About how many bytes the weights take: those of their files, which a Hub id has to be downloaded for."""
     if is_bucket(source):
         return BucketFolder(source).stored_bytes
-    path = Path(source).expanduser()
+    path = _located(source)
     files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.msgpack")]
     return sum(file.stat().st_size for file in files)
 
@@ -143,22 +143,28 @@ def default_dtype() -> str:
 
 def _open(source: str) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
     """The weights, the configuration, and a function that reads the tokenizer."""
-    if source in PACKAGED:
-        return _open_gguf(packaged_gguf(source))
     if is_bucket(source):
         return _open_bucket(source)
-    path = Path(source).expanduser()
+    path = _located(source)
     if path.is_dir():
         return _open_folder(path)
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise InputError(f"{path}: not a model; give a folder in Hugging Face layout or a .gguf file")
-        return _open_gguf(path)
+    if path.suffix.lower() != ".gguf":
+        raise InputError(f"{path}: not a model; give a folder in Hugging Face layout or a .gguf file")
+    return _open_gguf(path)
+
+
+def _located(source: str) -> Path:
+    """The folder or file on this machine, of a packaged model or from the Hub too. Raises InputError for neither."""
+    if source in PACKAGED:
+        return packaged_gguf(source)
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
     if path.suffix.lower() == ".gguf" or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise InputError(
             f"{source}: no such model; give a folder, a .gguf file, a Hub id (owner/name) or {' or '.join(PACKAGED)}"
         )
-    return _open_folder(_download(source))
+    return _download(source)
 
 
 def _open_gguf(path: Path) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
