@@ -4,7 +4,7 @@
 #   bash scripts/launch_tpu_pod.sh NAME ZONE detect --model /mnt/model --corpus en=/mnt/en.txt --corpus de=/mnt/de.txt \
 #     --out /mnt/results
 #
-# Needs gcloud, a slice NAME in ZONE whose hosts have this package (pip install 'mwork-jax' 'jax[tpu]'), and the same
+# Needs gcloud, a slice NAME in ZONE whose hosts have this package and 'jax[tpu]' installed, and the same
 # paths on every host: a mounted bucket or a network file system for the model, the documents and --out. JAX finds the
 # other hosts by itself; the first one writes the results. MWORK_DIR (default: ~/mwork-jax) is the folder to run in.
 set -euo pipefail
