@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -206,6 +206,15 @@ class ModelConfig:
         return config
 
 
+def ending_too(config: ModelConfig, generation: Any, where: str) -> ModelConfig:
+    """The configuration, ending also at the tokens of a generation_config.json, as `generate` of transformers does.
+    Raises InputError for one that is not an object, or whose eos_token_id is not token ids."""
+    if not isinstance(generation, Mapping):
+        raise InputError(f"{where}: a JSON object is needed")
+    ids = _Reader(generation, where).ids("eos_token_id")
+    return replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *ids))))
+
+
 def _with_defaults(hf: Mapping[str, Any], family: str) -> dict[str, Any]:
     """What this family reads of `hf`, completed as transformers completes it; another family's attributes are off."""
     read = _READ_BY_ALL | _READ_BY[family]
@@ -306,6 +315,8 @@ def _windows(read: _Reader, family: str, layers: int) -> tuple[int, ...]:
         raise InputError(
             f"{read.where}: layer_types must name full_attention or sliding_attention for each of {layers} layers"
         )
+    if family == "gemma3_text" and window == FULL_ATTENTION and "sliding_attention" in kinds:
+        raise read._refuse("sliding_window", "the window of its sliding layers, whose rotary embedding is their own,")
     return tuple(window if kind == "sliding_attention" else FULL_ATTENTION for kind in kinds)
 
 

@@ -72,22 +72,23 @@ def bucket_length(length: int, longest: int, *, least: int = 16) -> int:
 def encoded(
     model: Model, documents: Iterable[Document | Encoded], max_tokens: int, *, where: str = "corpus"
 ) -> Iterator[Encoded]:
-    """Tokenizes a stream of documents, cut at `max_tokens`. What is encoded already passes through.
+    """Tokenizes a stream of documents, cut at `max_tokens` and at the model's context. What is encoded already passes
+    through.
 
     Raises InputError for a document of fewer than two tokens, for an empty stream, and for one document in its place.
     """
     if isinstance(documents, str | bytes | Encoded):
         raise InputError(f"{where}: documents come as a list, also when there is only one")
-    place = -1
+    place, longest = -1, min(max_tokens, model.config.max_length)
     for place, document in enumerate(documents):
         if isinstance(document, Encoded):
-            yield document
+            yield document if document.tokens.size <= longest else Encoded(document.tokens[:longest], 0)
             continue
         name = f"{where}: document {place + 1}"
         whole = model.encode(document, where=name)
         if whole.size < 2:
             raise InputError(f"{name} has {whole.size} token{'s' * (whole.size != 1)}; at least two are needed")
-        yield Encoded(whole[:max_tokens], _predicted_bytes(model, document, whole, max_tokens))
+        yield Encoded(whole[:longest], _predicted_bytes(model, document, whole, longest))
     if place < 0:
         raise InputError(f"{where}: no documents; at least one is needed")
 

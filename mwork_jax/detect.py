@@ -152,13 +152,13 @@ def score_neurons(
     }
     tables = (host.lowest, host.worst_rank, {g: total / np.float32(count) for g, total in host.total.items()})
     both_ends = ({**table, GROUPS[4]: table[GROUPS[3]]} for table in tables)
-    active, activation = host.active / np.float32(counted), host.activation / np.float32(counted)
+    active, activation = (np.float32(total / counted) for total in (host.active, host.activation))
     return NeuronScores(*both_ends, active, activation, count, tokens, made)
 
 
 def importance(model: Model, document: Document, *, include_bos: bool = False) -> dict[str, np.ndarray]:
-    """Imp(N | document) of every neuron: {group: float32 [layers, width]}. The document is str or int32 [time], of any
-    length."""
+    """Imp(N | document) of every neuron: {group: float32 [layers, width]}. The document is str or int32 [time]; what is
+    beyond the model's context is left out."""
     (ready,) = encoded(model, [document], max_tokens=model.config.max_length, where="importance")
     (batch,) = list_batches([ready], Batching(max_tokens=model.config.max_length))
     rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos)

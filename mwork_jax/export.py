@@ -269,8 +269,9 @@ def _card(tuned: Tuned, dtype: str, notes: Mapping[str, Any]) -> str:
         **{f"found by {k}": v for k, v in neurons.provenance.items() if isinstance(v, str | int)},
         **notes,
     }
-    rounds = _DTYPES[dtype].itemsize < np.dtype(tuned.decoder.dtype).itemsize
-    kept = "rounded to bfloat16" if rounds else "bit for bit"
+    loaded = np.dtype(tuned.decoder.dtype)
+    kept = "bit for bit" if loaded == np.float32 else f"as it was loaded in {loaded.name}"
+    kept = "rounded to bfloat16" if _DTYPES[dtype].itemsize < loaded.itemsize else kept
     lines = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return (
         f"---\nlibrary_name: transformers\ntags: [mwork-jax]\n---\n\n# {tuned.source}\n\n"

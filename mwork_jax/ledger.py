@@ -16,7 +16,9 @@ from mwork_jax.processes import is_first
 
 def fingerprint(key: Any) -> str:
     """A name for any JSON value, the same wherever it is computed."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        json.dumps(key, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    ).hexdigest()[:32]
 
 
 class Ledger:

@@ -25,6 +25,7 @@ from mwork_jax.ledger import Ledger, fingerprint
 from mwork_jax.load import Model
 from mwork_jax.model import Decoder, embedded, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask, NeuronSet
+from mwork_jax.processes import agreed
 from mwork_jax.progress import Progress
 from mwork_jax.sharding import constrain, fetch, mesh_of, on_mesh_of, put
 
@@ -246,13 +247,14 @@ def _kept_shares(
     key = {
         "evaluator": EVALUATOR,
         "model": model.key,
+        "language": language,
         "documents": _fingerprint(documents),
         "off": None if off is None else fingerprint({g: np.flatnonzero(m).tolist() for g, m in off.groups.items()}),
         "labels": fingerprint([labels.columns, labels.codes.tolist()]),
         "top": settings.top,
     }
     bar.say(f"lens {language}" + ("" if off is None else ", own neurons off"))
-    known = ledger.get(key)
+    known = agreed(partial(ledger.get, key))
     if known is not None:
         bar.add(len(documents), free=True)
         return known

@@ -78,6 +78,15 @@ def leave() -> NoReturn:
     os._exit(1)
 
 
+def everyone(holds: bool) -> bool:
+    """Whether it holds in every process. All of them must ask."""
+    if not several():
+        return holds
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.bool_(holds))))
+
+
 def agreed(value: Callable[[], Any]) -> Any:
     """A JSON value as the first process has it, in every process. Others do not call `value`."""
     if not several():

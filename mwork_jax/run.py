@@ -27,7 +27,7 @@ from mwork_jax.ledger import Ledger, fingerprint
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, delta
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.processes import agreed, is_first
+from mwork_jax.processes import everyone, is_first
 from mwork_jax.progress import Progress
 from mwork_jax.select import DEFAULT_RULE, Rule, select_neurons
 
@@ -66,6 +66,7 @@ def run(
     chosen = choose_documents(corpora, settings)
     split = settings.split(model.config.num_layers)
     documents = {lang: _encoded(model, corpus, settings.max_tokens) for lang, corpus in chosen.items()}
+    _refuse_others(out, model, list(chosen))
     _drop_results_of_others(out, made := _made_by(model, chosen, settings, split))
     work = _work(chosen, settings)
     with progress or Progress(work) as bar:
@@ -112,6 +113,18 @@ def _drop_results_of_others(out: Path, made: Mapping[str, Any]) -> None:
         if not same:
             for name in ("results.json", "table.txt", "report.html"):
                 (out / name).unlink(missing_ok=True)
+            for path in (out / "neurons").glob("*.json"):  # chosen anew, from scores that stay
+                path.unlink()
+
+
+def _refuse_others(out: Path, model: Model, languages: Sequence[str]) -> None:
+    """Raises InputError where scores or neurons of another model would stand beside those of this run."""
+    for path in (*(out / "scores").glob("*.safetensors"), *(out / "neurons").glob("*.json")):
+        if path.stem not in languages:
+            kept = NeuronScores.load(path) if path.suffix == ".safetensors" else NeuronSet.load(path)
+            of = kept.provenance.get("model")
+            if of and {k: v for k, v in of.items() if k != "source"} != model.key:
+                raise InputError(f"{path}: of another model ({of.get('source')}); choose another output folder")
 
 
 def choose_documents(corpora: Mapping[str, Corpus], settings: RunSettings) -> dict[str, Corpus]:
@@ -176,7 +189,7 @@ def kept_scores(
     path = out / "scores" / f"{language}.safetensors"
     key = fingerprint([model.key, _tokens(documents), max_tokens, include_bos])
     bar.say(f"detect {language}")
-    if agreed(lambda: _made_with(path, key, kept)):
+    if everyone(_made_with(path, key, kept)):  # each process reads them; a folder may be the first one's alone
         bar.add(DETECTION_COST * len(documents), free=True)
         return NeuronScores.load(path)
     scores = score_neurons(

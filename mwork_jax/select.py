@@ -68,7 +68,8 @@ class Rule:
         return math.floor((1 - self.share) * documents + 1e-9)
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.value:g}" + ("" if self.share == 1 else f"@{self.share:g}")
+        value, share = (repr(float(number)).removesuffix(".0") for number in (self.value, self.share))
+        return f"{self.kind}:{value}" + ("" if self.share == 1 else f"@{share}")
 
 
 def activated(scores: NeuronScores, rule: str | Rule) -> NeuronSet:

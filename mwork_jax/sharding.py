@@ -57,14 +57,14 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     return Mesh(grid, order, axis_types=(AxisType.Auto,) * len(order))
 
 
-def default_shape(devices: Sequence[Any], weights: int) -> dict[str, int]:
-    """All devices on `data`; where weights of so many bytes would take more than half of a device's memory, as few on
-    `model` as hold them."""
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit", 0) if devices[0].platform != "cpu" else 0
+def default_shape(own: Any, count: int, weights: int) -> dict[str, int]:
+    """All `count` devices on `data`; where weights of so many bytes would take more than half of a device's memory, as
+    few on `model` as hold them. own: one of this process's devices, as a process knows the memory of no other's."""
+    memory = (own.memory_stats() or {}).get("bytes_limit", 0) if own.platform != "cpu" else 0
     model = 1
-    while memory and weights / model > memory / 2 and len(devices) % (2 * model) == 0:
+    while memory and weights / model > memory / 2 and count % (2 * model) == 0:
         model *= 2
-    return {DATA: len(devices) // model, MODEL: model}
+    return {DATA: count // model, MODEL: model}
 
 
 def parse_mesh(text: str) -> dict[str, int]:

@@ -45,6 +45,8 @@ def prepare(task: Task, data: str | Path | None, settings: SweepSettings) -> dic
     """The items and prompts of every language, English first. Raises InputError for what is missing or too little."""
     if ENGLISH not in settings.languages or len(settings.languages) < 2:
         raise InputError("the languages must include en and another one: Delta compares every language with English")
+    if data is not None and Path(data).is_file():
+        raise InputError(f"{data}: one file, where {', '.join(settings.languages)} need one each; give their folder")
     exams = {}
     for language in (ENGLISH, *(lang for lang in settings.languages if lang != ENGLISH)):
         found = questions(task, language, data)

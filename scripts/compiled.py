@@ -221,7 +221,7 @@ def described(row: dict[str, Any]) -> Iterator[str]:
     else:
         verdict = "fits" if row["fits"] else "does not fit"
         yield (
-            f"{row['target']} ({row['chip']}, share {row['share']}): {row['arguments_gib']:.2f} GiB arguments, "
+            f"{row['target']} (share {row['share']}): {row['arguments_gib']:.2f} GiB arguments, "
             f"{row['temporaries_gib']:.2f} temporaries of {row['chip_gib']}, {verdict}; per document outside of the "
             f"kernel {row['flops_per_document'] / 1e12:.2f} TFLOP (products with the weights: "
             f"{row['product_flops_per_document'] / 1e12:.2f}), {row['bytes_per_document'] / 1e9:.1f} GB"

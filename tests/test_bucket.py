@@ -10,7 +10,7 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.errors import InputError
-from mwork_jax.load import stored_bytes
+from mwork_jax.load import weight_bytes
 from mwork_jax.load.bucket import BucketFolder
 from tiny import pair
 
@@ -33,7 +33,7 @@ def test_it_is_the_folder(bucket, tiny_folder):
     here, there = (mw.load_model(source, dtype="float32") for source in (tiny_folder, bucket))
     assert there.key == here.key
     assert there.encode("Grüße").tolist() == here.encode("Grüße").tolist()
-    assert stored_bytes(bucket) == stored_bytes(str(tiny_folder))
+    assert weight_bytes(bucket) == weight_bytes(str(tiny_folder)) > 0
 
 
 def test_shards(tmp_path):

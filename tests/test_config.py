@@ -182,7 +182,7 @@ WRONG_TYPES = [
     {"model_type": "gemma3_text", "sliding_window_pattern": "x"}, {"model_type": "gemma3_text", "rope_scaling": [1]},
     {"model_type": "gemma3_text", "rope_parameters": {"full_attention": 3}},
     {"model_type": "gemma3_text", "rope_parameters": {"rope_type": "linear"}},
-    {"model_type": "gemma3_text", "rope_local_base_freq": "x"},
+    {"model_type": "gemma3_text", "sliding_window": None}, {"model_type": "gemma3_text", "rope_local_base_freq": "x"},
     {"model_type": "qwen2", "use_sliding_window": "x"}, {"hidden_size": 2},
     {"model_type": "qwen2", "use_sliding_window": True, "num_key_value_heads": 4, "max_window_layers": "x"},
 ]  # fmt: skip

@@ -141,3 +141,11 @@ def test_damaged_cells_count_as_not_there(tmp_path, text):
     assert ledger.get(key) is None
     ledger.put(key, 8)
     assert ledger.get(key) == 8
+
+
+def test_no_document_goes_beyond_the_context_of_the_model():
+    model = pair("llama", 2).model  # 64 tokens
+    long = np.arange(3, 93, dtype=np.int32)
+    assert [d.tokens.size for d in encoded(model, [long, Encoded(long, 5), Encoded(long[:20], 5)], 512)] == [64, 64, 20]
+    assert [d.bytes for d in encoded(model, [Encoded(long, 5), Encoded(long[:20], 5)], 512)] == [0, 5]
+    assert mw.held_out_loss(model, [Encoded(long, 0)], mw.NeuronMask.keep_all(model.config)).tokens == [63]

@@ -65,6 +65,7 @@ def test_activity_equals_counting_in_pytorch():
     for hook in hooks:
         hook.remove()
     layers = both.config.num_layers
+    assert scores.active.dtype == scores.activation.dtype == np.float32
     for layer in range(layers):
         gate, product = (torch.cat(kept[layer::layers]).numpy() for kept in (gates, products))
         np.testing.assert_allclose(scores.active[layer], (gate > 0).mean(axis=0), atol=2e-3)

@@ -117,6 +117,15 @@ def lens(tiny_folder, out, *more, expect=0):
     assert main([str(a) for a in ("lens", *arguments, *more)]) == expect
 
 
+def test_two_languages_of_one_file_are_told_apart(tiny_folder, tmp_path):
+    (tmp_path / "one.txt").write_text("some text\nand more of it\n")
+    both = [f"{lang}={tmp_path}/one.txt" for lang in ("en", "de")]
+    arguments = ("--languages", "en,de", "--corpus", both[0], "--corpus", both[1], "--documents", "2")
+    lens(tiny_folder, tmp_path, *arguments, "--labeller", "scripts")
+    found = json.loads((tmp_path / "lens.json").read_text())
+    assert [s["language"] for s in found["shares"]] == ["en", "de"]
+
+
 def test_the_command(tiny_folder, tmp_path, capsys, monkeypatch):
     neurons = mw.load_model(tiny_folder).config
     random_neurons(neurons, seed=1).save(tmp_path / "neurons" / "de.json")

@@ -11,7 +11,8 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 
 import mwork_jax as mw
-from mwork_jax.load import _HUB_FILES, stored_bytes
+from mwork_jax.enhance.compact import parameter_arrays
+from mwork_jax.load import _HUB_FILES, weight_bytes
 from tiny import hf_model, pair, tokens, torch
 
 TOLERANCE = 1e-5
@@ -248,7 +249,20 @@ def test_a_hub_id_is_the_folder_that_the_hub_gives(tiny_folder, monkeypatch):
     """A stand-in for the network; what is shared out over devices depends on the size of the files."""
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, allow_patterns: str(tiny_folder))
     assert mw.load_model("owner/name").key == mw.load_model(tiny_folder).key
-    assert stored_bytes("owner/name") == stored_bytes(str(tiny_folder)) > 0
+    decoder = mw.load_model(tiny_folder, dtype="float32").decoder
+    assert weight_bytes("owner/name", "float32") == sum(a.nbytes for a in parameter_arrays(decoder).values())
+    assert weight_bytes("owner/name", "bfloat16") < 0.6 * weight_bytes("owner/name", "float32")
+
+
+def test_it_ends_where_the_generation_config_says(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((tiny_folder / "config.json").read_text())
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [7, config["eos_token_id"]], "temperature": 0.6}))
+    assert mw.load_model(tmp_path / "model").config.eos_ids == (config["eos_token_id"], 7)
+    path.write_text('{"eos_token_id": "end"}')
+    with pytest.raises(mw.InputError, match=r"generation_config.json: eos_token_id is 'end'; a token id"):
+        mw.load_model(tmp_path / "model")
 
 
 def test_a_file_that_is_no_model(tmp_path):

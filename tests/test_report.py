@@ -14,9 +14,11 @@ import pytest
 
 from made_results import all_parts, made_scores, real_run
 from mwork_jax.cli import main
-from mwork_jax.report import read_findings, read_report
+from mwork_jax.neurons import NeuronSet
+from mwork_jax.report import Table, read_findings, read_report
 from mwork_jax.report.figures import plot_layer_languages, plot_overlap
 from mwork_jax.report.tables import against_random, lens_sentence
+from mwork_jax.select import activated
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -125,8 +127,13 @@ def test_a_figure_that_is_no_more_is_taken_away(whole, tmp_path):
     shutil.copytree(whole, folder)
     (folder / "lens.json").unlink()
     shutil.rmtree(folder / "scores")
+    for name in ("mine.svg", "mine.csv"):
+        (folder / "figures" / name).write_text("the reader's own")
     read_report(folder).write()
     assert not list((folder / "figures").glob("languages-by-layer*"))
+    assert not list((folder / "figures").glob("importance*"))
+    assert (folder / "figures" / "mine.svg").exists()
+    assert (folder / "figures" / "mine.csv").exists()
     assert (folder / "figures" / "losses.svg").exists()
 
 
@@ -166,6 +173,24 @@ def test_scores_without_english_are_shown_as_they_are(tmp_path):
     for language, scores in made_scores(("de", "th"), model={"source": "x", "weights": "1", "layers": 3}).items():
         scores.save(tmp_path / "scores" / f"{language}.safetensors")
     assert "mode all" in read_report(tmp_path).html
+
+
+@pytest.mark.parametrize("rule", ["lape:0.1", "top_fraction:0.3@0.01"])
+def test_a_rule_that_scores_alone_do_not_answer(rule, tmp_path):
+    """lape compares languages; a tolerant rule asks of more documents than these scores remember."""
+    scores = made_scores(("en", "de", "th"), model={"source": "x", "weights": "1", "layers": 3})
+    for language, one in scores.items():
+        one.save(tmp_path / "scores" / f"{language}.safetensors")
+        chosen = activated(one, "top_k:3")
+        made = {**chosen.provenance, "rule": rule, "mode": "all", "language": language}
+        NeuronSet(chosen.groups, made).save(tmp_path / "neurons" / f"{language}.json")
+    report = read_report(tmp_path)
+    assert f"Rule {rule}, mode all." in report.html
+    assert "overlap" in report.tables
+
+
+def test_signs_that_latex_would_take_for_others():
+    assert r"$<$.001 \textbar{} $>$" in Table("t", "t", ("p",), (("<.001 | >",),)).latex()
 
 
 def row(neurons, low, high, **off):
@@ -272,6 +297,10 @@ BAD = {
     ),
     "lens": (lambda f: damage(f, "lens.json", lambda b: b.update(shares=[])), "shares should be a list"),
     "neurons": (lambda f: (f / "neurons" / "de.json").write_text("{}"), r"de\.json: not a neuron set"),
+    "an interval of one number": (
+        lambda f: damage(f, "results.json", lambda b: b["rows"][1].update(delta_ci95=[0.5])),
+        r"damaged \(rows\[1\]\.delta_ci95 should be a list of 2 numbers",
+    ),
     "scores": (lambda f: (f / "scores" / "de.safetensors").write_bytes(b"x"), "damaged neuron scores"),
     "two of one table": (
         lambda f: shutil.copytree(f / "tables", f / "tables again"),

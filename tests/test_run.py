@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,8 +110,6 @@ def test_running_again_computes_nothing(finished, tiny_folder, monkeypatch):
 
 
 def test_other_settings_recompute_what_changed(finished, tiny_folder, tmp_path, monkeypatch):
-    import shutil
-
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
     monkeypatch.setattr("mwork_jax.run.score_neurons", lambda *a, **k: pytest.fail("scores do not depend on the rule"))
@@ -137,8 +136,6 @@ def test_killed_at_any_moment_the_next_run_gives_the_same(finished, tiny_folder,
 
 
 def test_other_results_do_not_stay_beside_new_neurons(finished, tiny_folder, tmp_path, monkeypatch):
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     monkeypatch.setattr("mwork_jax.exams.held_out_losses", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -159,8 +156,6 @@ def test_a_damaged_cell_is_computed_again(tiny_folder, tmp_path):
 
 
 def test_another_tokenizer_is_another_run(finished, tiny_folder, tmp_path):
-    import shutil
-
     folder, out = tmp_path / "model", tmp_path / "out"
     shutil.copytree(tiny_folder, folder)
     shutil.copytree(finished, out)
@@ -260,6 +255,29 @@ def test_a_tolerant_rule_has_scores_that_remember_enough(tiny_folder, tmp_path, 
         np.testing.assert_array_equal(members, sets[1].groups[group])
 
 
+def test_neurons_of_another_rule_do_not_stand_beside_results(finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    before = {p: p.read_bytes() for p in (out / "neurons").iterdir()}
+    output = mwork("select", out, "--rule", "top_k:3", expect=2, capture=capsys)
+    assert "measured with rule top_fraction:0.25, mode minus_english" in output.err
+    mwork("select", out, "--rule", "top_fraction:0.250")
+    assert {p: p.read_bytes() for p in (out / "neurons").iterdir()} == before
+
+
+def test_leftovers_of_another_model_are_refused_before_any_work(finished, tiny_folder, tmp_path, capsys):
+    out, model = tmp_path / "out", tmp_path / "model"
+    shutil.copytree(finished, out)
+    shutil.copytree(tiny_folder, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    fewer = [*QUICK]
+    fewer[1] = "en,de"  # th is left of the other model
+    output = mwork("run", "--model", model, "--out", out, *fewer, expect=2, capture=capsys)
+    assert "th.safetensors: of another model" in output.err
+    assert (out / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
 def test_results_of_another_command_are_not_written_over(tiny_folder, tmp_path, capsys):
     for results, whose in (
         ({"format": "mwork-results-1", "tables": []}, "the results of `mwork evaluate`"),
@@ -329,8 +347,6 @@ def test_stages_that_do_not_fit(tiny_folder, tmp_path, capsys):
 
 
 def test_corpora_that_cannot_be_scored(tiny_folder, tmp_path, capsys):
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
     path = folder / "tokenizer.json"
@@ -361,7 +377,6 @@ def test_detecting_again_computes_nothing(tiny_folder, tmp_path, monkeypatch):
 
 def test_a_full_disk_is_one_line(finished, tiny_folder, tmp_path, monkeypatch, capsys):
     import errno
-    import shutil
 
     out = tmp_path / "out"
     shutil.copytree(finished, out)

@@ -72,6 +72,14 @@ def test_rules_that_make_no_sense(text):
         Rule.parse(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["top_fraction:0.05@0.66666666", "epsilon:0.12345678", "top_k:7", "top_fraction:1e-05"]
+)
+def test_a_printed_rule_is_the_rule(text):
+    assert str(Rule.parse(text)) == text
+    assert Rule.parse(str(Rule.parse(text))) == Rule.parse(text)
+
+
 def test_rules_print_as_they_are_read():
     for text in ("top_fraction:0.25", "top_k:100@0.9", "epsilon:0.5", "lape:0.01"):
         assert str(Rule.parse(text)) == text

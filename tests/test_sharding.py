@@ -96,11 +96,10 @@ class FakeDevice:
 
 
 def test_the_model_is_shared_out_only_where_it_is_too_large():
-    devices = [FakeDevice()] * 8
-    assert default_shape(devices, 1 << 30) == {"data": 8, "model": 1}
-    assert default_shape(devices, 14 << 30) == {"data": 4, "model": 2}
-    assert default_shape(devices, 140 << 30) == {"data": 1, "model": 8}
-    assert default_shape(jax.devices()[:1], 1 << 40) == {"data": 1, "model": 1}
+    assert default_shape(FakeDevice(), 8, 1 << 30) == {"data": 8, "model": 1}
+    assert default_shape(FakeDevice(), 8, 14 << 30) == {"data": 4, "model": 2}
+    assert default_shape(FakeDevice(), 8, 140 << 30) == {"data": 1, "model": 8}
+    assert default_shape(jax.devices()[0], 1, 1 << 40) == {"data": 1, "model": 1}
 
 
 def test_a_model_on_a_mesh_is_the_same_model(tiny_folder):

@@ -195,6 +195,15 @@ def test_a_table_s_stand_in_is_named(tiny_folder, neurons, tmp_path, monkeypatch
 CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[model] "
 
 
+def test_one_file_is_not_taken_for_every_language(tiny_folder, neurons, tmp_path, capsys):
+    row = {"context": "Der Hund ist rot.", "qas": [{"id": "a", "question": "Was?", "answers": [
+        {"text": "Der Hund", "answer_start": 0}]}]}  # fmt: skip
+    path = tmp_path / "xquad.de.json"
+    path.write_text(json.dumps({"data": [{"paragraphs": [row]}]}))
+    evaluate(tiny_folder, neurons, tmp_path / "out", "--table", "2", "--data", path, expect=2)
+    assert "xquad.de.json: one file, where en, de need one each; give their folder" in capsys.readouterr().err
+
+
 def test_prompts_go_through_the_chat_template(tiny_folder, neurons, tmp_path, capsys):
     import shutil
 
@@ -210,5 +219,8 @@ def test_prompts_go_through_the_chat_template(tiny_folder, neurons, tmp_path, ca
     chat = exam.as_chat(model)
     assert chat.prompts == tuple(f"[user] {prompt}\n[model] " for prompt in exam.prompts)
     assert chat.key != exam.key
+    thinking = "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    (folder / "chat_template.jinja").write_text(CHAT + thinking)
+    assert mw.load_model(folder).chat_prompt("Q") == "[user] Q\n[model] ", "the answer begins at once"
     evaluate(folder, neurons, tmp_path / "out", "--table", "4", "--chat")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["tables"][0]["settings"]["chat"] is True

@@ -152,9 +152,11 @@ def _cut(x: jax.Array, begin: jax.Array, size: int, axis: int = 1) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, begin, size, axis)
 
 
-def _in_steps(x: jax.Array, unseen: float = 0.0) -> jax.Array:
-    """[n, m, s, ...] -> [steps, n, m, K, ...], with as many more unseen keys as make whole steps."""
-    x = jnp.pad(x, [(0, -x.shape[2] % _KEYS if axis == 2 else 0) for axis in range(x.ndim)], constant_values=unseen)
+def _in_steps(x: jax.Array, unseen: float | None = None) -> jax.Array:
+    """[n, m, s, ...] -> [steps, n, m, K, ...], with as many more unseen keys as make whole steps: the last key again,
+    for which the bound holds too, unless a value is given."""
+    more = [(0, -x.shape[2] % _KEYS if axis == 2 else 0) for axis in range(x.ndim)]
+    x = jnp.pad(x, more, mode="edge") if unseen is None else jnp.pad(x, more, constant_values=unseen)
     return jnp.moveaxis(x.reshape(*x.shape[:2], -1, _KEYS, *x.shape[3:]), 2, 0)
 
 
@@ -172,7 +174,7 @@ def _block(
 
     columns = _Keys(x.columns, x.columns2, x.column_gain, None)
 
-    def in_steps(of_keys: jax.Array, unseen: float = 0.0) -> jax.Array:
+    def in_steps(of_keys: jax.Array, unseen: float | None = None) -> jax.Array:
         return _in_steps(of_keys.mT[:, None], unseen)[..., None]
 
     largest = jnp.max(weight, axis=-1, keepdims=True)
@@ -183,7 +185,7 @@ def _block(
     queries = queries._replace(shift=-_change(queries._replace(shift=0.0), top, softcap))
     if x.row_gain is not None or softcap is not None:
         keys = keys._replace(scores=in_steps(scores))
-    step = _Step(keys, in_steps(weight), in_steps(capped, -1e30))
+    step = _Step(keys, in_steps(weight, 0.0), in_steps(capped, -1e30))
     reach = jnp.maximum(begin - window + 1, 0) // _KEYS, (begin + block - 1) // _KEYS + 1
     visited = (place >= reach[0] * _KEYS) & (place < reach[1] * _KEYS)
     at_most = _bound(queries, top, sizes, jnp.where(visited, scores, top.scores[:, 0]), reach, softcap)

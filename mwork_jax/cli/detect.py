@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         "--kept",
         type=int,
         default=DEFAULT_KEPT,
-        help="weakest documents that each neuron remembers; a rule with @SHARE lets all but one of them miss it "
+        help="weakest documents that each neuron remembers; a rule with @SHARE lets all but one of them "
         f"miss it (default: {DEFAULT_KEPT})",
     )
     parser.add_argument("--include-bos", action="store_true", help="count the BOS position in the norms")

@@ -15,8 +15,8 @@ import jax
 
 from mwork_jax.errors import InputError
 from mwork_jax.files import output_folder, read_json
-from mwork_jax.load import Model, load_model, stored_bytes
-from mwork_jax.processes import is_first, several, start
+from mwork_jax.load import Model, load_model, weight_bytes
+from mwork_jax.processes import agreed, is_first, several, start
 from mwork_jax.report import printable
 from mwork_jax.select import DEFAULT_RULE, MODES
 from mwork_jax.sharding import default_shape, make_mesh, parse_mesh
@@ -63,7 +63,8 @@ def load_chosen(chosen: argparse.Namespace) -> Model:
     join_others(chosen)
     shape = None if chosen.mesh is None else parse_mesh(chosen.mesh)
     if shape is None and jax.device_count() > 1:
-        shape = default_shape(jax.devices(), stored_bytes(chosen.model))
+        size = weight_bytes(chosen.model, chosen.dtype)
+        shape = agreed(lambda: default_shape(jax.local_devices()[0], jax.device_count(), size))
     mesh = None if shape is None else make_mesh(shape)
     return load_model(chosen.model, dtype=chosen.dtype, mesh=mesh)
 

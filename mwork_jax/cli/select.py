@@ -9,7 +9,8 @@ from typing import Any
 from mwork_jax.cli.options import add_rule, command, print_result
 from mwork_jax.detect import NeuronScores
 from mwork_jax.errors import InputError
-from mwork_jax.select import select_neurons
+from mwork_jax.files import read_json
+from mwork_jax.select import Rule, select_neurons
 
 
 def add(commands: Any) -> None:
@@ -26,6 +27,7 @@ def _select(chosen: argparse.Namespace) -> None:
     paths = sorted((folder / "scores").glob("*.safetensors"))
     if not paths:
         raise InputError(f"{folder}: no scores/LANG.safetensors in it; `mwork detect` or `mwork run` writes them")
+    _refuse_other_rule(folder, str(Rule.parse(chosen.rule)), chosen.mode)
     found = select_neurons({p.stem: NeuronScores.load(p) for p in paths}, chosen.rule, chosen.mode)
     written = {}
     for language, neurons in found.items():
@@ -34,3 +36,16 @@ def _select(chosen: argparse.Namespace) -> None:
         written[language] = {"file": str(path), "count": neurons.count(), "share": neurons.count() / neurons.total()}
     lines = [f"{lang}: {w['count']:,} neurons ({100 * w['share']:.2f}%) -> {w['file']}" for lang, w in written.items()]
     print_result(chosen, written, "\n".join(lines))
+
+
+def _refuse_other_rule(folder: Path, rule: str, mode: str) -> None:
+    """Raises InputError where the neurons would stand beside what a run measured with others."""
+    path = folder / "results.json"
+    results = read_json(path) if path.exists() else {}
+    if "languages" in results:
+        made = results["made_by"]["settings"]
+        if (str(Rule.parse(made["rule"])), made["mode"]) != (rule, mode):
+            raise InputError(
+                f"{folder}: holds what `mwork run` measured with rule {made['rule']}, mode {made['mode']}; copy its "
+                "scores/ to another folder, or run with the other rule: scores are kept"
+            )

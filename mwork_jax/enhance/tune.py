@@ -213,7 +213,6 @@ class Packed:
     def of(cls, model: Model, run: Run, settings: TuneSettings) -> Packed:
         time = min(settings.max_tokens, model.config.max_length)
         cut = list(encoded(model, run.documents, time, where=run.name))
-        cut = [d._replace(tokens=d.tokens[:time]) for d in cut]
         held = max(1, round(settings.validation * len(cut)))
         if len(cut) < held + 1:
             raise InputError(

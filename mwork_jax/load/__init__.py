@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mwork_jax.config import ModelConfig
+from mwork_jax.config import ModelConfig, ending_too
 from mwork_jax.errors import InputError
 from mwork_jax.files import read_json
 from mwork_jax.load.assemble import assemble, assemble_on
@@ -27,10 +28,11 @@ from mwork_jax.load.hf_folder import SafetensorsFolder
 from mwork_jax.load.packaged import PACKAGED, packaged_gguf
 from mwork_jax.load.source import WeightSource
 from mwork_jax.load.tokenizer import chat_prompt, encode, folder_tokenizer
-from mwork_jax.model import Decoder
+from mwork_jax.model import Decoder, parameter_specs
 from mwork_jax.sharding import fetch, fetch_each
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_GENERATION = "generation_config.json"
 _HUB_FILES = ["*.json", "model*.safetensors", "flax_model*.msgpack", "tokenizer*", "*.model", "*.jinja"]
 
 
@@ -121,13 +123,11 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
     return Model(decoder, read_tokenizer(), str(source))
 
 
-def stored_bytes(source: str) -> int:
-    """About how many bytes the weights take: those of their files, which a Hub id has to be downloaded for."""
-    if is_bucket(source):
-        return BucketFolder(source).stored_bytes
-    path = _located(source)
-    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.msgpack")]
-    return sum(file.stat().st_size for file in files)
+def weight_bytes(source: str, dtype: str | None = None) -> int:
+    """How many bytes the weights of a model take once they are loaded in `dtype`, however they are stored."""
+    _, config, _ = _open(source)
+    size = np.dtype(_DTYPES[dtype or default_dtype()]).itemsize
+    return sum(prod(spec.shape) * (4 if spec.keep_float32 else size) for spec in parameter_specs(config).values())
 
 
 def default_dtype() -> str:
@@ -175,6 +175,8 @@ def _open_gguf(path: Path) -> tuple[WeightSource, ModelConfig, Callable[[], Any 
 def _open_bucket(url: str) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
     bucket = BucketFolder(url)
     config = _config_of(bucket.json("config.json"), f"{bucket.where}/config.json")
+    if bucket.holds(_GENERATION):
+        config = ending_too(config, bucket.json(_GENERATION), f"{bucket.where}/{_GENERATION}")
 
     def tokenizer() -> Any | None:
         with bucket.without_weights() as folder:
@@ -193,6 +195,8 @@ def _open_folder(folder: Path) -> tuple[WeightSource, ModelConfig, Callable[[], 
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json; a model folder in Hugging Face layout has one")
     config = _config_of(read_json(folder / "config.json"), str(folder / "config.json"))
+    if (folder / _GENERATION).is_file():
+        config = ending_too(config, read_json(folder / _GENERATION), str(folder / _GENERATION))
     if SafetensorsFolder.holds(folder):
         weights: WeightSource = SafetensorsFolder(folder)
     elif FlaxCheckpoint.holds(folder):

@@ -59,7 +59,6 @@ class BucketFolder:
         missing = [name for name in names if name not in self._sizes]
         if missing:
             raise InputError(f"{self.where}: {INDEX} names files that are not there: {', '.join(missing)}")
-        self.stored_bytes = sum(self._sizes[name] for name in names)
         self._tensors = {tensor: at for name in names for tensor, at in self._header(name).items()}
 
     def names(self) -> set[str]:
@@ -85,6 +84,10 @@ class BucketFolder:
         row = prod(at.shape[1:]) * dtype.itemsize
         found = self._bytes(at.file, at.begin + first * row, at.begin + last * row)
         return np.frombuffer(found, dtype).reshape(last - first, *at.shape[1:])[(slice(None), *index[1:])]
+
+    def holds(self, name: str) -> bool:
+        """Whether the folder has such a file."""
+        return name in self._sizes
 
     def json(self, name: str) -> Any:
         """The value of a JSON file in the folder. Raises InputError where it is missing or not JSON."""

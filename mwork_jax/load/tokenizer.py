@@ -52,7 +52,9 @@ def chat_prompt(tokenizer: Any | None, text: str) -> str:
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise InputError("the model has no chat template (models tuned to follow instructions have one); leave it off")
     message = [{"role": "user", "content": text}]
-    rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    # Where a template knows thinking, the answer is to begin at once; others do not look at this.
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    rendered = tokenizer.apply_chat_template(message, **options)
     bos = tokenizer.bos_token
     # `encode` puts the tokens there that a text begins with; a BOS in the template would be a second one.
     adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]

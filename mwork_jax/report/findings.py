@@ -15,7 +15,7 @@ from mwork_jax.files import read_json
 from mwork_jax.lens import LENS_FORMAT
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.select import DEFAULT_RULE, activated
+from mwork_jax.select import DEFAULT_RULE, Rule, activated
 
 _RESULTS_FORMAT = "mwork-results-1"
 _SAME = ("weights", "tokenizer", "layers", "hidden_size")  # what makes two models one
@@ -68,12 +68,22 @@ class Findings:
     def shared_basis(self) -> Mapping[str, NeuronSet]:
         """The sets whose overlap is worth showing: all that is activated for a language where there are scores, since
         English is taken away from the others in the sets themselves; else the sets. Empty for fewer than two."""
-        sets = {lang: activated(s, self.rule) for lang, s in self.scores.items()} if self.scores else dict(self.neurons)
+        asked = self._scores_answer_the_rule
+        sets = {lang: activated(s, self.rule) for lang, s in self.scores.items()} if asked else dict(self.neurons)
         return sets if len(sets) > 1 else {}
 
     @property
+    def _scores_answer_the_rule(self) -> bool:
+        """Whether all scores say what is activated by the rule: lape compares languages, and a tolerant rule may ask of
+        more documents than some scores remember."""
+        rule = Rule.parse(self.rule)
+        remembered = all(rule.missing(s.documents) < s.kept for s in self.scores.values())
+        return bool(self.scores) and rule.kind != "lape" and remembered
+
+    @property
     def basis_note(self) -> str:
-        kind = "everything activated, before other languages are taken away" if self.scores else f"mode {self.mode}"
+        whole = "everything activated, before other languages are taken away"
+        kind = whole if self._scores_answer_the_rule else f"mode {self.mode}"
         return f"Rule {self.rule}, {kind}."
 
 
@@ -186,7 +196,7 @@ def _described(model: Mapping[str, Any]) -> str:
 
 
 # What the files must have to be shown. An object needs the fields listed, "*" stands for each of its values; [x] is a
-# list of x with something in it; a type is a value of that type, float any number.
+# list of x with something in it, (x, y) one of just these two; a type is a value of that type, float any number.
 _MODEL = {"source": str, "dtype": str, "layers": int, "weights": str}
 _STAGES = {"layers": int, "understanding": int, "generation": int}
 _PAIR = {"own": float, "english": float}
@@ -194,7 +204,7 @@ _ROW = {
     **dict.fromkeys(("under", "s_attn", "s_ffn", "gen"), bool),
     "neurons": str,
     **dict.fromkeys(("eng", "n_eng", "delta_eng", "delta_n_eng", "delta"), float),
-    "delta_ci95": [float],
+    "delta_ci95": (float, float),
 }
 RUN = {
     "made_by": {"model": _MODEL, "settings": {"seeds": int, "rule": str, "languages": [str]}, "stages": _STAGES},
@@ -224,7 +234,7 @@ STUDY = {
     "original": {"*": {"*": float}},
     "rows": [
         {"task": str, "language": str, "documents": int, "neurons": str, "eng": float, "n_eng": float}
-        | {"delta_eng": float, "delta_n_eng": float, "delta_n_eng_ci95": [float]}
+        | {"delta_eng": float, "delta_n_eng": float, "delta_n_eng_ci95": (float, float)}
     ],
 }
 LENS = {
@@ -249,6 +259,11 @@ def _fits(path: Path, value: Any, needed: Any, where: str = "") -> Any:
             if name not in value:
                 raise InputError(f"{path}: damaged ({f'{where}.{name}'.strip('.')} is missing)")
             _fits(path, value[name], inner, f"{where}.{name}".strip("."))
+    elif isinstance(needed, tuple):
+        if not isinstance(value, list) or len(value) != len(needed):
+            raise InputError(f"{path}: damaged ({where} should be a list of {len(needed)} numbers)")
+        for i, item in enumerate(value):
+            _fits(path, item, needed[i], f"{where}[{i}]")
     elif isinstance(needed, list):
         if not isinstance(value, list) or not value:
             raise InputError(f"{path}: damaged ({where} should be a list with something in it)")

@@ -14,6 +14,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "Δ": r"$\Delta$", "✗": r"$\times$", "✓": r"\checkmark{}",
     "±": r"$\pm$", "−": "$-$", "≈": r"$\approx$", "–": "--", "·": r"$\cdot$",
+    "<": "$<$", ">": "$>$", "|": r"\textbar{}",
 }  # fmt: skip
 
 

@@ -169,9 +169,9 @@ def language_table(results: Mapping[str, Any]) -> Table:
                 f"{100 * row['share']:.2f}%",
                 f"{everywhere['own']:+.2f}",
                 f"{everywhere['english']:+.2f}",
-                _ratio(row["own_to_english"]),
+                _ratio(row.get("own_to_english")),
                 f"{random['own_mean']:+.2f} ±{_spread(random['own']):.2f}",
-                _ratio(row["own_to_random"]),
+                _ratio(row.get("own_to_random")),
                 *(f"{row[s]['own']:+.2f}/{row[s]['english']:+.2f}" for s in STAGES),
             )
         )
@@ -203,7 +203,7 @@ def tuning_tables(study: Mapping[str, Any]) -> Iterator[Table]:
     for task in measures(study):
         rows = [row for row in study["rows"] if row["task"] == task]
         for count in sorted({row["documents"] for row in rows}):
-            yield _tuning_table(study["original"][task], [row for row in rows if row["documents"] == count])
+            yield _tuning_table(study["original"].get(task, {}), [row for row in rows if row["documents"] == count])
 
 
 def measures(study: Mapping[str, Any]) -> list[str]:

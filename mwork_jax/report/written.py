@@ -49,13 +49,16 @@ class Report:
         files = {f"{name}.svg": drawing.plain + "\n" for name, drawing in self.drawings.items()}
         files |= {f"{name}.csv": table.csv() for name, table in self.tables.items()}
         text, folder = self.html, self.findings.folder
+        page = folder / "report.html"
+        earlier = page.read_text(encoding="utf-8", errors="replace") if page.exists() else ""
         for name, content in files.items():
             write_text(folder / "figures" / name, content)
         for path in (folder / "figures").glob("*.*"):  # of an earlier report that had more
-            if path.suffix in (".svg", ".csv") and path.name not in files:
+            shown = {".svg": f'"fig-{path.stem}-title"', ".csv": f'"{path.stem}-name"'}.get(path.suffix)
+            if path.name not in files and shown is not None and shown in earlier:
                 path.unlink()
-        write_text(folder / "report.html", text)
-        return folder / "report.html"
+        write_text(page, text)
+        return page
 
 
 def read_report(folder: str | Path) -> Report:

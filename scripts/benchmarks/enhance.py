@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -169,7 +168,7 @@ def _compact(runs: int, tokens: np.ndarray, in_a_row: bool = False) -> tuple[Ste
 
 
 def _jax_masked(tokens: np.ndarray) -> tuple[Step, int]:
-    """The whole model's gradient and optimizer state in JAX, masked; the head in chunks as ours."""
+    """The whole model's gradient and optimizer state in JAX, masked; all positions' logits at once."""
     import jax
     import optax
 
@@ -308,7 +307,9 @@ def main() -> None:
     losses = []
     for request in sys.stdin:
         if request.strip() == "finish":
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            # Not ru_maxrss, which begins with what the process that started this one had.
+            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            peak = int(status["VmHWM"].split()[0]) / 2**20
             print(json.dumps({"peak_gib": peak, "trained": trained, "losses": losses}), file=say, flush=True)
             return
         begin = time.perf_counter()
