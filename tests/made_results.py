@@ -84,5 +84,5 @@ def made_study(model) -> dict:
         for n, gain in ((100, base), (200, 1.3 * base), (400, 1.5 * base))
     ]  # fmt: skip
     original = {task: {"en": -3.2, "de": -3.3, "th": -3.1} for task in ("held-out loss", "xquad")}
-    made_by = {"model": dict(model), "settings": {}}
+    made_by = {"model": dict(model), "settings": {"documents": [100, 200, 400], "tune": {"learning_rate": 1e-4}}}
     return {"format": "mwork-results-1", "study": "enhance", "made_by": made_by, "original": original, "rows": rows}

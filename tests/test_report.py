@@ -78,6 +78,7 @@ def test_it_has_every_part(whole):
         assert f'<section id="{section}"' in text
     for words in (
         "N1 = 4, N2 = 2 of 18 layers",
+        "documents 100 200 400, learning_rate 0.0001",
         "fa97cad4b4caeee3",
         "jax 0.",
         "--rule top_fraction:0.05",

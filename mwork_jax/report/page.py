@@ -173,16 +173,20 @@ def _made(findings: Findings) -> str:
     """Model, data, settings, versions, seeds, and the command that repeats it."""
     run, lens, split = findings.run, findings.lens, findings.split
     made = dict(run["made_by"]) if run else {}
+    tuned = dict((findings.study or {}).get("made_by", {}).get("settings", {}))
+    tuned |= tuned.pop("tune", {})
+    staged = bool(run or lens or findings.tables or findings.neurons)
     facts: dict[str, Any] = {
         "Model": ", ".join(f"{k} {v}" for k, v in findings.model.items()),
         "Settings": _pairs(made.get("settings", {})),
-        "Stages": f"N1 = {split.understanding}, N2 = {split.generation} of {split.layers} layers",
+        "Stages": f"N1 = {split.understanding}, N2 = {split.generation} of {split.layers} layers" if staged else "",
         "Data": "; ".join(f"{lang}: {d['origin']}" for lang, d in made.get("data", {}).items()),
         "Lens": _pairs(lens["settings"]) if lens else "",
+        "Tuning": _pairs(tuned),
         "Versions": _pairs(made.get("versions", {})),
     }
     for table in findings.tables:
-        facts[f"Table {table['table']}"] = _pairs(table.get("settings", {}))
+        facts[f"Table {table['table']}, {table['task']['name']}"] = _pairs(table.get("settings", {}))
     rows = "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in facts.items() if v)
     commands = "\n".join(repeat_commands(findings))
     again = f"<h3>To repeat it</h3><pre><code>{_text(commands)}</code></pre>" if commands else ""
