@@ -36,6 +36,7 @@ from mwork_kernels.qk_importance import qk_importance  # pyright: ignore[reportM
 
 _FORMAT = "mwork-neuron-scores-2"
 _OLD_FORMAT = "mwork-neuron-scores-1"
+DETECTOR_VERSION = "importance-3"  # scores of another one are made again, not mixed in
 DEFAULT_KEPT = 8
 _MEASURED = GROUPS[:4]  # ffn_up and ffn_down share their importance: what is kept of one is kept of both
 _TABLES = ("lowest", "worst_rank", "mean")

@@ -19,7 +19,7 @@ import numpy as np
 from mwork_jax.cells import Condition, measure
 from mwork_jax.corpus import LANGUAGES, Batching, Corpus, Encoded, encoded
 from mwork_jax.deactivate import EACH_STAGE, EVERYWHERE, Setting, StageSplit
-from mwork_jax.detect import DEFAULT_KEPT, NeuronScores, score_neurons
+from mwork_jax.detect import DEFAULT_KEPT, DETECTOR_VERSION, NeuronScores, score_neurons
 from mwork_jax.errors import InputError
 from mwork_jax.exams import HELD_OUT_LOSS, LOSS_VERSION, LossExam
 from mwork_jax.files import read_json, write_json
@@ -187,7 +187,7 @@ def kept_scores(
     """One language's scores: from `out/scores` where they were made of the same tokens by the same model and remember
     at least `kept` documents, or made now."""
     path = out / "scores" / f"{language}.safetensors"
-    key = fingerprint([model.key, _tokens(documents), max_tokens, include_bos])
+    key = fingerprint([DETECTOR_VERSION, model.key, _tokens(documents), max_tokens, include_bos])
     bar.say(f"detect {language}")
     if everyone(_made_with(path, key, kept)):  # each process reads them; a folder may be the first one's alone
         bar.add(DETECTION_COST * len(documents), free=True)
