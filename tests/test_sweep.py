@@ -1,6 +1,7 @@
 """Tables 2 to 5 on a small model: every cell once, the same again, and the numbers worked out by hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -169,8 +170,6 @@ def test_the_grid_runs_every_split(tiny_folder, neurons, tmp_path, capsys):
 
 
 def test_a_prompt_that_does_not_fit_is_named(tiny_folder, neurons, tmp_path, capsys):
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -195,18 +194,32 @@ def test_a_table_s_stand_in_is_named(tiny_folder, neurons, tmp_path, monkeypatch
 CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[model] "
 
 
+def test_tables_of_one_model_gather_in_a_folder(tiny_folder, neurons, tmp_path, capsys):
+    for more in (("--table", "4"), ("--table", "3", "--items", "2"), ("--table", "4", "--n1", "1,2"), ("--table", "4")):
+        evaluate(tiny_folder, neurons, tmp_path / "out", *more)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(t["table"], "stages" in t) for t in results["tables"]] == [(3, True), (4, False), (4, True)]
+    assert len(results["rows"]) == sum(len(t["rows"]) for t in results["tables"])
+    assert (tmp_path / "out" / "table.txt").read_text().count("Table ") == 3
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((tiny_folder / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    evaluate(tmp_path / "model", neurons, tmp_path / "out", "--table", "4", expect=2)
+    assert "tables of another model" in capsys.readouterr().err
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+
+
 def test_one_file_is_not_taken_for_every_language(tiny_folder, neurons, tmp_path, capsys):
     row = {"context": "Der Hund ist rot.", "qas": [{"id": "a", "question": "Was?", "answers": [
         {"text": "Der Hund", "answer_start": 0}]}]}  # fmt: skip
     path = tmp_path / "xquad.de.json"
     path.write_text(json.dumps({"data": [{"paragraphs": [row]}]}))
     evaluate(tiny_folder, neurons, tmp_path / "out", "--table", "2", "--data", path, expect=2)
-    assert "xquad.de.json: one file, where en, de need one each; give their folder" in capsys.readouterr().err
+    assert "xquad.de.json: one file, where en, de, th need one each; give their folder" in capsys.readouterr().err
 
 
 def test_prompts_go_through_the_chat_template(tiny_folder, neurons, tmp_path, capsys):
-    import shutil
-
     evaluate(tiny_folder, neurons, tmp_path / "out", "--table", "4", "--chat", expect=2)
     assert "the model has no chat template" in capsys.readouterr().err
     folder = tmp_path / "model"

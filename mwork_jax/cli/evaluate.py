@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from mwork_jax.cli.options import (
 from mwork_jax.deactivate import StageSplit
 from mwork_jax.errors import InputError
 from mwork_jax.exams import TaskExam
-from mwork_jax.files import write_json, write_text
+from mwork_jax.files import read_json, write_json, write_text
+from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.progress import compilations
@@ -68,16 +70,45 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     out = results_folder(chosen.out, "evaluate")
     found = _found(Path(chosen.neurons) / "neurons", settings.languages)
     model = load_chosen(chosen)
+    earlier = _earlier(out, model)
     splits = [StageSplit.of(model.config.num_layers, n1, n2) for n1 in first for n2 in last]
     sweeps = [Sweep(model, t, e, found, settings, out) for t, e in zip(tables, exams, strict=True)]
     with compilations() as compiled:
         done = [run_table(s, splits[0]) if len(splits) == 1 else run_grid(s, splits) for s in sweeps]
-    results = {"format": "mwork-results-1", "tables": done, "rows": [row for table in done for row in table["rows"]]}
+    tables = [*(table for table in earlier if _kind(table) not in map(_kind, done)), *done]
+    results = {
+        "format": "mwork-results-1",
+        "tables": tables,
+        "rows": [row for table in tables for row in table["rows"]],
+    }
     write_json(out / "results.json", results)
-    text = "\n\n".join(map(table_report if len(splits) == 1 else grid_report, done))
-    write_text(out / "table.txt", text + "\n")
+    write_text(out / "table.txt", _text(tables) + "\n")
     say(f"{compiled.count} programs compiled, for every shape once")
-    print_result(chosen, results, text)
+    print_result(chosen, results, _text(done))
+
+
+def _earlier(out: Path, model: Model) -> list[Mapping[str, Any]]:
+    """The tables that the folder has; those that are run now replace their like. Raises InputError where they are of
+    another model."""
+    path = out / "results.json"
+    try:
+        there = read_json(path)["tables"] if path.exists() else []
+    except InputError:  # damaged: nothing of it can be kept
+        return []
+    for table in there:
+        if {k: v for k, v in table["model"].items() if k != "source"} != model.key:
+            other = table["model"].get("source")
+            raise InputError(f"{path}: tables of another model ({other}); choose another output folder with --out")
+    return there
+
+
+def _kind(table: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What there is one of in a folder: a table on a task, for one N1 and N2 or for many."""
+    return table["table"], table["task"]["name"], "stages" in table
+
+
+def _text(tables: Sequence[Mapping[str, Any]]) -> str:
+    return "\n\n".join((table_report if "stages" in table else grid_report)(table) for table in tables)
 
 
 def _exams(chosen: argparse.Namespace, table: Table, settings: SweepSettings) -> dict[str, TaskExam]:
