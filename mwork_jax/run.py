@@ -79,6 +79,7 @@ def run(
         found = select_neurons(scores, settings.rule, settings.mode)
         for language, neurons in found.items():
             neurons.save(out / "neurons" / f"{language}.json")
+        _drop_neurons_of_other_rules(out, found)
         batching = Batching(max_tokens=settings.max_tokens, tokens_per_batch=2048)
         exams = {lang: LossExam(tuple(d.held_out), batching) for lang, d in documents.items()}
         losses = measure(model, exams, list(conditions(found, split, settings.seeds)), Ledger(out / "cells"), bar)
@@ -113,7 +114,18 @@ def _drop_results_of_others(out: Path, made: Mapping[str, Any]) -> None:
         if not same:
             for name in ("results.json", "table.txt", "report.html"):
                 (out / name).unlink(missing_ok=True)
-            for path in (out / "neurons").glob("*.json"):  # chosen anew, from scores that stay
+
+
+def _drop_neurons_of_other_rules(out: Path, found: Mapping[str, NeuronSet]) -> None:
+    """Removes sets of languages that this run does not have, chosen by another rule or mode; their scores stay."""
+    made = (
+        {neurons.provenance.get("rule") for neurons in found.values()},
+        {n.provenance["mode"] for n in found.values()},
+    )
+    for path in (out / "neurons").glob("*.json") if is_first() else ():
+        if path.stem not in found:
+            other = NeuronSet.load(path).provenance
+            if other.get("rule") not in made[0] or other.get("mode") not in made[1]:
                 path.unlink()
 
 

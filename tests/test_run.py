@@ -168,7 +168,9 @@ def test_another_tokenizer_is_another_run(finished, tiny_folder, tmp_path):
 def test_ctrl_c_is_one_line_and_the_work_goes_on(tiny_folder, tmp_path):
     for out in (tmp_path / str(attempt) for attempt in range(5)):  # on a busy machine a run may end before the signal
         command = [sys.executable, "-m", "mwork_jax.cli", "run", "--model", tiny_folder, "--out", out, *QUICK]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # A shell's background job ignores the signal, and so would what it starts.
+        heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard)
         while not list(out.glob("scores/*.safetensors")) and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
@@ -263,6 +265,18 @@ def test_neurons_of_another_rule_do_not_stand_beside_results(finished, tmp_path,
     assert "measured with rule top_fraction:0.25, mode minus_english" in output.err
     mwork("select", out, "--rule", "top_fraction:0.250")
     assert {p: p.read_bytes() for p in (out / "neurons").iterdir()} == before
+
+
+def test_neurons_of_another_rule_are_not_left_beside_new_ones(finished, tiny_folder, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    fewer = [*QUICK]
+    fewer[1] = "en,de"
+    mwork("run", "--model", tiny_folder, "--out", out, *fewer)
+    assert (out / "neurons" / "th.json").exists(), "of the same rule"
+    mwork("run", "--model", tiny_folder, "--out", out, *fewer[:-1], "top_k:3")
+    assert sorted(p.stem for p in (out / "neurons").iterdir()) == ["de", "en"]
+    assert (out / "scores" / "th.safetensors").exists()
 
 
 def test_leftovers_of_another_model_are_refused_before_any_work(finished, tiny_folder, tmp_path, capsys):
