@@ -167,10 +167,11 @@ def test_another_tokenizer_is_another_run(finished, tiny_folder, tmp_path):
 
 def test_ctrl_c_is_one_line_and_the_work_goes_on(tiny_folder, tmp_path):
     for out in (tmp_path / str(attempt) for attempt in range(5)):  # on a busy machine a run may end before the signal
-        command = [sys.executable, "-m", "mwork_jax.cli", "run", "--model", tiny_folder, "--out", out, *QUICK]
         # A shell's background job ignores the signal, and so would what it starts.
-        heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard)
+        hears = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        script = f"{hears}; from mwork_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", script, "run", "--model", tiny_folder, "--out", out, *QUICK]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not list(out.glob("scores/*.safetensors")) and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
