@@ -241,7 +241,7 @@ def apply_delta(model: Model, path: str | Path) -> Model:
     if header.get("format") != _DELTA_FORMAT:
         raise InputError(f"{path}: not a delta file (its 'format' should be {_DELTA_FORMAT!r})")
     base = json.loads(header["base"])
-    if {k: v for k, v in base.items() if k != "source"} != model.key:
+    if not model.is_of(base):
         raise InputError(
             f"{path}: it belongs to {base['source']} ({base['dtype']}, weights {base['weights']}), the model given is "
             f"{model.source} ({model.key['dtype']}, weights {model.key['weights']}); load that one, with that dtype"

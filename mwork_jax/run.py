@@ -135,7 +135,7 @@ def _refuse_others(out: Path, model: Model, languages: Sequence[str]) -> None:
         if path.stem not in languages:
             kept = NeuronScores.load(path) if path.suffix == ".safetensors" else NeuronSet.load(path)
             of = kept.provenance.get("model")
-            if of and {k: v for k, v in of.items() if k != "source"} != model.key:
+            if of and not model.is_of(of):
                 raise InputError(f"{path}: of another model ({of.get('source')}); choose another output folder")
 
 

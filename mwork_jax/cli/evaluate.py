@@ -96,7 +96,7 @@ def _earlier(out: Path, model: Model) -> list[Mapping[str, Any]]:
     except InputError:  # damaged: nothing of it can be kept
         return []
     for table in there:
-        if {k: v for k, v in table["model"].items() if k != "source"} != model.key:
+        if not model.is_of(table["model"]):
             other = table["model"].get("source")
             raise InputError(f"{path}: tables of another model ({other}); choose another output folder with --out")
     return there

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -80,6 +80,10 @@ class Model:
             "weights": _fingerprint(self.decoder),
             "tokenizer": _tokenizer_fingerprint(self.tokenizer),
         }
+
+    def is_of(self, identity: Mapping[str, Any]) -> bool:
+        """Whether an identity that results hold is this model's, wherever it came from."""
+        return {name: value for name, value in identity.items() if name != "source"} == self.key
 
 
 class _Static:
