@@ -276,7 +276,7 @@ def extend(
 
 def embedded(decoder: Decoder, tokens: jax.Array) -> jax.Array:
     """The residual stream that enters the first layer: tokens int32 [...] -> float32 [..., hidden]."""
-    x = _rows_of(decoder.embed[...], tokens).astype(jnp.float32) * decoder.config.embed_scale
+    x = rows_of(decoder.embed[...], tokens).astype(jnp.float32) * decoder.config.embed_scale
     return constrain(x, "batch", "time", "hidden") if x.ndim == 3 else x
 
 
@@ -304,30 +304,42 @@ def _stacked(decoder: Decoder, mask: NeuronMask) -> _LayerInputs:
 
 def _layer_of(inputs: _LayerInputs, layer: jax.Array) -> _LayerInputs:
     """One layer's."""
-    return jax.tree.map(lambda whole: _rows_of(whole, layer), inputs)
+    return jax.tree.map(lambda whole: rows_of(whole, layer), inputs)
 
 
 @jax.custom_jvp
-def _rows_of(table: jax.Array, index: jax.Array) -> jax.Array:
-    """table[index]: [n, ...], int32 [...] -> [..., ...]. On CPUs bfloat16 is read as its bits: XLA's compiler for CPUs
-    picks out no bfloat16, and would widen the whole table to float32 first, at every call."""
-    if table.dtype != jnp.bfloat16:
-        return _plain_rows_of(table, index)
-
-    def as_bits(table: jax.Array, index: jax.Array) -> jax.Array:
-        return _from_bits(_plain_rows_of(_bits(table), index))
-
-    return jax.lax.platform_dependent(table, index, cpu=as_bits, default=_plain_rows_of)
+def rows_of(table: jax.Array, index: jax.Array) -> jax.Array:
+    """table[index]: [n, ...], int32 [...] -> [..., ...]."""
+    return _read(_plain_rows_of, table, index)
 
 
-@_rows_of.defjvp
+@rows_of.defjvp
 def _rows_of_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
     # Bits have no derivative; the rows of a table have the same rows of its tangent.
-    return _rows_of(*primals), _plain_rows_of(tangents[0], primals[1])
+    return rows_of(*primals), _plain_rows_of(tangents[0], primals[1])
 
 
 def _plain_rows_of(table: jax.Array, index: jax.Array) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(table, index, keepdims=False) if index.ndim == 0 else table[index]
+
+
+def block_of_rows(tables: jax.Array, begin: jax.Array, size: int) -> jax.Array:
+    """tables[:, begin : begin + size]: [s, n, ...] -> [s, size, ...]. Not for what has a gradient."""
+    return _read(partial(jax.lax.dynamic_slice_in_dim, slice_size=size, axis=1), tables, begin)
+
+
+def _read(pick: Callable[[jax.Array, jax.Array], jax.Array], table: jax.Array, at: jax.Array) -> jax.Array:
+    """pick(table, at). On CPUs bfloat16 is read as its bits: XLA's compiler for CPUs picks out no bfloat16, and would
+    widen the whole table to float32 first, at every call."""
+    if table.dtype != jnp.bfloat16:
+        return pick(table, at)
+
+    def as_bits(table: jax.Array, at: jax.Array) -> jax.Array:
+        # Within a loop over `at`, the barrier keeps the compiler from copying the whole table's bits in front of it.
+        table, at = jax.lax.optimization_barrier((table, at))
+        return _from_bits(pick(_bits(table), at))
+
+    return jax.lax.platform_dependent(table, at, cpu=as_bits, default=pick)
 
 
 def _bits(x: jax.Array) -> jax.Array:

@@ -88,8 +88,9 @@ def assert_same(a, b):
         np.testing.assert_array_equal(np.asarray(array), np.asarray(parameter_arrays(b)[name]), err_msg=name)
 
 
+@pytest.mark.parametrize("block", [1, 40, 97, 1024])  # of 97: single, with a rest, all, more than there are
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_loss_and_its_gradient_equal_the_whole_softmax(family):
+def test_loss_and_its_gradient_equal_the_whole_softmax(family, block):
     decoder = pair(family, 2).decoder
     config, rng = decoder.config, np.random.default_rng(0)
     x, table = rng.normal(size=(24, 32)).astype(np.float32), decoder.embed[...]
@@ -102,7 +103,7 @@ def test_loss_and_its_gradient_equal_the_whole_softmax(family):
         return -(jax.nn.log_softmax(logits)[jnp.arange(24), targets] * counts).sum()
 
     def chunked(x):
-        return 3 * summed_nats(config, 8, x, table, targets, counts)
+        return 3 * summed_nats(config, block, x, table, targets, counts)
 
     np.testing.assert_allclose(chunked(x), 3 * obvious(x), rtol=1e-6)
     np.testing.assert_allclose(jax.grad(chunked)(x), 3 * jax.grad(obvious)(x), atol=1e-5)
@@ -117,7 +118,7 @@ def test_a_packed_document_has_the_loss_that_it_has_alone(family):
     neurons = random_set(model.config)
     frozen, state = begin_runs(model.decoder, *stacked(neurons))
     one = type(rows)(*(x[None] for x in rows))
-    packed = validation_nats(Program(False, 1, 16), frozen, state.values, one)
+    packed = validation_nats(Program(False, 1), frozen, state.values, one)
     alone = mw.held_out_loss(model, texts, NeuronMask.keep_all(model.config))
     np.testing.assert_allclose(packed[0], alone.nats.sum(), rtol=1e-6)
 

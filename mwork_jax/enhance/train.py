@@ -15,16 +15,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mwork_jax.config import ModelConfig
 from mwork_jax.enhance.compact import Compact, Index, changes, gather
-from mwork_jax.enhance.loss import summed_nats
+from mwork_jax.enhance.loss import summed_nats, vocab_block
 from mwork_jax.enhance.optimizer import Rates, adamw
 from mwork_jax.enhance.packing import Rows
 from mwork_jax.errors import InputError
 from mwork_jax.model import Decoder, hidden_states, rms_norm
 from mwork_jax.neurons import NeuronMask
-
-_LOGITS = 1 << 24
+from mwork_jax.sharding import shares
 
 
 @dataclass(frozen=True)
@@ -100,14 +98,6 @@ class Program(NamedTuple):
 
     remat: bool
     patience: int
-    loss_rows: int = 128  # positions whose logits exist at once, per run
-
-
-def loss_rows(config: ModelConfig, runs: int) -> int:
-    """Positions of a run whose logits exist at once: 128 of all runs together, fewer where the vocabulary is so wide
-    that those would be over 64 MiB; at least 16."""
-    fitting = max(1, min(128, _LOGITS // config.vocab_size) // runs)
-    return max(16, 1 << (fitting.bit_length() - 1))
 
 
 class StepReport(NamedTuple):
@@ -129,8 +119,10 @@ def begin(decoder: Decoder, index: Index, rates: Rates) -> tuple[Frozen, State]:
     return Frozen(decoder, index, base, rates), jax.tree.map(jnp.copy, state)  # no two leaves share a buffer to donate
 
 
-def _nats(program: Program, decoder: Decoder, index: Index, base: Compact, rows: Rows, values: Compact) -> jax.Array:
-    """Summed loss of packed rows [b, t] of one run."""
+def _nats(
+    program: Program, block: int, decoder: Decoder, index: Index, base: Compact, rows: Rows, values: Compact
+) -> jax.Array:
+    """Summed loss of packed rows [b, t] of one run; `block` as in `summed_nats`."""
     config = decoder.config
     added, keep = changes(index, base, values), NeuronMask.keep_all(config)
     positions = jnp.arange(rows.tokens.shape[1], dtype=jnp.int32) - rows.start
@@ -138,24 +130,35 @@ def _nats(program: Program, decoder: Decoder, index: Index, base: Compact, rows:
         decoder, rows.tokens, keep, positions=positions, documents=rows.start, changes=added, remat=program.remat
     )
     x = rms_norm(x, decoder.final_norm[...], config).reshape(-1, config.hidden_size)
-    pad = -x.shape[0] % program.loss_rows
-    targets, counts = (jnp.pad(a.reshape(-1), (0, pad)) for a in (rows.targets, rows.counts))
     head = decoder.embed[...] if decoder.head is None else decoder.head[...]
-    return summed_nats(config, program.loss_rows, jnp.pad(x, ((0, pad), (0, 0))), head, targets, counts)
+    return summed_nats(config, block, x, head, rows.targets.reshape(-1), rows.counts.reshape(-1))
+
+
+def _block(rows: Rows) -> int:
+    """Of the vocabulary, for packed rows [runs, ..., b, t]: what is on one device counts."""
+    runs, batch, time = rows.tokens.shape[0], *rows.tokens.shape[-2:]
+    return vocab_block(runs // shares("runs", runs) * (batch // shares("batch", batch)) * time)
 
 
 @partial(jax.jit, static_argnames="program", donate_argnames="state")
 def train_step(program: Program, frozen: Frozen, state: State, rows: Rows) -> tuple[State, StepReport]:
     """One step of every run. rows: [runs, accumulate, b, t]; the loss is the mean over all tokens of all parts."""
-    one = partial(_one_step, program, frozen.decoder)
+    one = partial(_one_step, program, _block(rows), frozen.decoder)
     return jax.vmap(one)(frozen.index, frozen.base, frozen.rates, state, rows)
 
 
 def _one_step(
-    program: Program, decoder: Decoder, index: Index, base: Compact, rates: Rates, state: State, rows: Rows
+    program: Program,
+    block: int,
+    decoder: Decoder,
+    index: Index,
+    base: Compact,
+    rates: Rates,
+    state: State,
+    rows: Rows,
 ) -> tuple[State, StepReport]:
     def add_part(total: tuple[jax.Array, Compact], part: Rows) -> tuple[tuple[jax.Array, Compact], None]:
-        nats = partial(_nats, program, decoder, index, base, part)
+        nats = partial(_nats, program, block, decoder, index, base, part)
         return jax.tree.map(jnp.add, total, jax.value_and_grad(nats)(state.values)), None
 
     zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.values))
@@ -174,7 +177,7 @@ def _one_step(
 @partial(jax.jit, static_argnames="program")
 def validation_nats(program: Program, frozen: Frozen, values: Compact, rows: Rows) -> jax.Array:
     """Summed loss of every run on its validation rows [runs, b, t]: float32 [runs]."""
-    nats = partial(_nats, program, frozen.decoder)
+    nats = partial(_nats, program, _block(rows), frozen.decoder)
     return jax.vmap(nats)(frozen.index, frozen.base, rows, values)
 
 

@@ -28,7 +28,6 @@ from mwork_jax.enhance.train import (
     State,
     TuneSettings,
     begin,
-    loss_rows,
     note_validation,
     train_step,
     validation_nats,
@@ -238,7 +237,7 @@ class _Work:
     def __init__(self, frozen: Frozen, state: State, data: Sequence[Packed], settings: TuneSettings):
         self.frozen, self.state, self.data, self.settings = frozen, state, data, settings
         self.mesh = mesh_of(frozen.decoder)
-        self.program = Program(settings.remat, settings.patience, loss_rows(frozen.decoder.config, len(data)))
+        self.program = Program(settings.remat, settings.patience)
         self.steps = max(d.steps for d in data)
         self.train: list[list[float]] = []  # [step][run]
         self.validation: list[tuple[int, list[float]]] = []

@@ -15,7 +15,7 @@ from mwork_jax.detect import DEFAULT_KEPT, Running, running_axes, score_batch
 from mwork_jax.enhance.compact import PARAMETERS
 from mwork_jax.enhance.optimizer import Rates, adamw
 from mwork_jax.enhance.packing import Rows
-from mwork_jax.enhance.train import Frozen, Program, State, loss_rows, train_step
+from mwork_jax.enhance.train import Frozen, Program, State, train_step
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate import LOGIT_ROWS, losses_at
 from mwork_jax.generate import Decoded, DecodeState, run_steps
@@ -182,7 +182,7 @@ def _enhance(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     shape = (runs, 1, rows, size.length)
     batch = Rows(**{name: abstract(mesh, shape, dtype, *axes) for name, dtype in places.items()})
     arguments = (
-        Program(True, 3, loss_rows(config, runs)),
+        Program(True, 3),
         Frozen(abstract_decoder(config, mesh), index, values, rates),
         state,
         batch,

@@ -144,13 +144,13 @@ def _compact(runs: int, tokens: np.ndarray, in_a_row: bool = False) -> tuple[Ste
     import jax.numpy as jnp
 
     from mwork_jax.enhance.compact import index_of, widths
-    from mwork_jax.enhance.train import Program, begin, loss_rows, train_step
+    from mwork_jax.enhance.train import Program, begin, train_step
 
     decoder = _decoder()
     sets = [_neurons(decoder.config, seed) for seed in range(runs)]
     index = [index_of(s, widths(sets)) for s in sets]
     groups = [index] if not in_a_row else [[i] for i in index]
-    program, packed, work = Program(False, 3, loss_rows(decoder.config, len(groups[0]))), _packed(tokens), []
+    program, packed, work = Program(False, 3), _packed(tokens), []
     for group in groups:
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *[(i, _rates()) for i in group])
         data = type(packed)(*(np.stack([field[None]] * len(group)) for field in packed))
