@@ -268,6 +268,15 @@ def test_neurons_of_another_rule_do_not_stand_beside_results(finished, tmp_path,
     assert {p: p.read_bytes() for p in (out / "neurons").iterdir()} == before
 
 
+@pytest.mark.parametrize("damage", [{}, {"settings": {"rule": "top_fraction:0.25"}}, []])
+def test_a_run_that_does_not_say_its_rule_is_one_line(finished, tmp_path, capsys, damage):
+    shutil.copytree(finished / "scores", tmp_path / "scores")
+    results = {"languages": {}, "made_by": damage}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    output = mwork("select", tmp_path, expect=2, capture=capsys)
+    assert "damaged (made_by.settings should have a rule and a mode)" in output.err
+
+
 def test_neurons_of_another_rule_are_not_left_beside_new_ones(finished, tiny_folder, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished, out)

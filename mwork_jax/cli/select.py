@@ -42,10 +42,17 @@ def _refuse_other_rule(folder: Path, rule: str, mode: str) -> None:
     """Raises InputError where the neurons would stand beside what a run measured with others."""
     path = folder / "results.json"
     results = read_json(path) if path.exists() else {}
-    if "languages" in results:
+    if "languages" not in results:
+        return
+    try:
         made = results["made_by"]["settings"]
-        if (str(Rule.parse(made["rule"])), made["mode"]) != (rule, mode):
-            raise InputError(
-                f"{folder}: holds what `mwork run` measured with rule {made['rule']}, mode {made['mode']}; copy its "
-                "scores/ to another folder, or run with the other rule: scores are kept"
-            )
+        measured = str(Rule.parse(made["rule"])), made["mode"]
+    except (KeyError, TypeError):
+        raise InputError(
+            f"{path}: damaged (made_by.settings should have a rule and a mode); `mwork run` writes it anew"
+        ) from None
+    if measured != (rule, mode):
+        raise InputError(
+            f"{folder}: holds what `mwork run` measured with rule {made['rule']}, mode {made['mode']}; copy its "
+            "scores/ to another folder, or run with the other rule: scores are kept"
+        )
