@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mwork_jax.errors import InputError
-from mwork_jax.files import read_jsonl, read_text
 from mwork_jax.load import Model
+from mwork_jax.runtime.files import read_jsonl, read_text
 
 LANGUAGES = ("en", "de", "fr", "es", "ru", "zh", "vi", "th", "ar", "sw")  # of the project's own data set
 Document = str | np.ndarray

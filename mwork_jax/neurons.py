@@ -19,7 +19,7 @@ import numpy as np
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.files import read_json, write_json
+from mwork_jax.runtime.files import read_json, write_json
 
 GROUPS = ("attn_q", "attn_k", "attn_v", "ffn_up", "ffn_down")
 ATTENTION_GROUPS = GROUPS[:3]

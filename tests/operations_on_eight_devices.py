@@ -10,8 +10,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.plan.hlo import Cost, cost_of
 from mwork_jax.plan.stages import Size, programs
+from mwork_jax.runtime.compiled import Cost, cost_of
 from mwork_jax.sharding import make_mesh
 
 # Fewer key/value heads than devices, and so many tuned neurons that it shows where each device does all of them.

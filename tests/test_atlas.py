@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from made_results import LANGUAGES, WIDTHS, made_scores
-from mwork_jax.atlas import importance_quantiles, overlap, threshold_curves
+from mwork_jax.analysis import importance_quantiles, overlap, threshold_curves
 from mwork_jax.errors import InputError
 from mwork_jax.neurons import GROUPS, NeuronSet
-from mwork_jax.select import MODES, select_neurons
+from mwork_jax.select.rules import MODES, select_neurons
 
 VALUES = {"top_fraction": (0.01, 0.1, 0.25, 0.5, 1.0), "epsilon": (0.001, 0.3, 1.0, 2.5)}
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mwork_jax import cells
-from mwork_jax.cells import Condition, measure
-from mwork_jax.ledger import Ledger
+from mwork_jax.evaluate import runner as cells
+from mwork_jax.evaluate.runner import Condition, measure
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.progress import Progress
+from mwork_jax.runtime.cache import Ledger
+from mwork_jax.runtime.progress import Progress
 from test_model import random_neurons
 from tiny import pair
 
@@ -119,7 +119,7 @@ def test_what_was_only_begun_long_ago_is_removed(tmp_path):
 
 
 def test_of_several_processes_the_first_keeps_the_ledger(tmp_path, monkeypatch):
-    monkeypatch.setattr("mwork_jax.ledger.is_first", lambda: False)
+    monkeypatch.setattr("mwork_jax.runtime.cache.is_first", lambda: False)
     (tmp_path / "x.journal").write_text("[]")
     other = Ledger(tmp_path)
     other.put({"a": 1}, [1.0])

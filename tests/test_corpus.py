@@ -8,11 +8,11 @@ import pytest
 import mwork_jax as mw
 from mwork_jax.corpus import Batching, Encoded, encoded, read_corpus
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate import held_out_loss
-from mwork_jax.files import read_json, read_jsonl
-from mwork_jax.ledger import Ledger
+from mwork_jax.evaluate.likelihood import held_out_loss
 from mwork_jax.load.tokenizer import encode
 from mwork_jax.neurons import NeuronMask
+from mwork_jax.runtime.cache import Ledger
+from mwork_jax.runtime.files import read_json, read_jsonl
 from tiny import pair
 
 DEEP = "[" * 100_000

@@ -4,14 +4,14 @@ neurons."""
 import numpy as np
 import pytest
 
-import mwork_jax.detect as detect
-import mwork_jax.model
+import mwork_jax.detect.importance as detect
+import mwork_jax.model.decoder
 import planted
 from mwork_jax.corpus import Batching, bucket_length
-from mwork_jax.detect import NeuronScores, importance, score_neurons
+from mwork_jax.detect.importance import NeuronScores, importance, score_neurons
 from mwork_jax.errors import InputError
 from mwork_jax.neurons import GROUPS
-from mwork_jax.select import select_neurons
+from mwork_jax.select.rules import select_neurons
 from tiny import pair, torch
 
 SMALL = Batching(max_tokens=40, tokens_per_batch=96)
@@ -173,7 +173,7 @@ def test_planted_neurons_are_found(seed):
 
 
 def test_planted_neurons_hurt_their_language_alone():
-    from mwork_jax.evaluate import held_out_loss
+    from mwork_jax.evaluate.likelihood import held_out_loss
     from mwork_jax.neurons import NeuronMask
 
     model, truth = planted.planted_model()
@@ -198,7 +198,7 @@ def traps(model, tokens):
     import jax
     import jax.numpy as jnp
 
-    from mwork_jax.model import hidden_states, product, rms_norm, rotate
+    from mwork_jax.model.decoder import hidden_states, product, rms_norm, rotate
     from mwork_jax.neurons import NeuronMask
 
     config = model.config
@@ -249,9 +249,9 @@ def test_nothing_of_the_released_code_leaks_in():
 
 def test_scoring_leaves_the_model_as_it_was():
     model = pair("llama", 2).model
-    before = np.asarray(mwork_jax.model.forward_decoder(model.decoder, np.asarray([[1, 5, 6]]), _keep(model)))
+    before = np.asarray(mwork_jax.model.decoder.forward_decoder(model.decoder, np.asarray([[1, 5, 6]]), _keep(model)))
     score_neurons(model, some_documents())
-    after = np.asarray(mwork_jax.model.forward_decoder(model.decoder, np.asarray([[1, 5, 6]]), _keep(model)))
+    after = np.asarray(mwork_jax.model.decoder.forward_decoder(model.decoder, np.asarray([[1, 5, 6]]), _keep(model)))
     np.testing.assert_array_equal(before, after)
 
 

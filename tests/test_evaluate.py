@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import mwork_jax.evaluate as evaluate
+import mwork_jax.evaluate.likelihood as evaluate
 from mwork_jax.corpus import (
     Batching,
     Encoded,
@@ -14,9 +14,9 @@ from mwork_jax.corpus import (
     read_corpus,
     stream_batches,
 )
-from mwork_jax.deactivate import EACH_STAGE, EVERYWHERE, Setting, StageSplit
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate import held_out_loss
+from mwork_jax.evaluate.likelihood import held_out_loss
+from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, Setting, StageSplit
 from mwork_jax.neurons import GROUPS, NeuronMask
 from test_model import random_neurons, zero_neurons
 from tiny import pair, torch

@@ -15,9 +15,9 @@ from mwork_jax.cli import main
 from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import own_corpus
 from mwork_jax.enhance import Outcome, Run, Tuned
-from mwork_jax.enhance.compact import gather, index_of, parameter_arrays, widths
+from mwork_jax.enhance.export import hf_config
+from mwork_jax.enhance.neuron_params import gather, index_of, parameter_arrays, widths
 from mwork_jax.enhance.tune import History
-from mwork_jax.export import hf_config
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
 from mwork_jax.report import read_report
 from tiny import DISTINCT, FAMILIES, pair, tokens, torch, transformers
@@ -63,7 +63,7 @@ def test_the_folder_in_hf_pytorch_is_the_tuned_model(family, tmp_path):
 
 def test_shards_and_bfloat16(tmp_path, monkeypatch):
     tuned = tuned_model("gemma3")
-    monkeypatch.setattr("mwork_jax.export._SHARD_BYTES", 20_000)
+    monkeypatch.setattr("mwork_jax.enhance.export._SHARD_BYTES", 20_000)
     mw.save_folder(tuned, tmp_path, dtype="bfloat16")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
     loaded = mw.load_model(tmp_path, dtype="float32")
@@ -158,7 +158,7 @@ def test_mwork_enhance(finished, tiny_folder, capsys):
 def test_again_it_computes_nothing(finished, tiny_folder, monkeypatch):
     before = (finished / "results.json").read_bytes()
     monkeypatch.setattr("mwork_jax.enhance.tune.train_step", lambda *a: pytest.fail("trained again"))
-    monkeypatch.setattr("mwork_jax.exams.held_out_losses", lambda *a, **k: pytest.fail("measured again"))
+    monkeypatch.setattr("mwork_jax.evaluate.evaluations.held_out_losses", lambda *a, **k: pytest.fail("measured again"))
     enhance("--model", tiny_folder, "--out", finished, "--documents", 16, "--rule", "top_fraction:0.3", *TUNING)
     assert (finished / "results.json").read_bytes() == before
 

@@ -14,7 +14,7 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.load.assemble import assemble
 from mwork_jax.load.flax_checkpoint import FlaxCheckpoint
-from mwork_jax.model import forward_decoder
+from mwork_jax.model.decoder import forward_decoder
 from mwork_jax.neurons import NeuronMask
 from tiny import hf_model, pair, tokens
 

@@ -12,7 +12,7 @@ import pytest
 import mwork_jax as mw
 from mwork_jax.errors import InputError
 from mwork_jax.generate import _first_tokens, decode_tokens, likeliest, run_steps
-from mwork_jax.model import KeyValueCache, embedded, extend, forward_decoder, hidden_states, logits_of
+from mwork_jax.model.decoder import KeyValueCache, embedded, extend, forward_decoder, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask
 from test_model import random_neurons, zero_neurons
 from tiny import decoder_of, hf_model, pair, tokens, torch

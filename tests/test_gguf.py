@@ -12,7 +12,7 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.load.assemble import assemble
 from mwork_jax.load.gguf_file import GGUFCheckpoint, llama3_scaling
-from mwork_jax.model import forward_decoder
+from mwork_jax.model.decoder import forward_decoder
 from mwork_jax.neurons import NeuronMask
 from tiny import BASE, hf_model, tokens, torch
 

@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 
 from mwork_jax.errors import InputError
-from mwork_jax.tasks import TASKS, questions
+from mwork_jax.evaluate.tasks import TASKS, questions
 
 ROWS = {
     "xquad": {"id": "a", "context": "Der Hund ist rot.", "question": "Was ist rot?",

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import mwork_jax.detect as detect
+import mwork_jax.detect.importance as detect
 from mwork_jax.neurons import GROUPS, group_widths
 from tiny import DISTINCT, FAMILIES, KV_HEADS, pair, tokens, torch
 

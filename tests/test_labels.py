@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mwork_jax.errors import InputError
-from mwork_jax.labels import LABELLERS, Labels, label_vocabulary, script_of, scripts_of, vocabulary_texts
+from mwork_jax.lens.vocabulary import LABELLERS, Labels, label_vocabulary, script_of, scripts_of, vocabulary_texts
 
 HAND = json.loads((Path(__file__).parent / "data" / "token_languages.json").read_text())["tokens"]
 LANGUAGES = ("en", "de", "fr", "es", "ru", "zh", "th", "ar")

@@ -8,8 +8,8 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.cli import main
-from mwork_jax.labels import Labels
-from mwork_jax.lens import _count_labels, language_shares, lens_logits
+from mwork_jax.lens.logit_lens import _count_labels, language_shares, lens_logits
+from mwork_jax.lens.vocabulary import Labels
 from mwork_jax.neurons import NeuronMask
 from test_model import hf_logits, random_neurons
 from tiny import BASE, DISTINCT, pair, tokens, torch
@@ -141,8 +141,8 @@ def test_the_command(tiny_folder, tmp_path, capsys, monkeypatch):
         np.testing.assert_allclose(np.sum(shares["top_1"], axis=1), 1, atol=1e-5)
     assert [len(example["tokens"]) for example in found["examples"]] == [8, 8, 8], "without BOS"
     # Again: the labels and the shares are there already.
-    monkeypatch.setattr("mwork_jax.lens.language_shares", lambda *a, **k: pytest.fail("computed again"))
-    monkeypatch.setattr("mwork_jax.lens.label_vocabulary", lambda *a, **k: pytest.fail("labelled again"))
+    monkeypatch.setattr("mwork_jax.lens.logit_lens.language_shares", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr("mwork_jax.lens.logit_lens.label_vocabulary", lambda *a, **k: pytest.fail("labelled again"))
     lens(tiny_folder, tmp_path, "--neurons", tmp_path, "--labeller", "scripts")
     assert json.loads((tmp_path / "lens.json").read_text()) == found
 

@@ -11,7 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 
 import mwork_jax as mw
-from mwork_jax.enhance.compact import parameter_arrays
+from mwork_jax.enhance.neuron_params import parameter_arrays
 from mwork_jax.load import _HUB_FILES, weight_bytes
 from tiny import hf_model, pair, tokens, torch
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import mwork_jax as mw
-import mwork_jax.evaluate as evaluate
+import mwork_jax.evaluate.likelihood as evaluate
 from mwork_jax.errors import InputError
 from mwork_jax.neurons import NeuronMask
 from test_model import random_neurons, zero_neurons

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mwork_jax.model import Decoder, embedded, forward_decoder, hidden_states, logits_of
+from mwork_jax.model.decoder import Decoder, embedded, forward_decoder, hidden_states, logits_of
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
 from tiny import DISTINCT, FAMILIES, KV_HEADS, hf_model, pair, tokens, torch
 
@@ -68,7 +68,7 @@ def test_query_blocks_change_nothing(family, monkeypatch):
     both = pair(family, 2)
     ids, keep = jnp.asarray(tokens(2, 23)), NeuronMask.keep_all(both.config)
     whole, _ = hidden_states(both.decoder, ids, keep)
-    monkeypatch.setattr("mwork_jax.model._QUERY_BLOCK", 5)
+    monkeypatch.setattr("mwork_jax.model.decoder._QUERY_BLOCK", 5)
     blocked, _ = hidden_states(both.decoder, ids, keep)
     np.testing.assert_allclose(blocked, whole, atol=TOLERANCE, rtol=0)
 
@@ -143,7 +143,7 @@ def test_parameters_of_another_shape_are_refused():
 
 def test_seven_billion_parameters_trace_without_memory():
     from mwork_jax.config import ModelConfig
-    from mwork_jax.model import parameter_specs
+    from mwork_jax.model.decoder import parameter_specs
 
     config = ModelConfig.from_hf(
         {

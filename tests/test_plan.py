@@ -11,13 +11,13 @@ import pytest
 from mwork_jax.cli import main
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.model import Decoder
+from mwork_jax.model.decoder import Decoder
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.plan import NAMED, Plan, Slice, config_of, plan_report
 from mwork_jax.plan.compiled import Case, Memory, _needed, weight_bytes
-from mwork_jax.plan.hlo import Cost, cost_of
 from mwork_jax.plan.stages import Size, own_operations, programs
 from mwork_jax.plan.work import full_tables
+from mwork_jax.runtime.compiled import Cost, cost_of
 from mwork_jax.sharding import make_mesh
 
 planning = importlib.import_module("mwork_jax.plan.plan")  # the package exports a function of this name
@@ -61,7 +61,7 @@ def test_a_whole_scanned_model_costs_what_its_unrolled_layers_cost():
         config = small(num_hidden_layers=layers)
         decoder = jax.eval_shape(lambda: Decoder.random(config, jax.random.key(0)))
         mask = jax.eval_shape(lambda: NeuronMask.keep_all(config))
-        from mwork_jax.model import forward_decoder
+        from mwork_jax.model.decoder import forward_decoder
 
         return forward_decoder.lower(decoder, jax.ShapeDtypeStruct((2, 64), jnp.int32), mask).compile()
 

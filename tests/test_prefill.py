@@ -8,9 +8,9 @@ import pytest
 
 import mwork_jax as mw
 import mwork_jax.prefill as prefill_module
-from mwork_jax.evaluate import log_likelihoods
+from mwork_jax.evaluate.likelihood import log_likelihoods
 from mwork_jax.generate import generations
-from mwork_jax.model import hidden_states
+from mwork_jax.model.decoder import hidden_states
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.prefill import Row, _families, _shared_beginning, first_layer, prefill, trees
 from test_model import random_neurons

@@ -18,7 +18,7 @@ from mwork_jax.neurons import NeuronSet
 from mwork_jax.report import Table, read_findings, read_report
 from mwork_jax.report.figures import plot_layer_languages, plot_overlap
 from mwork_jax.report.tables import against_random, lens_sentence
-from mwork_jax.select import activated
+from mwork_jax.select.rules import activated
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -235,7 +235,7 @@ def test_the_sentence_says_what_is_seen_and_no_more():
 def test_plots_take_an_axis_of_one_s_own(whole):
     from matplotlib.figure import Figure
 
-    from mwork_jax.atlas import overlap
+    from mwork_jax.analysis import overlap
 
     findings = read_findings(whole)
     axes = Figure().subplots(1, 2)

@@ -103,8 +103,8 @@ def test_running_again_computes_nothing(finished, tiny_folder, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("mwork_jax.run.score_neurons", never)
-    monkeypatch.setattr("mwork_jax.exams.held_out_losses", never)
+    monkeypatch.setattr("mwork_jax.pipeline.score_neurons", never)
+    monkeypatch.setattr("mwork_jax.evaluate.evaluations.held_out_losses", never)
     mwork("run", "--model", tiny_folder, "--out", finished, *QUICK)
     assert (finished / "results.json").read_bytes() == before
 
@@ -112,7 +112,9 @@ def test_running_again_computes_nothing(finished, tiny_folder, monkeypatch):
 def test_other_settings_recompute_what_changed(finished, tiny_folder, tmp_path, monkeypatch):
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
-    monkeypatch.setattr("mwork_jax.run.score_neurons", lambda *a, **k: pytest.fail("scores do not depend on the rule"))
+    monkeypatch.setattr(
+        "mwork_jax.pipeline.score_neurons", lambda *a, **k: pytest.fail("scores do not depend on the rule")
+    )
     mwork("run", "--model", tiny_folder, "--out", out, *QUICK[:-1], "top_k:5")
     assert results(out)["languages"]["de"]["neurons"] != results(finished)["languages"]["de"]["neurons"]
 
@@ -138,7 +140,9 @@ def test_killed_at_any_moment_the_next_run_gives_the_same(finished, tiny_folder,
 def test_other_results_do_not_stay_beside_new_neurons(finished, tiny_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
-    monkeypatch.setattr("mwork_jax.exams.held_out_losses", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "mwork_jax.evaluate.evaluations.held_out_losses", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     mwork("run", "--model", tiny_folder, "--out", out, *QUICK[:-1], "top_k:5", expect=130)
     assert not (out / "results.json").exists()
     assert not (out / "table.txt").exists()
@@ -395,7 +399,7 @@ def test_detecting_again_computes_nothing(tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "en.txt").write_text("some text\nand more\n")
     command = ("detect", "--model", tiny_folder, "--corpus", f"en={tmp_path}/en.txt", "--out", tmp_path / "out")
     mwork(*command)
-    monkeypatch.setattr("mwork_jax.run.score_neurons", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr("mwork_jax.pipeline.score_neurons", lambda *a, **k: pytest.fail("computed again"))
     mwork(*command)
 
 
@@ -425,7 +429,7 @@ def test_a_full_disk_while_scores_are_saved(tiny_folder, tmp_path, monkeypatch, 
         path.write_bytes(b"half of it")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("mwork_jax.files.save_file", full)
+    monkeypatch.setattr("mwork_jax.runtime.files.save_file", full)
     output = mwork("run", "--model", tiny_folder, "--out", tmp_path / "out", *QUICK, expect=2, capture=capsys)
     assert "No space left on device" in output.err
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]

@@ -14,7 +14,7 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.load import _open
 from mwork_jax.load.hf_folder import SafetensorsFolder
-from mwork_jax.model import parameter_specs
+from mwork_jax.model.decoder import parameter_specs
 from mwork_jax.plan.models import NAMED
 from mwork_jax.sharding import TABLE, default_shape, make_mesh, mesh_of, parse_mesh, spec
 
@@ -141,7 +141,7 @@ def test_a_process_reads_the_slices_of_its_devices_and_nothing_else(tiny_folder,
     arrays = assemble.assemble_on(config, source, np.float32, None)
     monkeypatch.undo()
     whole = assemble.assemble(config, source, np.float32, lambda name, array: array)
-    from mwork_jax.enhance.compact import parameter_arrays
+    from mwork_jax.enhance.neuron_params import parameter_arrays
 
     for name, array in parameter_arrays(whole).items():
         index = half(array.shape, parameter_specs(config)[name].axes)

@@ -8,11 +8,11 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.cli import main
-from mwork_jax.deactivate import StageSplit
-from mwork_jax.evaluate import log_likelihood
-from mwork_jax.sweep import SweepSettings, prepare
-from mwork_jax.tables import TABLES
-from mwork_jax.tasks import TASKS, continuations
+from mwork_jax.evaluate.likelihood import log_likelihood
+from mwork_jax.evaluate.paper_tables import TABLES
+from mwork_jax.evaluate.table_run import SweepSettings, prepare
+from mwork_jax.evaluate.tasks import TASKS, continuations
+from mwork_jax.intervene.stages import StageSplit
 
 SETTINGS = ("--languages", "en,de,th", "--items", "3", "--seeds", "2")
 
@@ -93,7 +93,7 @@ def _normalisation(task):
 def test_finished_cells_are_never_computed_again(tiny_folder, neurons, tmp_path, monkeypatch):
     evaluate(tiny_folder, neurons, tmp_path, "--table", "4")
     before = (tmp_path / "results.json").read_bytes()
-    monkeypatch.setattr("mwork_jax.exams.log_likelihoods", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr("mwork_jax.evaluate.evaluations.log_likelihoods", lambda *a, **k: pytest.fail("computed again"))
     evaluate(tiny_folder, neurons, tmp_path, "--table", "4")
     assert (tmp_path / "results.json").read_bytes() == before
 
@@ -185,7 +185,7 @@ def test_a_table_s_stand_in_is_named(tiny_folder, neurons, tmp_path, monkeypatch
     def answers(model, prompts, masks, **_):
         return [["a"] * len(prompts)] * len(masks)
 
-    monkeypatch.setattr("mwork_jax.exams.generations", answers)
+    monkeypatch.setattr("mwork_jax.evaluate.evaluations.generations", answers)
     evaluate(tiny_folder, neurons, tmp_path, "--table", "5")
     assert "table 5: no data of xlsum there; headlines stands in for it" in capsys.readouterr().err
     assert json.loads((tmp_path / "results.json").read_text())["tables"][0]["task"]["name"] == "headlines"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mwork_jax.errors import InputError
-from mwork_jax.tables import TABLES, Printed, tables_named
-from mwork_jax.tasks import TASKS
+from mwork_jax.evaluate.paper_tables import TABLES, Printed, tables_named
+from mwork_jax.evaluate.tasks import TASKS
 
 EXCERPT = Path(__file__).parent.parent.parent / "shared" / "paper" / "excerpt.txt"
 MODELS = ("Vicuna", "Mistral")

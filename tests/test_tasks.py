@@ -10,7 +10,7 @@ import pytest
 
 from mwork_jax.corpus import LANGUAGES, own_corpus, read_corpus
 from mwork_jax.errors import InputError
-from mwork_jax.tasks import (
+from mwork_jax.evaluate.tasks import (
     TASKS,
     Choices,
     continuations,

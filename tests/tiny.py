@@ -12,7 +12,7 @@ import pytest
 from mwork_jax.config import ModelConfig
 from mwork_jax.load import Model
 from mwork_jax.load.assemble import assemble
-from mwork_jax.model import Decoder
+from mwork_jax.model.decoder import Decoder
 
 torch = pytest.importorskip("torch", reason="the oracle of these tests is HF PyTorch")
 transformers = pytest.importorskip("transformers")

@@ -16,8 +16,8 @@ from jax.errors import JaxRuntimeError
 from mwork_jax.cli import detect, enhance, evaluate, lens, plan, report, run, select
 from mwork_jax.cli.options import Parser
 from mwork_jax.errors import InputError
-from mwork_jax.processes import leave, several
 from mwork_jax.report import printable
+from mwork_jax.runtime.distributed import leave, several
 
 _INTERRUPTED = 130
 _GOES_ON = "what was finished is kept, the same command goes on from there"

@@ -7,11 +7,11 @@ from typing import Any
 
 from mwork_jax.cli.options import add_model, at_least, command, load_chosen, pairs, print_result
 from mwork_jax.corpus import encoded, read_corpus
-from mwork_jax.detect import DEFAULT_KEPT
+from mwork_jax.detect.importance import DEFAULT_KEPT
 from mwork_jax.errors import InputError
-from mwork_jax.files import output_folder
-from mwork_jax.progress import Progress
-from mwork_jax.run import DETECTION_COST, kept_scores
+from mwork_jax.pipeline import DETECTION_COST, kept_scores
+from mwork_jax.runtime.files import output_folder
+from mwork_jax.runtime.progress import Progress
 
 
 def add(commands: Any) -> None:

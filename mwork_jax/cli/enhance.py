@@ -22,20 +22,20 @@ from mwork_jax.cli.options import (
 )
 from mwork_jax.corpus import LANGUAGES, encoded, own_corpus, read_corpus
 from mwork_jax.enhance import TuneSettings
-from mwork_jax.enhance.study import Probes, StudySettings, check, study
+from mwork_jax.enhance.export import save_delta, save_folder
+from mwork_jax.enhance.table6 import Probes, StudySettings, check, study
 from mwork_jax.errors import InputError
-from mwork_jax.exams import TaskExam
-from mwork_jax.export import save_delta, save_folder
-from mwork_jax.files import write_json, write_text
+from mwork_jax.evaluate.evaluations import TaskExam
+from mwork_jax.evaluate.table_run import SweepSettings, prepare
+from mwork_jax.evaluate.tasks import task_named
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.progress import Progress
+from mwork_jax.pipeline import DETECTION_COST, kept_for, kept_scores
 from mwork_jax.report import enhance_report, tuning_figure
-from mwork_jax.run import DETECTION_COST, kept_for, kept_scores
-from mwork_jax.select import MODES, Rule, select_neurons
-from mwork_jax.sweep import SweepSettings, prepare
-from mwork_jax.tasks import task_named
+from mwork_jax.runtime.files import write_json, write_text
+from mwork_jax.runtime.progress import Progress
+from mwork_jax.select.rules import MODES, Rule, select_neurons
 
 _DETECTION_DOCUMENTS = 32  # of each language, where no neuron sets are given
 _SWEEP = (100, 200, 400, 800)

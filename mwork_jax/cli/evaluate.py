@@ -18,18 +18,18 @@ from mwork_jax.cli.options import (
     results_folder,
     say,
 )
-from mwork_jax.deactivate import StageSplit
 from mwork_jax.errors import InputError
-from mwork_jax.exams import TaskExam
-from mwork_jax.files import read_json, write_json, write_text
+from mwork_jax.evaluate.evaluations import TaskExam
+from mwork_jax.evaluate.paper_tables import Table, tables_named
+from mwork_jax.evaluate.table_run import Sweep, SweepSettings, prepare, prepare_table, run_grid, run_table
+from mwork_jax.evaluate.tasks import task_named
+from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.progress import compilations
 from mwork_jax.report import grid_report, table_report
-from mwork_jax.sweep import Sweep, SweepSettings, prepare, prepare_table, run_grid, run_table
-from mwork_jax.tables import Table, tables_named
-from mwork_jax.tasks import task_named
+from mwork_jax.runtime.files import read_json, write_json, write_text
+from mwork_jax.runtime.progress import compilations
 
 
 def add(commands: Any) -> None:

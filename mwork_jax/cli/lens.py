@@ -10,11 +10,11 @@ from typing import Any
 from mwork_jax.cli.options import add_model, at_least, command, languages_of, load_chosen, one_of, pairs, print_result
 from mwork_jax.corpus import encoded, own_corpus, read_corpus
 from mwork_jax.errors import InputError
-from mwork_jax.files import output_folder, write_json
-from mwork_jax.labels import LABELLERS
-from mwork_jax.lens import LensSettings, run_lens
+from mwork_jax.lens.logit_lens import LensSettings, run_lens
+from mwork_jax.lens.vocabulary import LABELLERS
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.report import lens_report
+from mwork_jax.runtime.files import output_folder, write_json
 
 _LANGUAGES = "en,de,es,zh,th,ar"
 

@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 import jax
 
 from mwork_jax.errors import InputError
-from mwork_jax.files import output_folder, read_json
 from mwork_jax.load import Model, load_model, weight_bytes
-from mwork_jax.processes import agreed, is_first, several, start
 from mwork_jax.report import printable
-from mwork_jax.select import DEFAULT_RULE, MODES
+from mwork_jax.runtime.distributed import agreed, is_first, several, start
+from mwork_jax.runtime.files import output_folder, read_json
+from mwork_jax.select.rules import DEFAULT_RULE, MODES
 from mwork_jax.sharding import default_shape, make_mesh, parse_mesh
 
 

@@ -21,11 +21,11 @@ from mwork_jax.cli.options import (
 )
 from mwork_jax.corpus import LANGUAGES, Corpus, own_corpus, read_corpus
 from mwork_jax.errors import InputError
-from mwork_jax.files import write_text
-from mwork_jax.processes import is_first
+from mwork_jax.pipeline import RunSettings, choose_documents, run
 from mwork_jax.report import read_report, text_report
-from mwork_jax.run import RunSettings, choose_documents, run
-from mwork_jax.select import MODES, Rule
+from mwork_jax.runtime.distributed import is_first
+from mwork_jax.runtime.files import write_text
+from mwork_jax.select.rules import MODES, Rule
 
 
 def add(commands: Any) -> None:

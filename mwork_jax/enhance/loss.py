@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.model import block_of_rows, product, rows_of, soft_cap
+from mwork_jax.model.decoder import block_of_rows, product, rows_of, soft_cap
 from mwork_jax.sharding import constrain, shares
 
 _LOGITS = 1 << 24  # that exist at once: 64 MiB

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mwork_jax.enhance.compact import Index, gather, scatter
-from mwork_jax.model import Decoder
+from mwork_jax.enhance.neuron_params import Index, gather, scatter
+from mwork_jax.model.decoder import Decoder
 
 
 class Rates(NamedTuple):

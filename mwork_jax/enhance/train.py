@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mwork_jax.enhance.compact import Compact, Index, changes, gather
 from mwork_jax.enhance.loss import summed_nats, vocab_block
+from mwork_jax.enhance.neuron_params import Compact, Index, changes, gather
 from mwork_jax.enhance.optimizer import Rates, adamw
 from mwork_jax.enhance.packing import Rows
 from mwork_jax.errors import InputError
-from mwork_jax.model import Decoder, hidden_states, rms_norm
+from mwork_jax.model.decoder import Decoder, hidden_states, rms_norm
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.sharding import shares
 

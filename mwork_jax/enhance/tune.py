@@ -19,7 +19,7 @@ import numpy as np
 
 from mwork_jax.corpus import Document, Encoded, encoded
 from mwork_jax.enhance.checkpoint import Checkpoints
-from mwork_jax.enhance.compact import Compact, Index, check_fits, gather, index_of, scatter, widths
+from mwork_jax.enhance.neuron_params import Compact, Index, check_fits, gather, index_of, scatter, widths
 from mwork_jax.enhance.optimizer import Rates
 from mwork_jax.enhance.packing import Rows, batch_at, empty_rows, pack, steps_per_epoch
 from mwork_jax.enhance.train import (
@@ -33,9 +33,9 @@ from mwork_jax.enhance.train import (
     validation_nats,
 )
 from mwork_jax.errors import InputError
-from mwork_jax.ledger import fingerprint
 from mwork_jax.load import Model
 from mwork_jax.neurons import NeuronSet
+from mwork_jax.runtime.cache import fingerprint
 from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, put
 
 

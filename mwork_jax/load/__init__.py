@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig, ending_too
 from mwork_jax.errors import InputError
-from mwork_jax.files import read_json
 from mwork_jax.load.assemble import assemble, assemble_on
 from mwork_jax.load.bucket import BucketFolder, is_bucket
 from mwork_jax.load.flax_checkpoint import FlaxCheckpoint
@@ -28,7 +27,8 @@ from mwork_jax.load.hf_folder import SafetensorsFolder
 from mwork_jax.load.packaged import PACKAGED, packaged_gguf
 from mwork_jax.load.source import WeightSource
 from mwork_jax.load.tokenizer import chat_prompt, encode, folder_tokenizer
-from mwork_jax.model import Decoder, parameter_specs
+from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.runtime.files import read_json
 from mwork_jax.sharding import fetch, fetch_each
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.load.source import SlicedSource, WeightSource
-from mwork_jax.model import Decoder, ParameterSpec, parameter_specs
+from mwork_jax.model.decoder import Decoder, ParameterSpec, parameter_specs
 from mwork_jax.sharding import sharding
 
 Index = tuple[slice, ...]

@@ -15,7 +15,7 @@ import numpy as np
 from flax.serialization import msgpack_restore
 
 from mwork_jax.errors import InputError
-from mwork_jax.files import read_json
+from mwork_jax.runtime.files import read_json
 
 _WHOLE = "flax_model.msgpack"
 _INDEX = "flax_model.msgpack.index.json"

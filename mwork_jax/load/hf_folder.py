@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mwork_jax.errors import InputError
-from mwork_jax.files import read_json
+from mwork_jax.runtime.files import read_json
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mwork_jax.errors import InputError
-from mwork_jax.files import atomic_path
+from mwork_jax.runtime.files import atomic_path
 
 _BLOCK_BYTES = 4 << 20
 

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.model import Decoder, parameter_specs
+from mwork_jax.model.decoder import Decoder, parameter_specs
 from mwork_jax.plan.chips import Slice
-from mwork_jax.plan.hlo import Cost, cost_of
 from mwork_jax.plan.stages import Size, StageProgram, programs
 from mwork_jax.plan.topology import abstract_mesh
+from mwork_jax.runtime.compiled import Cost, cost_of
 from mwork_jax.sharding import spec
 
 _GIB = 2.0**30

@@ -8,7 +8,7 @@ from typing import Any
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.files import read_json
+from mwork_jax.runtime.files import read_json
 
 _LLAMA_2 = {
     "model_type": "llama", "vocab_size": 32000, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,

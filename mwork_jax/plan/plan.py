@@ -8,12 +8,12 @@ from math import prod
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.model import parameter_specs
+from mwork_jax.model.decoder import parameter_specs
 from mwork_jax.plan.chips import Slice
 from mwork_jax.plan.compiled import Case, compile_case
-from mwork_jax.plan.hlo import Cost
 from mwork_jax.plan.stages import Size, own_operations
 from mwork_jax.plan.work import Work, full_tables
+from mwork_jax.runtime.compiled import Cost
 from mwork_jax.sharding import DATA, MASK, MODEL
 
 Say = Callable[[str], None]

@@ -11,18 +11,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
-from mwork_jax.detect import DEFAULT_KEPT, Running, running_axes, score_batch
-from mwork_jax.enhance.compact import PARAMETERS
+from mwork_jax.detect.importance import DEFAULT_KEPT, Running, running_axes, score_batch
+from mwork_jax.enhance.neuron_params import PARAMETERS
 from mwork_jax.enhance.optimizer import Rates, adamw
 from mwork_jax.enhance.packing import Rows
 from mwork_jax.enhance.train import Frozen, Program, State, train_step
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate import LOGIT_ROWS, losses_at
+from mwork_jax.evaluate.likelihood import LOGIT_ROWS, losses_at
 from mwork_jax.generate import Decoded, DecodeState, run_steps
-from mwork_jax.model import KeyValueCache
-from mwork_jax.plan.hlo import Cost, Trips, no_unknown_loops
+from mwork_jax.model.decoder import KeyValueCache
 from mwork_jax.plan.topology import abstract, abstract_decoder, abstract_masks
 from mwork_jax.prefill import advance
+from mwork_jax.runtime.compiled import Cost, Trips, no_unknown_loops
 from mwork_jax.sharding import DATA, MASK, MODEL
 
 STAGES = ("detect", "evaluate", "generate", "enhance")

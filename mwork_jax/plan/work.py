@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mwork_jax.tables import TABLES
+from mwork_jax.evaluate.paper_tables import TABLES
 
 _LANGUAGES = 11  # English and ten others
 _SEEDS = 5  # random controls for each language

@@ -15,12 +15,12 @@ from mwork_jax.report.figures import (
     plot_overlap,
     plot_thresholds,
 )
-from mwork_jax.report.findings import Findings, read_findings
-from mwork_jax.report.names import NAMES
+from mwork_jax.report.language_names import NAMES
+from mwork_jax.report.loaded_results import Findings, read_findings
 from mwork_jax.report.sections import tuning_figure
 from mwork_jax.report.table import FORMATS, Table
 from mwork_jax.report.text import enhance_report, grid_report, lens_report, printable, table_report, text_report
-from mwork_jax.report.written import Report, read_report, tables_as
+from mwork_jax.report.write import Report, read_report, tables_as
 
 __all__ = [
     "FORMATS",

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mwork_jax.atlas import Overlap
-from mwork_jax.deactivate import StageSplit
+from mwork_jax.analysis import Overlap
+from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import GROUPS, NeuronSet
-from mwork_jax.report.names import name_of
+from mwork_jax.report.language_names import name_of
 from mwork_jax.report.tables import ALIKE, STAGE_TITLES, STAGES, against_random, own_english_rest, score_of
 
 INK, MUTED, GRID, PAPER = "#1c1c22", "#5f5f6b", "#dcdce3", "#ffffff"

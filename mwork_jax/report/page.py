@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any
 
-from mwork_jax.report.findings import Findings
-from mwork_jax.report.names import direction_of, full_name, name_of
+from mwork_jax.report.language_names import direction_of, full_name, name_of
+from mwork_jax.report.loaded_results import Findings
 from mwork_jax.report.sections import LENS_KEY, Figure, Section
 from mwork_jax.report.table import Table
 

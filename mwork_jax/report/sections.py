@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mwork_jax.atlas import importance_quantiles, overlap, threshold_curves
+from mwork_jax.analysis import importance_quantiles, overlap, threshold_curves
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.report.figures import (
     neuron_shares,
@@ -23,8 +23,8 @@ from mwork_jax.report.figures import (
     plot_overlap,
     plot_thresholds,
 )
-from mwork_jax.report.findings import Findings
-from mwork_jax.report.names import full_name, name_of
+from mwork_jax.report.language_names import full_name, name_of
+from mwork_jax.report.loaded_results import Findings
 from mwork_jax.report.svg import Drawing, draw
 from mwork_jax.report.table import Table
 from mwork_jax.report.tables import (
@@ -38,7 +38,7 @@ from mwork_jax.report.tables import (
     own_english_rest,
     slug,
 )
-from mwork_jax.select import Rule
+from mwork_jax.select.rules import Rule
 
 _PANEL, _WIDE = (3.5, 2.15), 4.1
 GROUP_TITLES = {

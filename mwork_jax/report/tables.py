@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from mwork_jax.atlas import QUANTILES, importance_quantiles, overlap, threshold_curves
-from mwork_jax.exams import HELD_OUT_LOSS
-from mwork_jax.labels import REST
+from mwork_jax.analysis import QUANTILES, importance_quantiles, overlap, threshold_curves
+from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS
+from mwork_jax.lens.vocabulary import REST
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import GROUPS
-from mwork_jax.report.findings import Findings
-from mwork_jax.report.names import name_of
+from mwork_jax.report.language_names import name_of
+from mwork_jax.report.loaded_results import Findings
 from mwork_jax.report.table import Table
 
 STAGES = ("under", "s_attn", "s_ffn", "gen")

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from mwork_jax.report.names import name_of
+from mwork_jax.report.language_names import name_of
 from mwork_jax.report.tables import delta_table, grid_tables, language_table, lens_sentence, lens_table, tuning_tables
 
 _KEPT = 0.95  # of the tuned change; a reader should know when less of it was measured

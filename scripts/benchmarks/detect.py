@@ -22,9 +22,9 @@ import mwork_jax as mw
 from benchmarks.models import finished, smollm2_gguf, torch_checkpoint
 from benchmarks.pairing import fastest, paired, seconds
 from mwork_jax.corpus import LANGUAGES, own_corpus
-from mwork_jax.detect import importance_batch
+from mwork_jax.detect.importance import importance_batch
 from mwork_jax.load.packaged import packaged_gguf
-from mwork_jax.model import forward_decoder
+from mwork_jax.model.decoder import forward_decoder
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.report.svg import draw
 

@@ -143,7 +143,7 @@ def _compact(runs: int, tokens: np.ndarray, in_a_row: bool = False) -> tuple[Ste
     import jax
     import jax.numpy as jnp
 
-    from mwork_jax.enhance.compact import index_of, widths
+    from mwork_jax.enhance.neuron_params import index_of, widths
     from mwork_jax.enhance.train import Program, begin, train_step
 
     decoder = _decoder()
@@ -173,9 +173,9 @@ def _jax_masked(tokens: np.ndarray) -> tuple[Step, int]:
     import optax
 
     from mwork_jax.enhance import selected_only, selection_in
-    from mwork_jax.enhance.compact import index_of, widths
+    from mwork_jax.enhance.neuron_params import index_of, widths
     from mwork_jax.enhance.optimizer import adamw
-    from mwork_jax.model import hidden_states, logits_of
+    from mwork_jax.model.decoder import hidden_states, logits_of
     from mwork_jax.neurons import NeuronMask
 
     decoder = _decoder()

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.models import SMOLLM2, finished, torch_model
 from benchmarks.pairing import fastest, paired
 from mwork_jax.config import ModelConfig
-from mwork_jax.model import Decoder, forward_decoder
+from mwork_jax.model.decoder import Decoder, forward_decoder
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from benchmarks.pairing import seconds
 from mwork_jax.config import ModelConfig
-from mwork_jax.detect import importance_batch
-from mwork_jax.model import Decoder, forward_decoder
+from mwork_jax.detect.importance import importance_batch
+from mwork_jax.model.decoder import Decoder, forward_decoder
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.plan.models import config_of
 from mwork_kernels.qk_importance import qk_importance  # pyright: ignore[reportMissingImports]

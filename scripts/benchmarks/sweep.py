@@ -18,14 +18,14 @@ import mwork_jax as mw
 from benchmarks.models import SMOLLM2, torch_checkpoint, torch_model, zeroed
 from benchmarks.pairing import fastest, paired
 from mwork_jax.config import ModelConfig
-from mwork_jax.deactivate import EACH_STAGE, StageSplit
-from mwork_jax.evaluate import log_likelihoods
+from mwork_jax.evaluate.likelihood import log_likelihoods
+from mwork_jax.evaluate.table_run import SweepSettings, prepare
+from mwork_jax.evaluate.tasks import TASKS
+from mwork_jax.evaluate.tasks.base import gap
+from mwork_jax.intervene.stages import EACH_STAGE, StageSplit
 from mwork_jax.load.packaged import packaged_gguf
-from mwork_jax.model import Decoder, forward_decoder, hidden_states, logits_of
+from mwork_jax.model.decoder import Decoder, forward_decoder, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
-from mwork_jax.sweep import SweepSettings, prepare
-from mwork_jax.tasks import TASKS
-from mwork_jax.tasks.base import gap
 
 LANGUAGES = ("en", "de", "th", "zh")
 PROMPTS = 64

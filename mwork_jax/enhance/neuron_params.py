@@ -1,0 +1,111 @@
+"""The compact form: a neuron set's rows and columns apart from the model, as one small pytree.
+
+A neuron is a row of W_Q, W_K, W_V, or of both W_gate and W_up, or a column of W_down. The chosen ones of every layer
+are gathered at one width per group, padded, with traced indices: neuron sets of other languages, random controls and
+seeds share one program and stack for `jax.vmap`. In the forward pass the difference to the model's own values is a
+small product beside the frozen one (`changes`), so a gradient and an optimizer state exist for the selection alone.
+Biases stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mwork_jax.errors import InputError
+from mwork_jax.model.decoder import Changes, Decoder, NeuronChange
+from mwork_jax.neurons import GROUPS, NeuronSet, group_widths
+from mwork_jax.sharding import constrain
+
+# The parameters that hold a group's neurons, and the axis of [layers, out, in] that they lie along.
+PARAMETERS = {
+    "q": ("attn_q", 1), "k": ("attn_k", 1), "v": ("attn_v", 1), "gate": ("ffn_up", 1), "up": ("ffn_up", 1),
+    "down": ("ffn_down", 2),
+}  # fmt: skip
+_STEP = 8  # widths are multiples of it: sets of about the same size share a program
+
+Compact = dict[str, jax.Array]  # {parameter: float32 [layers, w, hidden]}, one row per chosen row or column
+Index = dict[str, jax.Array]  # {group: int32 [layers, w]}; an index just past the group is padding
+
+
+def widths(sets: Sequence[NeuronSet]) -> dict[str, int]:
+    """How many neurons of each group to make room for in every layer, so that each of the sets fits."""
+    most = {g: max(int(counts.max()) for counts in (s.counts()[g] for s in sets)) for g in GROUPS}
+    return {g: -(-max(1, n) // _STEP) * _STEP for g, n in most.items()}
+
+
+def index_of(neurons: NeuronSet, room: Mapping[str, int]) -> Index:
+    """Where the set's neurons are, layer by layer, padded to `room`."""
+    index = {}
+    for group, members in neurons.groups.items():
+        padded = np.full((members.shape[0], room[group]), members.shape[1], np.int32)
+        for row, chosen in zip(padded, members, strict=True):
+            places = np.flatnonzero(chosen)
+            row[: places.size] = places
+        index[group] = jnp.asarray(padded)
+    return index
+
+
+def check_fits(neurons: NeuronSet, decoder: Decoder, where: str) -> None:
+    """Raises InputError, which begins with `where`, for a set that is empty or of a model of another shape."""
+    widths_of_model = group_widths(decoder.config)
+    for group, members in neurons.groups.items():
+        if members.shape != (decoder.config.num_layers, widths_of_model[group]):
+            raise InputError(
+                f"{where}: the neuron set's {group} has {members.shape[0]} layers x {members.shape[1]} neurons, the "
+                f"model has {decoder.config.num_layers} x {widths_of_model[group]}; the set is of another model"
+            )
+    if not neurons.count():
+        raise InputError(
+            f"{where}: the neuron set is empty, so nothing is to be tuned; a looser rule finds more neurons"
+        )
+
+
+def gather(decoder: Decoder, index: Index) -> Compact:
+    """The values of the neurons at `index`: rows as they are, columns laid down as rows; 0 where there is padding."""
+
+    def taken(name: str) -> jax.Array:
+        group, axis = PARAMETERS[name]
+        matrix = _matrix(decoder, name)
+        rows = jnp.swapaxes(matrix, 1, 2) if axis == 2 else matrix
+        padded = index[group][:, :, None]
+        found = jnp.take_along_axis(rows, padded, axis=1, mode="fill", fill_value=0).astype(jnp.float32)
+        return constrain(found, "layers", "tuned", "hidden")
+
+    return {name: taken(name) for name in PARAMETERS}
+
+
+def scatter(decoder: Decoder, index: Index, values: Compact) -> Decoder:
+    """A decoder with the neurons at `index` set to `values`, rounded to its dtype; every other bit is the same."""
+    arrays = parameter_arrays(decoder)
+    layers = jnp.arange(decoder.config.num_layers)[:, None]
+    for name, (group, axis) in PARAMETERS.items():
+        matrix = _matrix(decoder, name)
+        new = values[name].astype(matrix.dtype)
+        at = (layers, index[group]) if axis == 1 else (layers, slice(None), index[group])
+        # An index array on both sides of a slice puts its own axes first: [layers, w, out] for columns too.
+        arrays[f"layers.{name}"] = matrix.at[at].set(new, mode="drop").reshape(arrays[f"layers.{name}"].shape)
+    return Decoder(decoder.config, arrays)
+
+
+def changes(index: Index, base: Compact, values: Compact) -> Changes:
+    """What is to be added to the frozen weights, for `hidden_states`."""
+    return {name: NeuronChange(index[group], values[name] - base[name]) for name, (group, _) in PARAMETERS.items()}
+
+
+def parameter_arrays(decoder: Decoder) -> dict[str, jax.Array]:
+    """The parameters by their names in `parameter_specs`."""
+    arrays = {"embed": decoder.embed[...], "final_norm": decoder.final_norm[...]}
+    if decoder.head is not None:
+        arrays["head"] = decoder.head[...]
+    return arrays | {f"layers.{n}": p[...] for n, p in vars(decoder.layers).items() if isinstance(p, nnx.Param)}
+
+
+def _matrix(decoder: Decoder, name: str) -> jax.Array:
+    """One parameter of all layers as [layers, out, in], heads merged."""
+    array = getattr(decoder.layers, name)[...]
+    return array.reshape(array.shape[0], -1, array.shape[-1])

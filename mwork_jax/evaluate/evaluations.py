@@ -1,0 +1,164 @@
+"""What a model is asked in one language, under any number of masks: the items of a task, or held-out documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from mwork_jax.corpus import Batching, Encoded
+from mwork_jax.errors import InputError
+from mwork_jax.evaluate.likelihood import held_out_losses, log_likelihoods
+from mwork_jax.evaluate.tasks import Choices, Item, Task, continuations, filtered
+from mwork_jax.generate import generations
+from mwork_jax.load import Model
+from mwork_jax.neurons import NeuronMask
+from mwork_jax.runtime.cache import fingerprint
+
+Scores = dict[str, list[float]]  # score name -> one number per item
+HELD_OUT_LOSS = "held-out loss"  # its name beside the tasks: minus nats per token, so that higher is better
+LOSS_VERSION = "held_out_loss-1"  # results of another one are not mixed in
+
+
+class Exam(Protocol):
+    """Something to ask a model in one language. `key`, a JSON value, is what determines the answers besides the model
+    and the mask."""
+
+    @property
+    def key(self) -> Mapping[str, Any]: ...
+
+    @property
+    def size(self) -> int:
+        """How many items it has."""
+        ...
+
+    @property
+    def weights(self) -> np.ndarray:
+        """How much each item counts in a mean: float64 [size]."""
+        ...
+
+    def scores(
+        self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None = None
+    ) -> list[Scores]:
+        """What each mask scores, item by item. progress is called with the items done, those of all masks together."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LossExam:
+    """Held-out documents of one language; their scores are "nats", "tokens" and "bytes"."""
+
+    documents: tuple[Encoded, ...]
+    batching: Batching
+
+    @cached_property
+    def key(self) -> Mapping[str, Any]:
+        tokens = [[d.tokens.tolist(), d.bytes] for d in self.documents]
+        return {"evaluator": LOSS_VERSION, "documents": fingerprint(tokens)}
+
+    @property
+    def size(self) -> int:
+        return len(self.documents)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Its predicted tokens, for a loss per token."""
+        return np.asarray([d.tokens.size - 1 for d in self.documents], float)
+
+    def scores(
+        self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None = None
+    ) -> list[Scores]:
+        found = held_out_losses(model, self.documents, masks, batching=self.batching, progress=progress)
+        if not all(np.isfinite(loss.nats).all() for loss in found):
+            raise InputError("the held-out loss is not finite; are the model's weights sound?")
+        return [
+            {"nats": loss.nats.tolist(), "tokens": loss.tokens.tolist(), "bytes": loss.bytes.tolist()} for loss in found
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class TaskExam:
+    """The items of a task in one language with their prompts; their scores are the task's."""
+
+    task: Task
+    language: str
+    items: tuple[Item, ...]
+    prompts: tuple[str, ...]
+    origin: str
+    chat: bool = False
+
+    @cached_property
+    def key(self) -> Mapping[str, Any]:
+        items = fingerprint([self.prompts, [asdict(item) for item in self.items], self.chat])
+        return {"task": [self.task.name, self.task.version], "items": items}
+
+    @property
+    def size(self) -> int:
+        return len(self.items)
+
+    @property
+    def weights(self) -> np.ndarray:
+        return np.ones(len(self.items))
+
+    def as_chat(self, model: Model) -> TaskExam:
+        """With every prompt as a user's message in the model's chat template. Raises InputError where it has none."""
+        return replace(self, prompts=tuple(map(model.chat_prompt, self.prompts)), chat=True)
+
+    def check_fits(self, model: Model) -> None:
+        """Raises InputError, naming the item, for a prompt that the model's context has no room for with the answer."""
+        longest = model.config.max_length
+        for item, text in zip(self.items, self.prompts, strict=True):
+            answers = self._options(item) if self.task.kind == "choose" else ("",)
+            size = max(model.encode(text + answer).size for answer in answers) + self.task.max_new_tokens
+            if size > longest:
+                raise InputError(
+                    f"{self.origin}: item {item.id} takes {size} tokens with its answer, the model's context "
+                    f"is {longest}; leave the item out, or use fewer --shots"
+                )
+
+    def _options(self, item: Item) -> tuple[str, ...]:
+        """The choices as they go on from the prompt; a chat template ends where an answer begins, without a space."""
+        options = continuations(self.task, item)
+        return tuple(option.lstrip() for option in options) if self.chat else options
+
+    def scores(
+        self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None = None
+    ) -> list[Scores]:
+        answer = self._generated if self.task.kind == "generate" else self._chosen
+        found = []
+        for said in answer(model, masks, progress):
+            each = [self.task.score(item, one) for item, one in zip(self.items, said, strict=True)]
+            found.append({name: [one[name] for one in each] for name in self.task.scores})
+        return found
+
+    def _generated(
+        self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None
+    ) -> list[list[str]]:
+        """What the model writes after each prompt, as it is scored."""
+        found = generations(
+            model,
+            self.prompts,
+            masks,
+            max_new_tokens=self.task.max_new_tokens,
+            stop=self.task.stop(self.language),
+            progress=progress,
+        )
+        return [[filtered(self.task, self.language, str(text)) for text in texts] for texts in found]
+
+    def _chosen(
+        self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None
+    ) -> list[list[Choices]]:
+        """How likely the model finds each choice after each prompt; all choices of all items go through together."""
+        options = [self._options(item) for item in self.items]
+        contexts = [text for text, choices in zip(self.prompts, options, strict=True) for _ in choices]
+        whole = [choice for choices in options for choice in choices]
+        share = len(self.items) / len(whole)
+        step = None if progress is None else lambda done: progress(int(done * share))
+        ends = np.cumsum([len(choices) for choices in options])[:-1]
+        return [
+            [Choices(*of_item) for of_item in zip(np.split(f.nats, ends), np.split(f.tokens, ends), strict=True)]
+            for f in log_likelihoods(model, contexts, whole, masks, progress=step)
+        ]

@@ -1,0 +1,304 @@
+"""The logit lens by layer, and of which language the tokens are that it shows (Figure 1 of the paper).
+
+Every layer's hidden state goes through the final norm, the head and the soft cap, as if it were the last one. The top
+tokens at each position are looked up in a table [vocabulary, columns] of labels, on the device: a gather. Layer 0 is
+the embeddings, measured like every other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mwork_jax.corpus import Batching, Document, Encoded, encoded, stream_batches
+from mwork_jax.detect.importance import counted_rows
+from mwork_jax.errors import InputError
+from mwork_jax.lens.vocabulary import RULES, Labels, label_vocabulary
+from mwork_jax.load import Model
+from mwork_jax.model.decoder import Decoder, embedded, hidden_states, logits_of
+from mwork_jax.neurons import NeuronMask, NeuronSet
+from mwork_jax.runtime.cache import Ledger, fingerprint
+from mwork_jax.runtime.distributed import agreed
+from mwork_jax.runtime.progress import Progress
+from mwork_jax.sharding import constrain, fetch, mesh_of, on_mesh_of, put
+
+LENS_FORMAT = "mwork-lens-1"
+EVALUATOR = "lens-1"  # its version: results of another one are not mixed in
+_ROWS = 128  # positions whose logits exist at once: a vocabulary is too wide for a whole batch
+_SHORT = Batching(max_tokens=64, tokens_per_batch=512)
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageShares:
+    """The share of each label among the tokens that a layer ranks first.
+
+    top_k, top_1: float64 [layers + 1, columns], of the k first tokens and of the first alone, over all positions; rows
+    add up to 1. Row 0 is the embeddings. columns: the languages, then the labels for no language. positions: how many
+    were counted.
+    """
+
+    columns: tuple[str, ...]
+    top_k: np.ndarray
+    top_1: np.ndarray
+    k: int
+    positions: int
+
+
+def language_shares(
+    model: Model,
+    documents: Iterable[Document | Encoded],
+    mask: NeuronMask,
+    labels: Labels,
+    *,
+    k: int = 10,
+    batching: Batching = _SHORT,
+    progress: Callable[[int], None] | None = None,
+) -> LanguageShares:
+    """Counts the languages of every layer's top tokens on a stream of documents, with the neurons of `mask` that are 0
+    switched off. One program serves every mask; memory does not grow with the number of documents.
+
+    The position of a leading BOS is left out, as in detection. progress is called with the number of documents done.
+    Raises InputError for labels of another vocabulary, k outside it, or documents that cannot be used.
+    """
+    if labels.codes.size != model.config.vocab_size:
+        raise InputError(
+            f"the labels are of {labels.codes.size} tokens, the model's vocabulary has {model.config.vocab_size}"
+        )
+    if not 1 <= k <= labels.codes.size:
+        raise InputError(f"top {k}: it must be between 1 and the vocabulary's {labels.codes.size}")
+    mesh = mesh_of(model.decoder)
+    table, off = put(jnp.asarray(labels.table()), mesh, None, None), put(mask, mesh, None, None)
+    total, done, positions = 0.0, 0, 0
+    for batch in stream_batches(encoded(model, documents, batching.max_tokens, where="prompts"), batching):
+        rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos=False)
+        flat = np.flatnonzero(rows)
+        places = np.zeros(-(-rows.size // _ROWS) * _ROWS, np.int32)
+        places[: flat.size] = flat
+        with on_mesh_of(model.decoder):
+            tokens = put(batch.tokens, mesh, "batch", "time")
+            found = fetch(_count_labels(model.decoder, tokens, places, np.int32(flat.size), off, table, k))
+        total, positions = total + found.astype(np.float64), positions + flat.size
+        done += int((batch.documents >= 0).sum())
+        if progress is not None:
+            progress(done)
+    shares = np.asarray(total) / positions
+    return LanguageShares(labels.columns, shares[:, 0], shares[:, 1], k, positions)
+
+
+@partial(jax.jit, static_argnames="k")
+def _count_labels(
+    decoder: Decoder,
+    tokens: jax.Array,
+    places: jax.Array,
+    counted: jax.Array,
+    mask: NeuronMask,
+    table: jax.Array,
+    k: int,
+) -> jax.Array:
+    """Label counts over the first `counted` of the flat positions `places`: float32 [layers + 1, 2, columns], of the k
+    first tokens (1/k each) and of the first."""
+
+    def count(x: jax.Array) -> jax.Array:
+        flat = x.reshape(-1, x.shape[-1])
+
+        def add_chunk(chunk: jax.Array, total: jax.Array) -> jax.Array:
+            at = jax.lax.dynamic_slice(places, (chunk * _ROWS,), (_ROWS,))
+            part = constrain(flat[at], "batch", "hidden")  # of each chunk, every device its own part
+            top = jax.lax.top_k(logits_of(decoder, part), k)[1]
+            label = table[top]  # [rows, k, columns]
+            real = (chunk * _ROWS + jnp.arange(_ROWS) < counted)[:, None, None]
+            both = jnp.stack([label.mean(axis=1), label[:, 0]], axis=1)
+            return total + jnp.where(real, both, 0.0).sum(axis=0)
+
+        return jax.lax.fori_loop(0, (counted + _ROWS - 1) // _ROWS, add_chunk, jnp.zeros((2, table.shape[1])))
+
+    _, later = hidden_states(decoder, tokens, mask, observe=lambda record: count(record.hidden))
+    return jnp.concatenate([count(embedded(decoder, tokens))[None], later])
+
+
+def lens_logits(model: Model, tokens: jax.Array | np.ndarray, mask: NeuronMask) -> jax.Array:
+    """Every layer's logits: int32 [batch, time] -> float32 [layers + 1, batch, time, vocab]. The last layer's are the
+    model's. For short inputs: `language_shares` never holds so much."""
+    with on_mesh_of(model.decoder):
+        return _lens_logits(model.decoder, jnp.asarray(tokens), mask)
+
+
+@jax.jit
+def _lens_logits(decoder: Decoder, tokens: jax.Array, mask: NeuronMask) -> jax.Array:
+    _, later = hidden_states(decoder, tokens, mask, observe=lambda record: logits_of(decoder, record.hidden))
+    return jnp.concatenate([logits_of(decoder, embedded(decoder, tokens))[None], later])
+
+
+def top_tokens(model: Model, document: Document, mask: NeuronMask, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """What each layer would say next at each position of one document, most likely first: (tokens int32, probabilities
+    float32), [layers + 1, time, k] each."""
+    tokens = model.encode(document)
+    if tokens.size == 0 or not 1 <= k <= model.config.vocab_size:
+        raise InputError(f"top tokens: {tokens.size} tokens and k = {k}; at least one of each is needed")
+    with on_mesh_of(model.decoder):
+        best, probability = fetch(_top_tokens(model.decoder, tokens[None], mask, k))
+    return best[:, 0], probability[:, 0]
+
+
+@partial(jax.jit, static_argnames="k")
+def _top_tokens(decoder: Decoder, tokens: jax.Array, mask: NeuronMask, k: int) -> tuple[jax.Array, jax.Array]:
+    """The first k tokens and their probabilities at each layer and position: [layers + 1, batch, time, k] each."""
+
+    def top(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = logits_of(decoder, x)
+        values, places = jax.lax.top_k(logits, k)
+        return places, jnp.exp(values - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+
+    _, later = hidden_states(decoder, tokens, mask, observe=lambda record: top(record.hidden))
+    first = top(embedded(decoder, tokens))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
+
+
+@dataclass(frozen=True)
+class LensSettings:
+    """How a lens is run, apart from model, documents and neurons."""
+
+    top: int = 10
+    max_tokens: int = 64
+    labeller: str = "lingua"
+    label_languages: tuple[str, ...] = ()  # beside those of the prompts
+    example_tokens: int = 9
+
+
+def run_lens(
+    model: Model,
+    prompts: Mapping[str, Sequence[Encoded]],
+    origins: Mapping[str, str],
+    neurons: Mapping[str, NeuronSet],
+    settings: LensSettings,
+    out: Path,
+) -> dict[str, Any]:
+    """The shares for the prompts of each language, on the original model and, where `neurons` has a set for the
+    language, with that set switched off. Returns what `lens.json` says; finished parts are kept in `out/cells`, the
+    labels in `out/labels`."""
+    for neurons_of in neurons.values():  # a set of another model is found before any work
+        NeuronMask.keep_all(model.config).drop(neurons_of)
+    languages = tuple(dict.fromkeys((*prompts, *settings.label_languages)))
+    labels = kept_labels(model, languages, settings.labeller, out)
+    ledger = Ledger(out / "cells")
+    parts = [(lang, off) for lang in prompts for off in (None, *([neurons[lang]] if lang in neurons else []))]
+    shares = []
+    with Progress(sum(len(prompts[lang]) for lang, _ in parts)) as bar:
+        for language, off in parts:
+            shares.append(_kept_shares(model, language, prompts[language], off, labels, settings, ledger, bar))
+    return {
+        "format": LENS_FORMAT,
+        "model": model.identity,
+        "settings": asdict(settings),
+        "labels": {"columns": list(labels.columns), "counts": labels.counts(), **labels.provenance},
+        "data": {
+            lang: {"origin": origins[lang], "documents": len(docs), "fingerprint": _fingerprint(docs)}
+            for lang, docs in prompts.items()
+        },
+        "shares": shares,
+        "examples": [_example(model, lang, docs[0], labels, settings) for lang, docs in prompts.items()],
+    }
+
+
+def kept_labels(model: Model, languages: tuple[str, ...], labeller: str, out: Path) -> Labels:
+    """The labels of the model's vocabulary, from `out/labels` where they were made for the same tokenizer. Raises
+    InputError for a model without a tokenizer."""
+    if model.tokenizer is None:
+        raise InputError(f"{model.source}: no tokenizer, so its tokens have no text to label; add tokenizer.json")
+    key = {
+        "tokenizer": model.key["tokenizer"],
+        "size": model.config.vocab_size,
+        "languages": list(languages),
+        "labeller": labeller,
+        "rules": RULES,
+    }
+    path = out / "labels" / f"{fingerprint(key)}.json"
+    if path.exists():
+        try:
+            known = Labels.load(path)
+            if dict(known.provenance) == key:
+                return known
+        except InputError:
+            pass  # damaged: made again
+    made = label_vocabulary(model.tokenizer, model.config.vocab_size, languages, labeller)
+    labels = Labels(made.languages, made.codes, key)
+    labels.save(path)
+    return labels
+
+
+def _kept_shares(
+    model: Model,
+    language: str,
+    documents: Sequence[Encoded],
+    off: NeuronSet | None,
+    labels: Labels,
+    settings: LensSettings,
+    ledger: Ledger,
+    bar: Progress,
+) -> dict[str, Any]:
+    """One language's shares under one mask, from the ledger where they are there."""
+    key = {
+        "evaluator": EVALUATOR,
+        "model": model.key,
+        "language": language,
+        "documents": _fingerprint(documents),
+        "off": None if off is None else fingerprint({g: np.flatnonzero(m).tolist() for g, m in off.groups.items()}),
+        "labels": fingerprint([labels.columns, labels.codes.tolist()]),
+        "top": settings.top,
+    }
+    bar.say(f"lens {language}" + ("" if off is None else ", own neurons off"))
+    known = agreed(partial(ledger.get, key))
+    if known is not None:
+        bar.add(len(documents), free=True)
+        return known
+    mask = NeuronMask.keep_all(model.config)
+    mask = mask if off is None else mask.drop(off)
+    batching = Batching(max_tokens=settings.max_tokens, tokens_per_batch=_SHORT.tokens_per_batch)
+    found = language_shares(model, documents, mask, labels, k=settings.top, batching=batching)
+    known = {
+        "language": language,
+        "neurons_off": 0 if off is None else off.count(),
+        "positions": found.positions,
+        "top_k": np.round(found.top_k, 6).tolist(),
+        "top_1": np.round(found.top_1, 6).tolist(),
+    }
+    ledger.put(key, known)
+    bar.add(len(documents))
+    return known
+
+
+def _example(model: Model, language: str, document: Encoded, labels: Labels, settings: LensSettings) -> dict[str, Any]:
+    """What each layer would say next along the beginning of a document."""
+    tokens = document.tokens[: settings.example_tokens]
+    best, probability = top_tokens(model, tokens, NeuronMask.keep_all(model.config), k=1)
+    first = int(tokens[0] == model.config.bos_id)  # what is said after a BOS alone is no matter of language
+    tokens = tokens[first:]
+    best, probability = best[:, first:, 0], probability[:, first:, 0]
+    texts = dict(zip(best.ravel().tolist(), _texts(model, best.ravel()), strict=True))
+    return {
+        "language": language,
+        "tokens": list(_texts(model, tokens)),
+        "layers": [
+            [
+                {"token": texts[int(t)], "label": labels.of(int(t)), "probability": round(float(p), 4)}
+                for t, p in zip(row, chances, strict=True)
+            ]
+            for row, chances in zip(best, probability, strict=True)
+        ],
+    }
+
+
+def _texts(model: Model, tokens: np.ndarray) -> Iterator[str]:
+    for token in tokens.tolist():
+        yield model.tokenizer.decode([token])  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _fingerprint(documents: Sequence[Encoded]) -> str:
+    return fingerprint([d.tokens.tolist() for d in documents])

@@ -1,0 +1,1 @@
+"""The decoder and what runs it: forward pass, prefill, generation."""
