@@ -28,7 +28,7 @@ def tiny_folder(tmp_path_factory):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    from tiny import hf_model
+    from support.tiny import hf_model
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *sorted(alphabet)])}

@@ -13,7 +13,7 @@ from mwork_jax.load.tokenizer import encode
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.runtime.cache import Ledger
 from mwork_jax.runtime.files import read_json, read_jsonl
-from tiny import pair
+from support.tiny import pair
 
 DEEP = "[" * 100_000
 

@@ -10,7 +10,7 @@ import mwork_jax as mw
 from benchmarks.models import smollm2_gguf, torch_checkpoint
 from mwork_jax.corpus import own_corpus
 from mwork_jax.load.packaged import packaged_gguf
-from tiny import torch
+from support.tiny import torch
 
 pytestmark = pytest.mark.slow
 LANGUAGES = ("en", "de", "ru", "zh", "th")

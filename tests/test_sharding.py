@@ -19,13 +19,14 @@ from mwork_jax.plan.models import NAMED
 from mwork_jax.sharding import TABLE, default_shape, make_mesh, mesh_of, parse_mesh, spec
 
 HERE = Path(__file__).parent
+SUPPORT = HERE / "support"
 
 
 def run_alone(script, *arguments, timeout=600, **variables):
     """A script of this folder in a process of its own; what it printed last, as JSON."""
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", **variables}
     done = subprocess.run(
-        [sys.executable, HERE / script, *arguments], env=environment, capture_output=True, text=True, timeout=timeout
+        [sys.executable, SUPPORT / script, *arguments], env=environment, capture_output=True, text=True, timeout=timeout
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,145 @@
+"""Importance against brute force: zero the row in HF PyTorch, run the block again, take the norm of the change."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mwork_jax.detect.importance as detect
+from mwork_jax.neurons import GROUPS, group_widths
+from support.tiny import DISTINCT, FAMILIES, KV_HEADS, pair, tokens, torch
+
+RELATIVE = 1e-4
+SAMPLE = 6  # neurons per group and layer
+
+
+def block_inputs(hf, ids):
+    """What attention and feed-forward of every layer were called with: [(args, kwargs) of attention, of the
+    feed-forward]."""
+    calls = []
+    handles = []
+    for layer in hf.model.layers:
+        seen = {}
+        calls.append(seen)
+        for name in ("self_attn", "mlp"):
+
+            def keep(module, args, kwargs, seen=seen, name=name):
+                seen[name] = (args, kwargs)
+
+            handles.append(getattr(layer, name).register_forward_pre_hook(keep, with_kwargs=True))
+    with torch.no_grad():
+        hf(torch.tensor(ids, dtype=torch.long), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+def run(module, call):
+    with torch.no_grad():
+        return module(*call[0], **call[1])
+
+
+class Zeroed:
+    """Rows (or columns) of some linear modules zero within the block, restored after it."""
+
+    def __init__(self, modules, index, columns=False):
+        self.modules, self.index, self.columns = modules, index, columns
+
+    def __enter__(self):
+        self.before = [{k: v.clone() for k, v in m.state_dict().items()} for m in self.modules]
+        for m in self.modules:
+            if self.columns:
+                m.weight.data[:, self.index] = 0
+            else:
+                m.weight.data[self.index] = 0
+                if m.bias is not None:
+                    m.bias.data[self.index] = 0
+
+    def __exit__(self, *error):
+        for m, state in zip(self.modules, self.before, strict=True):
+            m.load_state_dict(state)
+
+
+def brute_force(layer, calls, group, index, rows) -> float:
+    """Imp of one neuron on one document; rows: bool [time], which positions count."""
+    attention, ffn = layer.self_attn, layer.mlp
+    modules = {
+        "attn_q": [attention.q_proj],
+        "attn_k": [attention.k_proj],
+        "attn_v": [attention.v_proj],
+        "ffn_up": [ffn.gate_proj, ffn.up_proj],
+        "ffn_down": [ffn.down_proj],
+    }[group]
+    if group.startswith("ffn"):
+        before = run(ffn, calls["mlp"])[0].double()
+        with Zeroed(modules, index, columns=group == "ffn_down"):
+            change = run(ffn, calls["mlp"])[0].double() - before
+        return float(change[rows].norm())
+    output = 0 if group == "attn_v" else 1  # the block's output, or the attention weights [1, heads, t, s]
+    before = run(attention, calls["self_attn"])[output][0].double()
+    with Zeroed(modules, index):
+        change = run(attention, calls["self_attn"])[output][0].double() - before
+    return float(change[rows].norm() if group == "attn_v" else change[:, rows].norm())
+
+
+@pytest.fixture(autouse=True)
+def _in_double():
+    """The oracle runs in float64, so that small differences keep their digits."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def in_double(hf):
+    import copy
+
+    return copy.deepcopy(hf).double()
+
+
+@pytest.mark.parametrize("kv_heads", KV_HEADS.values(), ids=KV_HEADS)
+@pytest.mark.parametrize("family", [*DISTINCT, "llama3"])
+def test_importance_equals_brute_force(family, kv_heads):
+    both = pair(family, kv_heads)
+    hf = in_double(both.hf)
+    ids = tokens(1, 19)
+    found = detect.importance(both.model, ids[0])
+    rows = np.arange(19) > 0  # BOS does not count
+    calls = block_inputs(hf, ids)
+    rng = np.random.default_rng(0)
+    for group, width in group_widths(both.config).items():
+        assert found[group].shape == (both.config.num_layers, width)
+        for layer in range(both.config.num_layers):
+            for index in rng.choice(width, SAMPLE, replace=False):
+                expected = brute_force(hf.model.layers[layer], calls[layer], group, index, rows)
+                assert found[group][layer, index] == pytest.approx(expected, rel=RELATIVE), (group, layer, index)
+
+
+@pytest.mark.parametrize("family", DISTINCT)
+def test_a_padded_batch_scores_like_each_document_alone(family):
+    both = pair(family, 2)
+    ids = tokens(3, 16)
+    lengths = np.asarray([16, 9, 5], np.int32)
+    rows = detect.counted_rows(both.config, ids, lengths, include_bos=False)
+    together = detect.importance_batch(both.decoder, jnp.asarray(ids), rows)
+    for row, length in enumerate(lengths):
+        alone = detect.importance(both.model, ids[row, :length])
+        for group in GROUPS:
+            np.testing.assert_allclose(together[group][row], alone[group], rtol=RELATIVE, atol=1e-7)
+
+
+def test_bos_counts_only_when_asked():
+    both = pair("llama", 2)
+    ids = tokens(1, 9)[0]
+    without, with_bos = detect.importance(both.model, ids), detect.importance(both.model, ids, include_bos=True)
+    assert (with_bos["ffn_up"] > without["ffn_up"]).all()
+    np.testing.assert_array_equal(
+        with_bos["attn_q"], without["attn_q"]
+    )  # BOS sees only itself: its weights never change
+    no_bos = tokens(1, 9, first=None)[0]
+    for group in GROUPS:
+        np.testing.assert_array_equal(
+            detect.importance(both.model, no_bos)[group], detect.importance(both.model, no_bos, include_bos=True)[group]
+        )
+
+
+def test_every_family_is_covered():
+    assert set(DISTINCT) <= set(FAMILIES)

@@ -1,0 +1,259 @@
+"""A tuned model for others: the folder in HF PyTorch, the delta file, and `mwork enhance` as a user meets it."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import mwork_jax as mw
+from mwork_jax.cli import main
+from mwork_jax.config import ModelConfig
+from mwork_jax.corpus import own_corpus
+from mwork_jax.enhance import Outcome, Run, Tuned
+from mwork_jax.enhance.export import hf_config
+from mwork_jax.enhance.neuron_params import gather, index_of, parameter_arrays, widths
+from mwork_jax.enhance.tune import History
+from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
+from mwork_jax.report import read_report
+from support.tiny import DISTINCT, FAMILIES, pair, tokens, torch, transformers
+
+
+def tuned_model(family: str, kv_heads: int = 2, seed: int = 0) -> Tuned:
+    """A model whose chosen neurons have been moved at random, as if they had been tuned."""
+    model = pair(family, kv_heads).model
+    rng = np.random.default_rng(seed)
+    chosen = {g: rng.random((model.config.num_layers, w)) < 0.2 for g, w in group_widths(model.config).items()}
+    neurons = NeuronSet(chosen, {"language": "de", "rule": "top_fraction:0.2"})
+    index = index_of(neurons, widths([neurons]))
+    moved = {n: v + 0.1 * rng.normal(size=v.shape).astype(np.float32) for n, v in gather(model.decoder, index).items()}
+    history = History([4.0], [(0, 4.0), (1, 3.5)])
+    return Outcome(Run(neurons, [tokens(1, 9)[0]]), index, moved, history).merged(model)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_config_round_trip(family, kv_heads):
+    config = pair(family, kv_heads).config
+    written = json.loads(json.dumps(hf_config(config)))
+    assert ModelConfig.from_hf(written) == config
+
+
+@pytest.mark.parametrize("family", DISTINCT)
+def test_the_folder_in_hf_pytorch_is_the_tuned_model(family, tmp_path):
+    tuned = tuned_model(family)
+    mw.save_folder(tuned, tmp_path)
+    ids = tokens(2, 19)
+    hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert hf.dtype == torch.float32
+    with torch.no_grad():
+        theirs = hf(torch.tensor(ids, dtype=torch.long)).logits.numpy()
+    keep = NeuronMask.keep_all(tuned.config)
+    np.testing.assert_allclose(mw.forward(tuned, ids, keep), theirs, atol=1e-5, rtol=1e-5)
+    assert np.abs(theirs - np.asarray(mw.forward(tuned.base, ids, keep))).max() > 0.01
+    assert mw.load_model(tmp_path, dtype="float32").key == tuned.key
+    card = (tmp_path / "README.md").read_text()
+    assert "4.0000 before, 3.5000 after 1 steps" in card
+    assert "found by language | de" in card
+
+
+def test_shards_and_bfloat16(tmp_path, monkeypatch):
+    tuned = tuned_model("gemma3")
+    monkeypatch.setattr("mwork_jax.enhance.export._SHARD_BYTES", 20_000)
+    mw.save_folder(tuned, tmp_path, dtype="bfloat16")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    loaded = mw.load_model(tmp_path, dtype="float32")
+    for name, array in parameter_arrays(loaded.decoder).items():
+        np.testing.assert_allclose(array, parameter_arrays(tuned.decoder)[name], rtol=2**-8, atol=1e-6)
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
+    assert "rounded to bfloat16" in (tmp_path / "README.md").read_text()
+    monkeypatch.undo()
+    mw.save_folder(tuned, tmp_path)
+    assert [p.name for p in tmp_path.glob("model*")] == ["model.safetensors"], "nothing is left of the shards"
+    assert mw.load_model(tmp_path, dtype="float32").key == tuned.key
+    assert "bit for bit" in (tmp_path / "README.md").read_text()
+    with pytest.raises(mw.InputError, match="dtype 'float16' is not supported; use float32 or bfloat16"):
+        mw.save_folder(tuned, tmp_path, dtype="float16")
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_tokenizer_that_cannot_be_written_leaves_none_half_written(tmp_path):
+    class OnFullDisk:
+        def save_pretrained(self, folder):
+            Path(folder, "tokenizer.json").write_text("{")
+            raise Exception("No space left on device (os error 28)")
+
+    tuned = tuned_model("llama")
+    with pytest.raises(OSError, match="No space left"):
+        mw.save_folder(replace(tuned, tokenizer=OnFullDisk()), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_delta_file_makes_the_tuned_model_of_its_base(family, tmp_path):
+    tuned, path = tuned_model(family), tmp_path / "delta.safetensors"
+    mw.save_delta(tuned, path)
+    applied = mw.apply_delta(tuned.base, path)
+    for name, array in parameter_arrays(applied.decoder).items():
+        np.testing.assert_array_equal(array, parameter_arrays(tuned.decoder)[name], err_msg=name)
+    with pytest.raises(mw.InputError, match=r"belongs to tiny \(float32, weights \w+\), the model given is"):
+        mw.apply_delta(applied, path)
+    selected = sum(v.size for n, v in load_file(path).items() if n.endswith("values"))
+    assert path.stat().st_size < 1.3 * 4 * selected + 20_000
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(mw.InputError, match=r"damaged.safetensors: cannot be read as a delta file"):
+        mw.apply_delta(tuned.base, damaged)
+    save_file({"x": np.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(mw.InputError, match="not a delta file"):
+        mw.apply_delta(tuned.base, tmp_path / "other.safetensors")
+
+
+TUNING = (
+    "--dtype", "float32", "--max-tokens", "64", "--batch", "4", "--epochs", "1", "--validate-every", "2",
+    "--learning-rate", "0.01",
+)  # fmt: skip
+
+
+def enhance(*arguments, expect=0, capture=None):
+    status = main(["enhance", *(str(a) for a in arguments)])
+    output = capture.readouterr() if capture else None
+    assert status == expect, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("enhanced")
+    enhance("--model", tiny_folder, "--out", out, "--documents", 16, "--rule", "top_fraction:0.3", *TUNING)
+    return out
+
+
+def run_of(results):
+    (run,) = results["runs"].values()
+    return run
+
+
+def test_mwork_enhance(finished, tiny_folder, capsys):
+    results = json.loads((finished / "results.json").read_text())
+    (row,) = results["rows"]
+    assert row["task"] == "held-out loss"
+    assert (row["language"], row["neurons"], row["documents"], row["table"]) == ("de", "lang-spec", 16, 6)
+    base, tuned = (mw.load_model(path, dtype="float32") for path in (tiny_folder, finished / "model"))
+    keep = NeuronMask.keep_all(base.config)
+    for model, expected in ((base, row["n_eng"] - row["delta_n_eng"]), (tuned, row["n_eng"])):
+        found = mw.held_out_loss(model, own_corpus("de").held_out, keep, batching=mw.Batching(64)).per_token
+        assert -found == pytest.approx(expected, abs=1e-4)
+    assert run_of(results)["kept"] == pytest.approx(1, abs=1e-4)
+    assert row["delta_n_eng"] > 0.05
+    assert mw.apply_delta(base, finished / "delta.safetensors").key == tuned.key
+    run = run_of(results)
+    assert mw.NeuronSet.load(finished / "neurons" / "de.json").count() == run["neurons"]
+
+
+def test_again_it_computes_nothing(finished, tiny_folder, monkeypatch):
+    before = (finished / "results.json").read_bytes()
+    monkeypatch.setattr("mwork_jax.enhance.tune.train_step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr("mwork_jax.evaluate.evaluations.held_out_losses", lambda *a, **k: pytest.fail("measured again"))
+    enhance("--model", tiny_folder, "--out", finished, "--documents", 16, "--rule", "top_fraction:0.3", *TUNING)
+    assert (finished / "results.json").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [1, 30, 100])
+def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(kilobytes, finished, tiny_folder, tmp_path):
+    """No file may become larger: scores, checkpoints or the model cannot be written whole. Then there is room again."""
+    asked = ("--model", tiny_folder, "--out", tmp_path, "--documents", 16, "--rule", "top_fraction:0.3", *TUNING)
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({kilobytes * 1024},) * 2)"
+    script = f"import sys; {limit}; from mwork_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "enhance", *map(str, asked)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.strip().splitlines()[-1].startswith("mwork: ")
+    assert not list(tmp_path.rglob("*.part"))
+    enhance(*asked)
+    for name in ("results.json", "model/model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+    found, expected = (load_file(folder / "delta.safetensors") for folder in (tmp_path, finished))
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
+@pytest.mark.slow
+def test_a_sweep_makes_table_6_and_figure_4(tiny_folder, tmp_path, capsys):
+    out = enhance(
+        "--sweep", "--model", tiny_folder, "--out", tmp_path, "--language", "de,th", "--documents", "8,16",
+        "--seeds", 2, "--rule", "top_fraction:0.3", "--tasks", "xcsqa", "--items", 2, *TUNING, capture=capsys,
+    ).out  # fmt: skip
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results["runs"]) == 2 * 2 * 2 * 2
+    assert len(results["rows"]) == 2 * 2 * 2 * 2, "measures x languages x documents x kinds"
+    assert out.count("Table 6: held-out loss (minus nats per token, higher is better), 8 documents") == 1
+    for word in ("Original", "Random", "Lang-Spec", "beyond Random", "German", "Thai", "xcsqa"):
+        assert word in out
+    gain = {(r["task"], r["language"], r["documents"], r["neurons"]): r["delta_n_eng"] for r in results["rows"]}
+    for row in results["rows"]:
+        assert ("own_beyond_random" in row) == (row["neurons"] == "lang-spec")
+        if row["neurons"] == "lang-spec":
+            own, random = (gain[row["task"], row["language"], row["documents"], k] for k in ("lang-spec", "random"))
+            assert row["own_beyond_random"]["change"] == pytest.approx(own - random, abs=1e-9)
+    figure = (tmp_path / "figure4.svg").read_text()
+    for measure in ("held-out loss", "xcsqa"):
+        assert figure.count(f">{measure}</text>") == 1, "a panel for each measure"
+    assert figure.count(">Lang-Spec</text>") == figure.count(">Random</text>") == 2
+    read_report(tmp_path).write()
+    assert (tmp_path / "figures" / "figure-4.svg").read_text() == figure
+    assert len(list((tmp_path / "figures").glob("table-6-*.csv"))) == 4
+    assert len(list((tmp_path / "deltas").glob("*.safetensors"))) == 4
+    assert not (tmp_path / "model").exists()
+
+
+def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
+    few = tmp_path / "few.txt"
+    few.write_text("Ein Satz.\n\nNoch einer.\n")
+    empty, other = tmp_path / "empty", tmp_path / "other"
+    widths = group_widths(mw.load_model(tiny_folder).config)
+    for language, share in (("de", 0.2), ("th", 0.0)):
+        rng, layers = np.random.default_rng(0), mw.load_model(tiny_folder).config.num_layers
+        chosen = NeuronSet({g: rng.random((layers, w)) < share for g, w in widths.items()}, {})
+        chosen.save(empty / "neurons" / f"{language}.json")
+    other.mkdir()
+    (other / "results.json").write_text('{"format": "mwork-results-1", "languages": {}}')
+    cases = {
+        "400 documents asked, there are 2": ("--corpus", few, "--documents", 400),
+        "500 steps asked": ("--documents", 16, "--steps", 500),
+        "English is what the other languages are compared with": ("--language", "en"),
+        "several with --sweep": ("--language", "de,th"),
+        "a whole number is needed": ("--documents", "many"),
+        "no such file": ("--neurons", tmp_path),
+        "learning_rate is 0": ("--learning-rate", 0),
+        "it has none of de": ("--tasks", "xcopa"),
+        "--mode most: it must be one of": ("--mode", "most"),
+        "seed is -1": ("--seed", -1),
+        "th-lang-spec-16-0: the neuron set is empty": (
+            "--sweep",
+            "--language",
+            "de,th",
+            "--neurons",
+            empty,
+            "--documents",
+            16,
+            "--at-once",
+            1,
+        ),
+        "holds the results of `mwork run`": ("--out", other),
+        "not finite": ("--documents", 16, "--learning-rate", 1e30),
+    }
+    for message, arguments in cases.items():
+        out = tmp_path / "out"
+        found = enhance("--model", tiny_folder, "--out", out, *TUNING, *arguments, expect=2, capture=capsys)
+        last = found.err.strip().splitlines()[-1]
+        assert message in last
+        assert last.startswith("mwork: ")
+        assert not (out / "model").exists()
+    assert not list((tmp_path / "out" / "checkpoints").glob("*/*")), "no run began before a bad one was found"

@@ -1,0 +1,140 @@
+"""Cells are computed once, all or none of a portion are written, and any moment to be killed at gives the same."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mwork_jax.evaluate import runner as cells
+from mwork_jax.evaluate.runner import Condition, measure
+from mwork_jax.neurons import NeuronSet
+from mwork_jax.runtime.cache import Ledger
+from mwork_jax.runtime.progress import Progress
+from support.slow_deactivation import random_neurons
+from support.tiny import pair
+
+
+class CountingExam:
+    """An exam whose score is the number of neurons kept; it counts the masks it was given."""
+
+    key = {"exam": "counting"}  # noqa: RUF012
+    size = 2
+
+    def __init__(self):
+        self.asked = []
+
+    def scores(self, model, masks, progress=None):
+        self.asked.append(len(masks))
+        if progress is not None:
+            progress(2 * len(masks))
+        return [{"kept": [float(mask.attn_q.sum()), 1.0]} for mask in masks]
+
+
+def conditions(count=5):
+    config = pair("llama", 2).config
+    sets = [random_neurons(config, share=0.1 + 0.1 * i, seed=i) for i in range(count)]
+    return [Condition("original", NeuronSet.empty(config), ("en", "de"))] + [
+        Condition(f"c{i}", s, ("en",)) for i, s in enumerate([*sets, sets[0]])
+    ]
+
+
+def run(exams, folder, bar=None):
+    model = pair("llama", 2).model
+    return measure(model, exams, conditions(), Ledger(folder), bar or Progress(1, quiet=True))
+
+
+def test_equal_sets_are_computed_once_and_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "_AT_ONCE", 4)
+    exams = {"en": CountingExam(), "de": CountingExam()}
+    bar = Progress(1, quiet=True)
+    found = run(exams, tmp_path, bar)
+    # Both languages' exams have one key here, so the original's cell of "de" is the one of "en".
+    assert (exams["en"].asked, exams["de"].asked) == ([4, 2], [])
+    assert bar.done == 2 * 8
+    assert found["c0"] == found["c5"]
+    width = pair("llama", 2).config.num_layers * 32
+    assert found["original"]["de"]["kept"] == [float(width), 1.0]
+    assert run(exams, tmp_path) == found
+    assert exams["en"].asked == [4, 2]
+
+
+def test_a_damaged_cell_is_computed_again(tmp_path):
+    exams = {"en": CountingExam(), "de": CountingExam()}
+    found = run(exams, tmp_path)
+    for i, path in enumerate(sorted(tmp_path.glob("*.json"))[:3]):
+        body = json.loads(path.read_text())
+        body["value"] = ([1], {"kept": [1.0]}, {"kept": ["x", "y"]})[i]
+        path.write_text(json.dumps(body))
+    assert run(exams, tmp_path) == found
+    assert exams["en"].asked == [6, 6]  # all of the exam: a cell alone could differ in the last digits
+
+
+def test_killed_while_cells_are_written(tmp_path, monkeypatch):
+    """Whichever file the process dies at, either all cells of the portion are there afterwards or none."""
+    keys = [({"cell": i}, {"value": i}) for i in range(4)]
+
+    class Killed(BaseException):
+        pass
+
+    for moment in range(6):
+        folder = tmp_path / str(moment)
+        left = [moment]
+        real = Path.write_text
+
+        def write_text(self, *args, left=left, real=real, **kwargs):
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+            return real(self, *args, **kwargs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "write_text", write_text)
+            try:
+                Ledger(folder).put_all(keys)
+            except Killed:
+                assert moment < 5
+        again = Ledger(folder)
+        values = [again.get(key) for key, _ in keys]
+        assert values == ([None] * 4 if moment == 0 else [value for _, value in keys])
+        assert not list(folder.glob("*.journal"))
+
+
+def test_two_processes_in_one_folder(tmp_path):
+    first, second = Ledger(tmp_path), Ledger(tmp_path)
+    first.put_all([({"a": 1}, [1]), ({"a": 2}, [2])])
+    second.put_all([({"a": 2}, [2]), ({"a": 3}, [3])])
+    assert [first.get({"a": i}) for i in (1, 2, 3)] == [[1], [2], [3]]
+
+
+def test_what_was_only_begun_long_ago_is_removed(tmp_path):
+    old, new = tmp_path / ".a.json.x.part", tmp_path / ".a.json.y.part"
+    for path in (old, new):
+        path.write_text("half")
+    os.utime(old, (1, 1))
+    Ledger(tmp_path)
+    assert not old.exists()
+    assert new.exists()  # somebody may be writing it
+
+
+def test_of_several_processes_the_first_keeps_the_ledger(tmp_path, monkeypatch):
+    monkeypatch.setattr("mwork_jax.runtime.cache.is_first", lambda: False)
+    (tmp_path / "x.journal").write_text("[]")
+    other = Ledger(tmp_path)
+    other.put({"a": 1}, [1.0])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.journal"]
+    assert other.get({"a": 1}) is None
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '[{"key": 1}]', ""])
+def test_a_damaged_journal_is_dropped(tmp_path, content):
+    (tmp_path / "x.journal").write_text(content)
+    assert Ledger(tmp_path).get({"a": 1}) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_widths_are_those_of_the_model():
+    config = pair("llama", 2).config
+    assert config.num_heads * config.head_dim == 32
+    assert np.all([s.neurons.count() > 0 for s in conditions()[1:]])

@@ -1,0 +1,205 @@
+"""Configurations: read as HF means them, in both of its formats, or refused by name."""
+
+import re
+
+import pytest
+import transformers
+
+from mwork_jax.config import FULL_ATTENTION, ModelConfig
+from mwork_jax.errors import InputError
+from support.tiny import BASE, FAMILIES, hf_model
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}  # fmt: skip
+
+
+def test_defaults_are_those_of_hf():
+    config = ModelConfig.from_hf(LLAMA)
+    assert config.num_kv_heads == 4
+    assert config.head_dim == 8
+    assert config.norm_eps == 1e-6
+    assert config.ropes[0].theta == 10000.0
+    assert not config.tie_embeddings
+    assert config.windows == (FULL_ATTENTION,) * 4
+    assert (config.bos_id, config.eos_ids) == (1, (2,))
+
+
+def test_gemma3_in_the_format_of_transformers_4():
+    config = ModelConfig.from_hf(
+        {
+            **LLAMA, "model_type": "gemma3_text", "num_hidden_layers": 12, "num_key_value_heads": 1, "head_dim": 256,
+            "sliding_window": 512, "sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "query_pre_attn_scalar": 256,
+        }
+    )  # fmt: skip
+    assert config.windows == (512, 512, 512, 512, 512, FULL_ATTENTION) * 2
+    assert config.layer_rope == (0, 0, 0, 0, 0, 1) * 2
+    assert [r.theta for r in config.ropes] == [1e4, 1e6]
+    assert [r.factor for r in config.ropes] == [1.0, 8.0]
+    assert config.qk_norm
+    assert config.post_norms
+    assert config.tie_embeddings
+    assert config.attn_scale == 1 / 16
+    assert config.embed_scale == 32**0.5
+
+
+def test_llama_31_in_the_format_of_transformers_4():
+    scaling = {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    config = ModelConfig.from_hf({**LLAMA, "rope_theta": 5e5, "rope_scaling": scaling, "eos_token_id": [1, 2]})
+    (rope,) = config.ropes
+    assert (rope.kind, rope.theta, rope.factor, rope.original_length) == ("llama3", 5e5, 8.0, 8192)
+    assert config.eos_ids == (1, 2)
+
+
+def test_qwen_windows_only_where_they_are_switched_on():
+    qwen = {**LLAMA, "model_type": "qwen2", "num_key_value_heads": 4, "sliding_window": 7, "max_window_layers": 3}
+    assert ModelConfig.from_hf({**qwen, "use_sliding_window": False}).windows == (0, 0, 0, 0)
+    assert ModelConfig.from_hf({**qwen, "use_sliding_window": True}).windows == (0, 0, 0, 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported"),
+        ({"model_type": None}, "model_type None is not supported"),
+        ({"clip_qkv": 8.0}, "attribute 'clip_qkv' = 8.0 is not understood"),
+        ({"sliding_window": 64}, "attribute 'sliding_window' = 64 is not understood for model_type 'llama'"),
+        ({"quantization_config": {"bits": 4}}, "attribute 'quantization_config'"),
+        ({"partial_rotary_factor": 0.5}, "attribute 'partial_rotary_factor' = 0.5"),
+        ({"hidden_act": "relu"}, "activation 'relu'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not supported"),
+        ({"rope_scaling": {"type": "linear"}}, "needs 'factor'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "short_factor": [1]}}, "rope attribute 'short_factor'"),
+        ({"num_key_value_heads": 3}, "is not a multiple"),
+        ({"head_dim": 7}, "odd"),
+        ({"vocab_size": "many"}, "vocab_size is 'many'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    ],
+)
+def test_what_is_not_understood_is_named(change, message):
+    with pytest.raises(InputError, match=message) as error:
+        ModelConfig.from_hf({**LLAMA, **change}, where="here/config.json")
+    assert str(error.value).startswith("here/config.json: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_attribute_of_a_saved_config_is_understood(family, tmp_path):
+    import json
+
+    hf_model(family, 2).config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    from_file, from_memory = ModelConfig.from_hf(saved), ModelConfig.from_hf(hf_model(family, 2).config.to_dict())
+    assert from_file == from_memory
+    assert hash(from_file) == hash(from_memory)
+
+
+FAMILY_CONFIGS = {
+    "llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config",
+    "gemma2": "Gemma2Config", "gemma3_text": "Gemma3TextConfig",
+}  # fmt: skip
+REQUIRED = {
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+}  # fmt: skip
+
+
+def unusual(family):
+    """A saved configuration in which every attribute that is read has a value other than its default."""
+    rope = {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
+    settings = {
+        **BASE, "num_attention_heads": 64, "hidden_size": 256, "num_key_value_heads": 16, "head_dim": 6,
+        "rms_norm_eps": 1e-3, "bos_token_id": 7, "eos_token_id": [8, 9], "rope_parameters": rope,
+        "tie_word_embeddings": not family.startswith("gemma"),
+    }  # fmt: skip
+    if family != "llama":
+        settings["sliding_window"] = 11
+    if family in ("qwen2", "qwen3"):
+        settings |= {"use_sliding_window": True, "max_window_layers": 1}
+    if family.startswith("gemma"):
+        settings |= {
+            "query_pre_attn_scalar": 9, "hidden_activation": "gelu", "layer_types": ["full_attention"] * 3,
+            "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0,
+        }  # fmt: skip
+    if family == "gemma3_text":
+        settings["rope_parameters"] = {"full_attention": rope, "sliding_attention": {**rope, "rope_theta": 50.0}}
+    return getattr(transformers, FAMILY_CONFIGS[family])(**settings).to_dict()
+
+
+@pytest.mark.parametrize("family", FAMILY_CONFIGS)
+def test_an_absent_attribute_is_what_hf_takes_for_it(family):
+    saved, whole = unusual(family), ModelConfig.from_hf(unusual(family))
+    differing = 0
+    for name in sorted(saved.keys() - REQUIRED):
+        without = {key: value for key, value in saved.items() if key != name}
+        hf = getattr(transformers, FAMILY_CONFIGS[family])(**without).to_dict()
+        expected = ModelConfig.from_hf(hf)
+        assert ModelConfig.from_hf(without) == expected, name
+        differing += expected != whole
+    assert differing >= 7
+
+
+@pytest.mark.parametrize("family", FAMILY_CONFIGS)
+def test_what_has_no_default_is_required_by_name(family):
+    for name in REQUIRED:
+        with pytest.raises(InputError, match=name):
+            ModelConfig.from_hf({key: value for key, value in unusual(family).items() if key != name})
+
+
+def test_null_is_not_absent():
+    mistral = {**LLAMA, "model_type": "mistral", "num_key_value_heads": 2}
+    assert ModelConfig.from_hf(mistral).windows == (4096,) * 4
+    assert ModelConfig.from_hf({**mistral, "sliding_window": None}).windows == (FULL_ATTENTION,) * 4
+    gemma = {**LLAMA, "model_type": "gemma2"}
+    assert ModelConfig.from_hf(gemma).attn_softcap == 50.0
+    assert ModelConfig.from_hf(gemma).final_softcap == 30.0
+    uncapped = ModelConfig.from_hf({**gemma, "attn_logit_softcapping": None, "final_logit_softcapping": None})
+    assert uncapped.attn_softcap is None
+    assert uncapped.final_softcap is None
+    assert ModelConfig.from_hf({**LLAMA, "bos_token_id": None, "eos_token_id": None}).eos_ids == ()
+
+
+def yarn(**change):
+    return {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, **change}}
+
+
+WRONG_TYPES = [
+    {"head_dim": "64"}, {"head_dim": 0}, {"num_key_value_heads": "8"}, {"num_key_value_heads": -1},
+    {"num_attention_heads": True}, {"rms_norm_eps": "x"}, {"rms_norm_eps": None}, {"rms_norm_eps": float("nan")},
+    {"rope_parameters": [1]}, {"rope_scaling": "x"}, {"rope_theta": "x"}, {"rope_theta": 0}, {"hidden_act": ["silu"]},
+    {"hidden_act": None}, {"max_position_embeddings": None}, {"max_position_embeddings": 2.5}, {"model_type": ["x"]},
+    {"tie_word_embeddings": "no"}, {"attention_bias": 1}, {"bos_token_id": "x"}, {"eos_token_id": [1, "x"]},
+    {"eos_token_id": {"a": 1}}, yarn(factor="4"), yarn(factor=[4]), yarn(factor=10**400), yarn(rope_type=["yarn"]),
+    yarn(beta_fast="x"), yarn(truncate="x"), yarn(attention_factor=[]), yarn(mscale="x", mscale_all_dim=1.0),
+    yarn(original_max_position_embeddings="x"), yarn(rope_theta={}),
+    {"model_type": "gemma2", "layer_types": 3}, {"model_type": "gemma2", "layer_types": [[1]] * 4},
+    {"model_type": "gemma2", "sliding_window": "x"}, {"model_type": "gemma2", "attn_logit_softcapping": "x"},
+    {"model_type": "gemma2", "query_pre_attn_scalar": None}, {"model_type": "gemma2", "head_dim": None},
+    {"model_type": "gemma3_text", "sliding_window_pattern": "x"}, {"model_type": "gemma3_text", "rope_scaling": [1]},
+    {"model_type": "gemma3_text", "rope_parameters": {"full_attention": 3}},
+    {"model_type": "gemma3_text", "rope_parameters": {"rope_type": "linear"}},
+    {"model_type": "gemma3_text", "sliding_window": None}, {"model_type": "gemma3_text", "rope_local_base_freq": "x"},
+    {"model_type": "qwen2", "use_sliding_window": "x"}, {"hidden_size": 2},
+    {"model_type": "qwen2", "use_sliding_window": True, "num_key_value_heads": 4, "max_window_layers": "x"},
+]  # fmt: skip
+
+
+# What a message calls an attribute where not by its name.
+OTHER_NAMES = {"rope_parameters": ["rope type", "mscale"], "hidden_size": ["head_dim"]}
+
+
+@pytest.mark.parametrize("change", WRONG_TYPES, ids=lambda change: str(change)[:60])
+def test_a_value_of_the_wrong_type_is_one_line(change):
+    *_, name = change
+    inner = list(change[name])[-1:] if isinstance(change[name], dict) else []
+    with pytest.raises(InputError) as error:
+        ModelConfig.from_hf({**LLAMA, **change}, where="here/config.json")
+    message = str(error.value)
+    assert message.startswith("here/config.json: ")
+    assert "\n" not in message
+    assert len(message) < 300
+    assert re.search("|".join([name, *inner, *OTHER_NAMES.get(name, [])]), message)

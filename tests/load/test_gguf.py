@@ -1,0 +1,244 @@
+"""GGUF files: weights, configuration and errors, against HF PyTorch models written in llama.cpp's layout."""
+
+import gguf
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+
+from mwork_jax.config import ModelConfig
+from mwork_jax.errors import InputError
+from mwork_jax.load.assemble import assemble
+from mwork_jax.load.gguf_file import GGUFCheckpoint, llama3_scaling
+from mwork_jax.model.decoder import forward_decoder
+from mwork_jax.neurons import NeuronMask
+from support.gguf_writing import llama3_factors, model_parts, write_gguf
+from support.tiny import BASE, hf_model, tokens, torch
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+# family in tiny.py -> (architecture in GGUF, settings, further metadata)
+CASES = {
+    "llama": ("llama", {}, {}),
+    "llama-tied": ("llama", {}, {}),
+    "llama-biases": ("llama", {}, {}),
+    "llama3": ("llama", {"rope_parameters": LLAMA3}, {}),
+    "llama-linear": ("llama", {}, {}),
+    "llama-yarn": ("llama", {}, {}),
+    "mistral": ("llama", {}, {}),
+    "qwen2": ("qwen2", {}, {}),
+    "qwen3": ("qwen3", {}, {}),
+    "gemma2": ("gemma2", {"query_pre_attn_scalar": 16}, {}),
+    "gemma3": ("gemma3", {"query_pre_attn_scalar": 16}, {"gemma3.attention.sliding_window_pattern": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def llama():
+    """The metadata and the tensors of one tiny Llama, for tests that change a little."""
+    return model_parts(hf_model("llama", 2), "llama")
+
+
+def opened(path) -> tuple[GGUFCheckpoint, ModelConfig]:
+    checkpoint = GGUFCheckpoint(path)
+    return checkpoint, ModelConfig.from_hf(checkpoint.hf_config(), where=checkpoint.where)
+
+
+def message_of(path) -> str:
+    """The one line that refuses the file."""
+    with pytest.raises(InputError) as error:
+        opened(path)[0].tokenizer()
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("family", CASES)
+def test_weights_and_configuration_are_those_of_the_original(family, kv_heads, tmp_path):
+    arch, settings, extra = CASES[family]
+    hf = hf_model(family, kv_heads, **settings)
+    metadata, tensors = model_parts(hf, arch)
+    checkpoint, config = opened(write_gguf(tmp_path / "m.gguf", arch, metadata | extra, tensors))
+    assert config == ModelConfig.from_hf(hf.config.to_dict(), where="original")
+    expected = {n: t.numpy() for n, t in hf.state_dict().items() if n != "lm_head.weight" or "output.weight" in tensors}
+    assert checkpoint.names() == set(expected)
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(checkpoint.read(name), tensor, rtol=0, atol=2e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama3", "gemma3"])
+def test_logits_are_those_of_the_original(family, tmp_path):
+    arch, settings, extra = CASES[family]
+    hf = hf_model(family, 2, **settings)
+    metadata, tensors = model_parts(hf, arch)
+    checkpoint, config = opened(write_gguf(tmp_path / "m.gguf", arch, metadata | extra, tensors))
+    decoder = assemble(config, checkpoint, jnp.float32, lambda name, array: jnp.asarray(array))
+    ids = tokens(2, 19)
+    with torch.no_grad():
+        expected = hf(torch.tensor(ids, dtype=torch.long)).logits.numpy()
+    found = forward_decoder(decoder, ids, NeuronMask.keep_all(config))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def test_gemma3_layers_follow_a_period_or_flags(tmp_path):
+    metadata, tensors = model_parts(hf_model("gemma3", 1), "gemma3")
+    key = "gemma3.attention.sliding_window_pattern"
+    for pattern, full in [(None, []), (3, [2]), ([True, False, False], [1, 2])]:
+        extra = {} if pattern is None else {key: pattern}
+        _, config = opened(write_gguf(tmp_path / "m.gguf", "gemma3", metadata | extra, tensors))
+        assert [i for i, window in enumerate(config.windows) if window == 0] == full
+
+
+@pytest.mark.parametrize(("arch", "layers"), [("gemma2", 46), ("gemma3", 62)])
+def test_the_largest_gemmas_scale_scores_by_hidden_size(arch, layers, tmp_path):
+    metadata, tensors = model_parts(hf_model(arch, 1), arch)
+    _, config = opened(write_gguf(tmp_path / "m.gguf", arch, metadata | {f"{arch}.block_count": layers}, tensors))
+    assert config.attn_scale == (BASE["hidden_size"] / BASE["num_attention_heads"]) ** -0.5
+
+
+@pytest.mark.parametrize("kind", [Kind.BF16, Kind.F16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0])
+def test_quantised_tensors(kind, llama, tmp_path):
+    metadata, tensors = llama
+    name = "blk.1.ffn_up.weight"
+    checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "m.gguf", "llama", metadata, tensors, {name: kind}))
+    found = checkpoint.read("model.layers.1.mlp.up_proj.weight")
+    packed = gguf.quants.quantize(tensors[name], kind)
+    np.testing.assert_array_equal(found.astype(np.float32), gguf.quants.dequantize(packed, kind))
+    assert found.dtype == {Kind.BF16: ml_dtypes.bfloat16, Kind.F16: np.float16}.get(kind, np.float32)
+    assert np.abs(found.astype(np.float32) - tensors[name]).max() < 0.1 * np.abs(tensors[name]).max()
+
+
+@pytest.mark.parametrize("kind", [Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K])
+def test_k_quantised_tensors(kind, llama, tmp_path, monkeypatch):
+    """No one can write these in numpy, but any bytes are valid ones. Expanded in blocks of a few rows and whole."""
+    monkeypatch.setattr("mwork_jax.load.gguf_format._BLOCK_BYTES", 1000)
+    metadata, tensors = llama
+    packed = np.random.default_rng(0).integers(0, 60, (37, 2 * gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
+    path = write_gguf(tmp_path / "m.gguf", "llama", metadata, tensors | {"extra": packed}, {"extra": kind})
+    found = GGUFCheckpoint(path).read("extra")
+    assert found.shape == (37, 512)
+    np.testing.assert_array_equal(found, gguf.quants.dequantize(packed, kind))
+
+
+def test_a_quantised_q_projection_is_put_in_order_too(llama, tmp_path):
+    metadata, tensors = llama
+    name = "blk.0.attn_q.weight"
+    plain = GGUFCheckpoint(write_gguf(tmp_path / "a.gguf", "llama", metadata, tensors))
+    packed = GGUFCheckpoint(write_gguf(tmp_path / "b.gguf", "llama", metadata, tensors, {name: Kind.Q8_0}))
+    hf_name = "model.layers.0.self_attn.q_proj.weight"
+    np.testing.assert_allclose(packed.read(hf_name), plain.read(hf_name), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("theta", "size", "factor", "high", "length"),
+    [(5e5, 128, 8.0, 4.0, 8192), (5e5, 64, 32.0, 4.0, 8192), (1e4, 64, 4.0, 3.0, 1000), (1e6, 128, 2.0, 8.0, 32768)],
+)
+def test_llama3_scaling_is_recognised(theta, size, factor, high, length):
+    rope = {
+        "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": high,
+        "original_max_position_embeddings": length,
+    }  # fmt: skip
+
+    class Config:
+        rope_parameters = rope | {"rope_theta": theta}
+        hidden_size, num_attention_heads = size, 1
+
+    assert llama3_scaling(llama3_factors(Config).astype(np.float64), size, theta, "file") == rope
+
+
+def test_other_frequency_factors_are_refused():
+    assert llama3_scaling(np.ones(32), 64, 1e4, "file") is None
+    with pytest.raises(InputError, match="file is not the scaling of Llama 3"):
+        llama3_scaling(np.linspace(1, 8, 32), 64, 1e4, "file")
+    with pytest.raises(InputError, match="one factor for each of 32 pairs"):
+        llama3_scaling(np.ones(31), 64, 1e4, "file")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not a GGUF file"),
+        (b"PK\x03\x04 something else", "not a GGUF file"),
+        (b"GGUF", "cut short"),
+        (b"GGUF\x01\0\0\0" + bytes(16), "version 1 is not supported"),
+        (b"GGUF\0\0\0\x03" + bytes(16), "big-endian"),
+    ],
+)
+def test_other_files(content, said, tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    assert said in message_of(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    assert "no such file" in message_of(tmp_path / "none.gguf")
+    assert "cannot be read" in message_of(tmp_path)
+
+
+def test_truncation_is_noticed_before_anything_is_read(llama, tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", "llama", *llama)
+    whole = path.read_bytes()
+    for size in [*range(4, 3000, 131), len(whole) // 2, len(whole) - 40]:
+        path.write_bytes(whole[:size])
+        assert "cut short" in message_of(path), size
+    assert f"should end at byte {len(whole):,}" in message_of(path)
+    assert f"only {len(whole) - 40:,} bytes" in message_of(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"general.architecture": "mamba"}, "architecture 'mamba' is not supported; supported: llama, qwen2"),
+        ({"split.count": 2}, "one part of several"),
+        ({"llama.expert_count": 8}, "'llama.expert_count' = 8 is not understood"),
+        ({"llama.attention.head_count_kv": [2, 2, 1]}, "one number is needed"),
+        ({"llama.rope.scaling.type": "longrope"}, "rope scaling 'longrope' is not supported"),
+        ({"llama.rope.dimension_count": 4}, "rope.dimension_count is 4, not the head size 8"),
+        ({"llama.embedding_length": 64}, "token_embd.weight has shape (97, 32)"),
+        ({"llama.block_count": None}, "'llama.block_count' is missing"),
+        ({"llama.block_count": 0}, "positive whole number"),
+        ({"tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.model": "bert"}, "tokenizer 'bert' is not supported"),
+    ],
+)
+def test_metadata_that_cannot_be_used(changed, said, llama, tmp_path):
+    metadata, tensors = llama
+    arch = changed.get("general.architecture", "llama")
+    merged = {k: v for k, v in (metadata | changed).items() if v is not None and k != "general.architecture"}
+    assert said in message_of(write_gguf(tmp_path / "m.gguf", arch, merged, tensors))
+
+
+def test_metadata_that_changes_nothing_is_accepted(llama, tmp_path):
+    metadata, tensors = llama
+    extra = {"llama.expert_count": 0, "llama.attention.causal": True, "llama.attention.head_count_kv": [2, 2, 2]}
+    plain = opened(write_gguf(tmp_path / "a.gguf", "llama", metadata, tensors))[1]
+    checkpoint, config = opened(write_gguf(tmp_path / "b.gguf", "llama", metadata | extra, tensors))
+    assert config == plain
+    assert checkpoint.tokenizer() is None
+
+
+def test_a_type_that_cannot_be_read_is_named(llama, tmp_path):
+    metadata, tensors = llama
+    packed = np.zeros((4, gguf.GGML_QUANT_SIZES[Kind.IQ4_NL][1]), np.uint8)
+    path = write_gguf(tmp_path / "m.gguf", "llama", metadata, tensors | {"extra": packed}, {"extra": Kind.IQ4_NL})
+    assert "tensor 'extra' has type IQ4_NL, which is not supported; supported: F32, F16" in message_of(path)
+
+
+def test_damaged_headers_give_one_line_or_a_model(llama, tmp_path):
+    """Any byte of the header may be wrong: never another exception, never a hang."""
+    path = write_gguf(tmp_path / "m.gguf", "llama", *llama)
+    whole, rng, refusals = path.read_bytes(), np.random.default_rng(0), []
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for at in rng.integers(4, 2600, rng.integers(1, 4)):
+            damaged[at] = rng.choice([0, 1, 8, 255, rng.integers(256)])
+        path.write_bytes(damaged)
+        try:
+            opened(path)[0].tokenizer()
+        except InputError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 50
+    assert all(len(refusal.splitlines()) == 1 for refusal in refusals)

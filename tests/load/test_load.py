@@ -1,0 +1,274 @@
+"""Folders in Hugging Face layout: whole and in shards, tied and untied, and everything that can be wrong with them."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from huggingface_hub.utils import filter_repo_objects
+from safetensors.numpy import load_file, save_file
+
+import mwork_jax as mw
+from mwork_jax.enhance.neuron_params import parameter_arrays
+from mwork_jax.load import _HUB_FILES, weight_bytes
+from support.tiny import hf_model, pair, tokens, torch
+
+TOLERANCE = 1e-5
+
+
+def hf_logits(hf, ids):
+    with torch.no_grad():
+        return hf(torch.tensor(ids, dtype=torch.long)).logits
+
+
+@pytest.mark.parametrize("shards", ["10GB", "20KB"])
+@pytest.mark.parametrize("family", ["llama", "llama-tied", "llama-biases", "qwen3", "gemma3"])
+def test_folders_load_as_hf_saved_them(family, shards, tmp_path):
+    hf = hf_model(family, 2)
+    hf.save_pretrained(tmp_path, max_shard_size=shards)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (shards == "20KB")
+    model = mw.load_model(tmp_path, dtype="float32")
+    ids = tokens(2, 11)
+    ours = mw.forward(model, ids, mw.NeuronMask.keep_all(model.config))
+    np.testing.assert_allclose(ours, hf_logits(hf, ids), atol=TOLERANCE, rtol=0)
+    assert model.tokenizer is None
+    assert model.identity["source"] == str(tmp_path)
+
+
+def test_bfloat16_weights_are_the_rounded_ones(tmp_path):
+    hf = hf_model("llama", 2)
+    hf.to(torch.bfloat16).save_pretrained(tmp_path)
+    model = mw.load_model(tmp_path, dtype="bfloat16")
+    assert model.decoder.dtype == jnp.bfloat16
+    stored = hf.model.embed_tokens.weight.detach().float().numpy()
+    np.testing.assert_array_equal(np.asarray(model.decoder.embed[...], np.float32), stored)
+    assert model.decoder.final_norm[...].dtype == jnp.float32
+
+
+def test_text_goes_through_the_tokenizer(tiny_folder):
+    model = mw.load_model(tiny_folder, dtype="float32")
+    ids = model.encode("été")
+    assert ids.dtype == np.int32
+    assert ids[0] == model.config.bos_id == 1
+    assert ids.size == 1 + len("été".encode())
+    assert mw.importance(model, "a few words")["ffn_up"].shape == (4, 48)
+
+
+def test_identities_tell_models_apart(tmp_path):
+    for name, family in (("a", "llama"), ("b", "llama-tied")):
+        hf_model(family, 2).save_pretrained(tmp_path / name)
+    a, b = (mw.load_model(tmp_path / name, dtype="float32").identity for name in "ab")
+    assert a["weights"] != b["weights"]
+    assert a == mw.load_model(tmp_path / "a", dtype="float32").identity
+
+
+def test_a_key_does_not_depend_on_how_the_path_is_spelled(tiny_folder, monkeypatch):
+    whole = mw.load_model(tiny_folder, dtype="float32")
+    monkeypatch.chdir(tiny_folder.parent)
+    relative = mw.load_model(f"./{tiny_folder.name}", dtype="float32")
+    whole.tokenizer(["a", "b c"], padding=True, truncation=True, max_length=4)  # leaves its mark on the tokenizer
+    assert relative.key == whole.key
+    assert relative.identity == {"source": f"./{tiny_folder.name}", **whole.key}
+    assert mw.load_model(tiny_folder, dtype="bfloat16").key != whole.key
+
+
+def test_a_single_weight_changes_the_key():
+    model = pair("llama", 2).model
+    for name in ("down", "q", "attn_norm"):
+
+        def change(path, leaf, name=name):
+            return leaf.at[(1,) * leaf.ndim].multiply(1.0001) if f"'{name}'" in str(path) else leaf
+
+        changed = jax.tree_util.tree_map_with_path(change, model)
+        assert changed.key["weights"] != model.key["weights"], name
+
+
+def test_tokenizers_are_part_of_the_key(tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    text = (folder / "tokenizer.json").read_text()
+    written = json.loads(text)
+    written["post_processor"] = None  # no BOS in front of a text
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    with_bos, without = mw.load_model(tiny_folder, dtype="float32"), mw.load_model(folder, dtype="float32")
+    assert with_bos.key["weights"] == without.key["weights"]
+    assert with_bos.key["tokenizer"] != without.key["tokenizer"]
+    assert pair("llama", 2).model.key["tokenizer"] is None
+
+
+def test_a_model_goes_through_jit_and_grad():
+    model, ids = pair("llama", 2).model, tokens(2, 7)
+    mask = mw.NeuronMask.keep_all(model.config)
+    traces = []
+
+    @jax.jit
+    def forward(model, ids, mask):
+        traces.append(model.source)
+        return mw.forward(model, ids, mask)
+
+    for _ in range(2):
+        again = mw.Model(model.decoder, None, "tiny")
+        np.testing.assert_allclose(forward(again, ids, mask), mw.forward(model, ids, mask), atol=1e-6, rtol=0)
+    assert traces == ["tiny"]
+    gradient = jax.grad(lambda model: jnp.square(forward(model, ids, mask)).mean())(model)
+    assert isinstance(gradient, mw.Model)
+    assert gradient.config == model.config
+    assert jax.tree.structure(gradient) == jax.tree.structure(model)
+    assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(gradient))
+    moved = jax.tree.map(lambda weight, slope: weight - 0.1 * slope, model, gradient)
+    assert moved.key["weights"] != model.key["weights"]
+
+
+def test_models_with_different_tokenizers_are_not_mixed_up():
+    decoder, first, second = pair("llama", 2).decoder, object(), object()
+    structures = [jax.tree.structure(mw.Model(decoder, tokenizer, "x")) for tokenizer in (first, first, second)]
+    assert structures[0] == structures[1] != structures[2]
+    assert hash(structures[0]) == hash(structures[1])
+
+
+def test_a_single_changed_weight_is_another_model():
+    model = mw.Model(pair("llama", 2).decoder, None, "tiny")
+    arrays = {n: v[...] for n, v in vars(model.decoder.layers).items() if hasattr(v, "get_value")}
+    arrays["down"] = arrays["down"].at[1, 3, 7].add(1e-3)
+    whole = {f"layers.{n}": a for n, a in arrays.items()}
+    whole |= {n: getattr(model.decoder, n)[...] for n in ("embed", "final_norm", "head")}
+    tuned = mw.Model(mw.Decoder(model.config, whole), None, "tiny")
+    assert tuned.identity["weights"] != model.identity["weights"]
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def cut(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+BROKEN = {
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights; model.safetensors"),
+    "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
+    "config not JSON": (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+    "config a list": (lambda f: (f / "config.json").write_text("[]"), "a JSON object"),
+    "architecture": (lambda f: edit_config(f, model_type="mamba"), "model_type 'mamba' is not supported"),
+    "attribute": (lambda f: edit_config(f, clip_qkv=3), "attribute 'clip_qkv'"),
+    "other width": (
+        lambda f: edit_config(f, intermediate_size=50),
+        "has shape .48, 32., the configuration needs .50, 32.",
+    ),
+    "more layers": (lambda f: edit_config(f, num_hidden_layers=9), "and .* more missing"),
+    "fewer layers": (lambda f: edit_config(f, num_hidden_layers=3), "that the configuration does not explain"),
+    "cut short": (lambda f: cut(f / "model.safetensors", 0.7), "damaged or cut short"),
+    "cut in the header": (lambda f: cut(f / "model.safetensors", 0.001), "damaged or cut short"),
+    "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "damaged or cut short"),
+    "tokenizer": (lambda f: cut(f / "tokenizer.json", 0.5), "tokenizer cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_folders_are_one_line_each(case, tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    damage, message = BROKEN[case]
+    damage(folder)
+    with pytest.raises(mw.InputError, match=message) as error:
+        mw.load_model(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    hf_model("llama", 2).save_pretrained(tmp_path, max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(mw.InputError, match=shard.name):
+        mw.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", [3, None, ["a"], "../x.safetensors", "/x.safetensors", "a/../../x", ""])
+def test_an_index_names_files_of_its_folder(name, tmp_path):
+    hf_model("llama", 2).save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    written = json.loads(index.read_text())
+    written["weight_map"]["model.norm.weight"] = name
+    index.write_text(json.dumps(written))
+    with pytest.raises(mw.InputError, match=r"model.norm.weight is in .*the name of a file here") as error:
+        mw.load_model(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(np.int8, "I8"), (np.int32, "I32"), (np.bool_, "BOOL")])
+def test_whole_numbers_are_not_weights(dtype, stored, tmp_path):
+    hf_model("llama", 2).save_pretrained(tmp_path)
+    name, path = "model.layers.1.mlp.down_proj.weight", tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, name: tensors[name].astype(dtype)}, path)
+    with pytest.raises(mw.InputError, match=f"{name} is stored as {stored}; one of F32"):
+        mw.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+def test_other_floats_are_read(dtype, tmp_path):
+    hf_model("llama", 2).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({name: tensor.astype(dtype) for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    norm = mw.load_model(tmp_path, dtype="float32").decoder.final_norm[...]
+    np.testing.assert_array_equal(norm, tensors["model.norm.weight"].astype(dtype).astype(np.float32))
+
+
+def test_only_the_files_that_are_read_come_from_the_hub():
+    read = [
+        "config.json", "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+        "flax_model.msgpack", "flax_model-00001-of-00002.msgpack", "flax_model.msgpack.index.json",
+        "tokenizer.json", "tokenizer.model", "chat_template.jinja",
+    ]  # fmt: skip
+    others = ["adapter_model.safetensors", "consolidated.safetensors", "pytorch_model.bin", "original/params.pth"]
+    assert list(filter_repo_objects([*read, *others], allow_patterns=_HUB_FILES)) == read
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("./no/such/folder", "no such model; give a folder"),
+        ("nothing.gguf", "no such model"),
+        ("just-a-name", "no such model"),
+        ("owner/name", "the Hub could not give it"),
+    ],
+)
+def test_models_that_are_not_there(source, message):
+    with pytest.raises(mw.InputError, match=message) as error:
+        mw.load_model(source)
+    assert source in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_id_is_the_folder_that_the_hub_gives(tiny_folder, monkeypatch):
+    """A stand-in for the network; what is shared out over devices depends on the size of the files."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, allow_patterns: str(tiny_folder))
+    assert mw.load_model("owner/name").key == mw.load_model(tiny_folder).key
+    decoder = mw.load_model(tiny_folder, dtype="float32").decoder
+    assert weight_bytes("owner/name", "float32") == sum(a.nbytes for a in parameter_arrays(decoder).values())
+    assert weight_bytes("owner/name", "bfloat16") < 0.6 * weight_bytes("owner/name", "float32")
+
+
+def test_it_ends_where_the_generation_config_says(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((tiny_folder / "config.json").read_text())
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [7, config["eos_token_id"]], "temperature": 0.6}))
+    assert mw.load_model(tmp_path / "model").config.eos_ids == (config["eos_token_id"], 7)
+    path.write_text('{"eos_token_id": "end"}')
+    with pytest.raises(mw.InputError, match=r"generation_config.json: eos_token_id is 'end'; a token id"):
+        mw.load_model(tmp_path / "model")
+
+
+def test_a_file_that_is_no_model(tmp_path):
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"x")
+    with pytest.raises(mw.InputError, match="not a model"):
+        mw.load_model(path)
+    with pytest.raises(mw.InputError, match="dtype 'float16'"):
+        mw.load_model(path, dtype="float16")
