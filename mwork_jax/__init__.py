@@ -20,9 +20,9 @@ from mwork_jax.enhance.export import apply_delta, save_delta, save_folder
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import HeldOutLoss, LogLikelihood, held_out_loss, log_likelihood
 from mwork_jax.generate import generate
-from mwork_jax.intervene.stages import Setting, StageSplit
+from mwork_jax.intervene.stages import StageSetting, StageSplit
 from mwork_jax.lens.logit_lens import LanguageShares, language_shares, lens_logits, top_tokens
-from mwork_jax.lens.vocabulary import Labels, label_vocabulary
+from mwork_jax.lens.vocabulary import VocabularyLabels, label_vocabulary
 from mwork_jax.load import Model, load_model
 from mwork_jax.metrics import Delta, delta
 from mwork_jax.model.decoder import Decoder, forward_decoder
@@ -39,7 +39,6 @@ __all__ = [
     "Delta",
     "HeldOutLoss",
     "InputError",
-    "Labels",
     "LanguageShares",
     "LogLikelihood",
     "Model",
@@ -51,10 +50,11 @@ __all__ = [
     "Report",
     "Rule",
     "Run",
-    "Setting",
+    "StageSetting",
     "StageSplit",
     "TuneSettings",
     "Tuned",
+    "VocabularyLabels",
     "activated",
     "apply_delta",
     "delta",

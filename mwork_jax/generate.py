@@ -20,7 +20,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, KeyValueCache, embedded, extend, logits_of
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.prefill import Prefilled, Row, prefill
+from mwork_jax.prefill import Prefilled, PrefillRequest, prefill
 from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, put
 
 _STOP_STEPS = 16  # how often the loop comes back to the host to look for stop strings
@@ -86,7 +86,7 @@ def generations(
     _check(model, prompts, max_new_tokens, stop)
     room = bucket_length(max_new_tokens, model.config.max_length)
     ready = list(_encoded_prompts(model, prompts, max_new_tokens))
-    rows = [Row(tokens, 1) for tokens in ready]
+    rows = [PrefillRequest(tokens, 1) for tokens in ready]
     results: list[list] = [[None] * len(rows) for _ in masks]
     done = 0
     for run in prefill(model.decoder, rows, masks, tokens_per_batch=tokens_per_batch, room=room):

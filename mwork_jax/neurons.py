@@ -7,8 +7,10 @@ the two ends of the same product act(gate) * up; they differ only when training.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -116,6 +118,19 @@ class NeuronSet:
         """No neurons of a model of this shape."""
         return cls({g: np.zeros((config.num_layers, w), bool) for g, w in group_widths(config).items()})
 
+    def none(self) -> NeuronSet:
+        """No neurons of the model that this set is of."""
+        return NeuronSet({g: np.zeros_like(m) for g, m in self.groups.items()})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash over the members, the same for equal sets wherever they came from."""
+        digest = hashlib.sha256()
+        for group, members in self.groups.items():
+            digest.update(f"{group} {members.shape}\n".encode())
+            digest.update(np.packbits(members).tobytes())
+        return digest.hexdigest()[:32]
+
     @property
     def num_layers(self) -> int:
         return self.groups[GROUPS[0]].shape[0]
@@ -180,9 +195,11 @@ class NeuronSet:
         """As many neurons per layer and group, drawn at random from the whole layer and group.
 
         A neuron in both `ffn_up` and `ffn_down` switches one product off, not two. So the number of products is
-        matched too: a position that the set has at both ends is drawn once and taken at both ends.
+        matched too: a position that the set has at both ends is drawn once and taken at both ends. The draw depends on
+        the seed and on the set, so that sets of other languages get controls of their own: with one permutation for
+        all, the differences between languages would hide how much chance is in a control.
         """
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng([seed, int(self.fingerprint, 16)])
         groups = {g: np.zeros_like(m) for g, m in self.groups.items()}
         for layer in range(self.num_layers):
             for group in ATTENTION_GROUPS:

@@ -19,13 +19,13 @@ import numpy as np
 from mwork_jax.corpus import LANGUAGES, Batching, Corpus, Encoded, encoded
 from mwork_jax.detect.importance import DEFAULT_KEPT, DETECTOR_VERSION, NeuronScores, score_neurons
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, LOSS_VERSION, LossExam
+from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, LOSS_VERSION, LossEvaluation
 from mwork_jax.evaluate.runner import Condition, measure
-from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, Setting, StageSplit
+from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, StageSetting, StageSplit
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, delta
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.runtime.cache import Ledger, fingerprint
+from mwork_jax.runtime.cache import ResultCache, fingerprint
 from mwork_jax.runtime.distributed import everyone, is_first
 from mwork_jax.runtime.files import read_json, write_json
 from mwork_jax.runtime.progress import Progress
@@ -81,8 +81,10 @@ def run(
             neurons.save(out / "neurons" / f"{language}.json")
         _drop_neurons_of_other_rules(out, found)
         batching = Batching(max_tokens=settings.max_tokens, tokens_per_batch=2048)
-        exams = {lang: LossExam(tuple(d.held_out), batching) for lang, d in documents.items()}
-        losses = measure(model, exams, list(conditions(found, split, settings.seeds)), Ledger(out / "cells"), bar)
+        evaluations = {lang: LossEvaluation(tuple(d.held_out), batching) for lang, d in documents.items()}
+        losses = measure(
+            model, evaluations, list(conditions(found, split, settings.seeds)), ResultCache(out / "cells"), bar
+        )
     results = _results(made, model.source, list(chosen), settings.seeds, found, losses)
     write_json(out / "results.json", results)
     return results
@@ -164,8 +166,7 @@ def choose_documents(corpora: Mapping[str, Corpus], settings: RunSettings) -> di
 def conditions(found: Mapping[str, NeuronSet], split: StageSplit, seeds: int) -> Iterator[Condition]:
     """The original model, then for each language its neurons off everywhere, in each stage, and as many random ones
     off."""
-    none = next(iter(found.values()))
-    yield Condition("original", none - none, tuple(found))
+    yield Condition("original", next(iter(found.values())).none(), tuple(found))
     for language, own in found.items():
         if language == ENGLISH:
             continue
@@ -200,7 +201,7 @@ def kept_scores(
     at least `kept` documents, or made now."""
     path = out / "scores" / f"{language}.safetensors"
     key = fingerprint([DETECTOR_VERSION, model.key, _tokens(documents), max_tokens, include_bos])
-    bar.say(f"detect {language}")
+    bar.describe(f"detect {language}")
     if everyone(_made_with(path, key, kept)):  # each process reads them; a folder may be the first one's alone
         bar.add(DETECTION_COST * len(documents), free=True)
         return NeuronScores.load(path)
@@ -211,7 +212,7 @@ def kept_scores(
         include_bos=include_bos,
         batching=Batching(max_tokens=max_tokens),
         provenance={"language": language, "corpus": origin, "key": key},
-        progress=bar.counting(DETECTION_COST),
+        progress=bar.callback(DETECTION_COST),
     )
     scores.save(path)
     return scores
@@ -305,14 +306,14 @@ def _times(rise: float, other: float) -> float | None:
     return rise / other if other > 0 else None
 
 
-def _table_rows() -> Iterator[tuple[str, Setting]]:
+def _table_rows() -> Iterator[tuple[str, StageSetting]]:
     yield "random", EVERYWHERE
     yield "everywhere", EVERYWHERE
     yield from EACH_STAGE.items()
 
 
 def _delta_row(
-    source: str, others: list[str], losses: Losses, kind: str, setting: Setting, seeds: int
+    source: str, others: list[str], losses: Losses, kind: str, setting: StageSetting, seeds: int
 ) -> dict[str, Any]:
     """One row in the layout of Tables 2 to 5; scores are minus nats per token, so higher is better; True in a stage
     means off."""

@@ -31,7 +31,7 @@ _SHARE_SAVED = 0.25  # of all tokens, that a level of stems must save to pay
 _LEAST = 4  # the smallest bucket
 
 
-class Row(NamedTuple):
+class PrefillRequest(NamedTuple):
     """A sequence: tokens int32 [time], of which the last `needed` (at least one) have their outputs wanted."""
 
     tokens: np.ndarray
@@ -76,7 +76,12 @@ class Prefilled(NamedTuple):
 
 
 def prefill(
-    decoder: Decoder, rows: Sequence[Row], masks: Sequence[NeuronMask], *, tokens_per_batch: int, room: int = 0
+    decoder: Decoder,
+    rows: Sequence[PrefillRequest],
+    masks: Sequence[NeuronMask],
+    *,
+    tokens_per_batch: int,
+    room: int = 0,
 ) -> Iterator[Prefilled]:
     """Runs every row under every mask. tokens_per_batch bounds the rows times the times of a batch, `room` for new
     tokens included; MASKS_AT_ONCE such batches are in memory together. On a mesh, that is for each group of devices,
@@ -218,7 +223,7 @@ def _with_lower_layers(cache: KeyValueCache, original: KeyValueCache, first: int
     return jax.tree.map(lambda own, whole: jnp.where(below, whole, own), cache, original)
 
 
-def trees(rows: Sequence[Row], tokens_per_batch: int, room: int = 0, multiple: int = 1) -> Iterator[Tree]:
+def trees(rows: Sequence[PrefillRequest], tokens_per_batch: int, room: int = 0, multiple: int = 1) -> Iterator[Tree]:
     """The sequences as batches, those of like length together; what shares a stem stays together where it fits. Levels
     below the prefix are filled up to a multiple of `multiple` rows."""
     prefix = _prefix_length(rows)
@@ -247,7 +252,7 @@ def _rows_that_fit(stems: Sequence[int], rests: Sequence[int], besides: int, tok
 
 
 def _tree(
-    rows: Sequence[Row],
+    rows: Sequence[PrefillRequest],
     places: list[int],
     prefix: int,
     stems: Mapping[int, int],
@@ -291,13 +296,13 @@ def _bucket(length: int) -> int:
     return bucket_length(length, 1 << 30, least=_LEAST) if length else 0
 
 
-def _prefix_length(rows: Sequence[Row]) -> int:
+def _prefix_length(rows: Sequence[PrefillRequest]) -> int:
     """Tokens that all rows begin with, or 0 where sharing them does not pay."""
     shared = _shared_beginning(rows) if len(rows) > 1 else 0
     return shared if shared >= _WORTH_SHARING else 0
 
 
-def _families(rows: Sequence[Row], prefix: int) -> list[tuple[list[int], int]]:
+def _families(rows: Sequence[PrefillRequest], prefix: int) -> list[tuple[list[int], int]]:
     """(places of rows, how many tokens after the prefix they share): the families that save most tokens, or every row
     on its own where that does not pay.
 
@@ -332,12 +337,12 @@ def _families(rows: Sequence[Row], prefix: int) -> list[tuple[list[int], int]]:
     return families
 
 
-def _shared_beginning(rows: Sequence[Row]) -> int:
+def _shared_beginning(rows: Sequence[PrefillRequest]) -> int:
     """How many tokens the rows begin with alike, leaving each what it needs of its own."""
     return min([row.shareable for row in rows] + [_common(rows[0], row) for row in rows[1:]])
 
 
-def _common(a: Row, b: Row) -> int:
+def _common(a: PrefillRequest, b: PrefillRequest) -> int:
     """How many tokens two rows begin with alike."""
     size = min(a.tokens.size, b.tokens.size)
     differ = np.flatnonzero(a.tokens[:size] != b.tokens[:size])

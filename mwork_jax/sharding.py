@@ -125,7 +125,7 @@ def size_of(mesh: Mesh | None, axis: str) -> int:
     return 1 if mesh is None else mesh.shape[axis]
 
 
-def shares(axis: str, size: int) -> int:
+def num_shards(axis: str, size: int) -> int:
     """Within a program: over how many devices TABLE shares out an axis of this size."""
     mesh = jax.sharding.get_abstract_mesh()
     count = 1 if mesh.empty or TABLE[axis] not in mesh.shape else mesh.shape[TABLE[axis]]

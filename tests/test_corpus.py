@@ -11,7 +11,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import held_out_loss
 from mwork_jax.load.tokenizer import encode
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.runtime.cache import Ledger
+from mwork_jax.runtime.cache import ResultCache
 from mwork_jax.runtime.files import read_json, read_jsonl
 from support.tiny import pair
 
@@ -120,12 +120,12 @@ def test_batches_of_nothing_are_refused(sizes, message):
 
 
 def test_finished_cells_come_back(tmp_path):
-    ledger = Ledger(tmp_path)
+    cache = ResultCache(tmp_path)
     key = {"model": "x", "layers": (1, 2), "mask": None}
-    assert ledger.get(key) is None
-    ledger.put(key, {"value": [0.5]})
-    assert ledger.get(key) == {"value": [0.5]}
-    assert ledger.get({**key, "model": "y"}) is None
+    assert cache.get(key) is None
+    cache.put(key, {"value": [0.5]})
+    assert cache.get(key) == {"value": [0.5]}
+    assert cache.get({**key, "model": "y"}) is None
 
 
 @pytest.mark.parametrize(
@@ -134,13 +134,13 @@ def test_finished_cells_come_back(tmp_path):
     ids=["empty", "cut", "list", "null", "deep", "no value", "no key", "another key"],
 )
 def test_damaged_cells_count_as_not_there(tmp_path, text):
-    ledger, key = Ledger(tmp_path), {"a": 1}
-    ledger.put(key, 7)
+    cache, key = ResultCache(tmp_path), {"a": 1}
+    cache.put(key, 7)
     (cell,) = tmp_path.iterdir()
     cell.write_text(text)
-    assert ledger.get(key) is None
-    ledger.put(key, 8)
-    assert ledger.get(key) == 8
+    assert cache.get(key) is None
+    cache.put(key, 8)
+    assert cache.get(key) == 8
 
 
 def test_no_document_goes_beyond_the_context_of_the_model():

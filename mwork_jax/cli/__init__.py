@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run are lost, this one ends with 1."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        chosen = _parser().parse_args(arguments)
-        chosen.command(chosen)
+        args = _parser().parse_args(arguments)
+        args.command(args)
     except InputError as error:
         return _fail(str(error))
     except OSError as error:  # a full disk, a folder taken away: the files written so far are whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mwork_jax.cli.options import add_model, at_least, command, load_chosen, pairs, print_result
+from mwork_jax.cli.options import add_model, at_least, command, load_model_of, pairs, print_result
 from mwork_jax.corpus import encoded, read_corpus
 from mwork_jax.detect.importance import DEFAULT_KEPT
 from mwork_jax.errors import InputError
@@ -41,24 +41,24 @@ def add(commands: Any) -> None:
     parser.add_argument("--include-bos", action="store_true", help="count the BOS position in the norms")
 
 
-def _detect(chosen: argparse.Namespace) -> None:
-    at_least("--max-tokens", chosen.max_tokens, 2)
-    at_least("--kept", chosen.kept, 1)
-    files = pairs("--corpus", chosen.corpus)
-    corpora = {language: _first(read_corpus(path), chosen.documents, path) for language, path in files.items()}
-    out = output_folder(chosen.out)
-    model = load_chosen(chosen)
+def _detect(args: argparse.Namespace) -> None:
+    at_least("--max-tokens", args.max_tokens, 2)
+    at_least("--kept", args.kept, 1)
+    files = pairs("--corpus", args.corpus)
+    corpora = {language: _first(read_corpus(path), args.documents, path) for language, path in files.items()}
+    out = output_folder(args.out)
+    model = load_model_of(args)
     # All of them before any work, so that a document that cannot be used is found at once.
-    ready = {lang: list(encoded(model, d, chosen.max_tokens, where=files[lang])) for lang, d in corpora.items()}
+    ready = {lang: list(encoded(model, d, args.max_tokens, where=files[lang])) for lang, d in corpora.items()}
     written = {}
     with Progress(DETECTION_COST * sum(map(len, ready.values()))) as bar:
         for lang, documents in ready.items():
-            how = {"kept": chosen.kept, "include_bos": chosen.include_bos}
-            scores = kept_scores(model, lang, documents, files[lang], chosen.max_tokens, out, bar, **how)
+            how = {"kept": args.kept, "include_bos": args.include_bos}
+            scores = kept_scores(model, lang, documents, files[lang], args.max_tokens, out, bar, **how)
             path = out / "scores" / f"{lang}.safetensors"
             written[lang] = {"file": str(path), "documents": scores.documents, "tokens": scores.tokens}
     lines = [f"{lang}: {w['documents']} documents, {w['tokens']} tokens -> {w['file']}" for lang, w in written.items()]
-    print_result(chosen, written, "\n".join(lines))
+    print_result(args, written, "\n".join(lines))
 
 
 def _first(documents: list[str], count: int | None, where: str) -> list[str]:

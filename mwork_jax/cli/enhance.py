@@ -14,7 +14,7 @@ from mwork_jax.cli.options import (
     add_rule,
     command,
     languages_of,
-    load_chosen,
+    load_model_of,
     one_of,
     pairs,
     print_result,
@@ -23,9 +23,9 @@ from mwork_jax.cli.options import (
 from mwork_jax.corpus import LANGUAGES, encoded, own_corpus, read_corpus
 from mwork_jax.enhance import TuneSettings
 from mwork_jax.enhance.export import save_delta, save_folder
-from mwork_jax.enhance.table6 import Probes, StudySettings, check, study
+from mwork_jax.enhance.table6 import EvaluationSuite, StudySettings, check, study
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate.evaluations import TaskExam
+from mwork_jax.evaluate.evaluations import TaskEvaluation
 from mwork_jax.evaluate.table_run import SweepSettings, prepare
 from mwork_jax.evaluate.tasks import task_named
 from mwork_jax.load import Model
@@ -101,55 +101,55 @@ def add(commands: Any) -> None:
     parser.add_argument("--no-remat", action="store_true", help="keep what layers compute: faster, more memory")
 
 
-def _enhance(chosen: argparse.Namespace) -> None:
-    Rule.parse(chosen.rule)
-    one_of("--mode", chosen.mode, MODES)
-    languages = languages_of("--language", chosen.language)
-    if len(languages) > 1 and not chosen.sweep:
-        raise InputError(f"--language {chosen.language}: one language, or several with --sweep")
+def _enhance(args: argparse.Namespace) -> None:
+    Rule.parse(args.rule)
+    one_of("--mode", args.mode, MODES)
+    languages = languages_of("--language", args.language)
+    if len(languages) > 1 and not args.sweep:
+        raise InputError(f"--language {args.language}: one language, or several with --sweep")
     if ENGLISH in languages:
         raise InputError("--language en: English is what the other languages are compared with")
-    corpora, origins = _corpora(chosen, languages)
-    settings = _settings(chosen, corpora)
+    corpora, origins = _corpora(args, languages)
+    settings = _settings(args, corpora)
     check(corpora, dict.fromkeys(corpora, None), settings)  # type: ignore[arg-type]
     used = max(*settings.documents, _DETECTION_DOCUMENTS)
     corpora = {lang: documents[:used] for lang, documents in corpora.items()}
-    probes = Probes(_held_out(chosen, languages), _exams(chosen, languages))
-    out = results_folder(chosen.out, "enhance")
-    given = _given_neurons(chosen, languages)
-    model = load_chosen(chosen)
+    suite = EvaluationSuite(_held_out(args, languages), _evaluations(args, languages))
+    out = results_folder(args.out, "enhance")
+    given = _given_neurons(args, languages)
+    model = load_model_of(args)
     for language, documents in corpora.items():
         list(encoded(model, documents, settings.tune.max_tokens, where=origins[language]))
-    exams = probes.exams(model, settings.tune.max_tokens)
-    found = given or _detected(chosen, model, corpora, origins, out)
-    results, outcomes = study(model, corpora, found, exams, settings, out)
+    evaluations = suite.evaluations(model, settings.tune.max_tokens)
+    found = given or _detected(args, model, corpora, origins, out)
+    results, tunings = study(model, corpora, found, evaluations, settings, out)
     # After the tuning, which refuses a folder of other work: no neurons beside results that are not theirs.
     for language, neurons in found.items():
         neurons.save(out / "neurons" / f"{language}.json")
     write_json(out / "results.json", results)
     written = [out / "results.json"]
-    for job, outcome in outcomes.items():
+    for job, result in tunings.items():
         if job.kind == "lang-spec" and job.seed == 0:
-            tuned, name = outcome.merged(model), "delta" if not chosen.sweep else f"deltas/{job.name}"
+            tuned, name = result.merged(model), "delta" if not args.sweep else f"deltas/{job.name}"
             save_delta(tuned, out / f"{name}.safetensors")
             written.append(out / f"{name}.safetensors")
-            if not chosen.sweep:
-                save_folder(tuned, out / "model", dtype=chosen.weights, notes={"corpus": origins[job.language]})
+            if not args.sweep:
+                save_folder(tuned, out / "model", dtype=args.weights, notes={"corpus": origins[job.language]})
                 written.append(out / "model")
     text = enhance_report(results)
     write_text(out / "table.txt", text + "\n")
-    if chosen.sweep:
+    if args.sweep:
         write_text(out / "figure4.svg", tuning_figure(results).plain + "\n")
         written.append(out / "figure4.svg")
-    print_result(chosen, results, f"{text}\n\nWritten: {', '.join(map(str, written))}.")
+    print_result(args, results, f"{text}\n\nWritten: {', '.join(map(str, written))}.")
 
 
-def _corpora(chosen: argparse.Namespace, languages: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+def _corpora(args: argparse.Namespace, languages: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
     """{language: documents to tune on}, and where they are from."""
-    if not chosen.corpus:
+    if not args.corpus:
         own = {language: own_corpus(language) for language in languages}
         return {lang: list(c.detection) for lang, c in own.items()}, {lang: c.origin for lang, c in own.items()}
-    given = chosen.corpus
+    given = args.corpus
     if len(languages) == 1 and len(given) == 1 and not given[0].startswith(f"{languages[0]}="):
         given = [f"{languages[0]}={given[0]}"]
     files = pairs("--corpus", given)
@@ -158,20 +158,20 @@ def _corpora(chosen: argparse.Namespace, languages: Sequence[str]) -> tuple[dict
     return {lang: read_corpus(files[lang]) for lang in languages}, {lang: files[lang] for lang in languages}
 
 
-def _settings(chosen: argparse.Namespace, corpora: Mapping[str, Sequence[str]]) -> StudySettings:
-    given = {name: getattr(chosen, name) for name in _TUNING if getattr(chosen, name) is not None}
-    tune = replace(TuneSettings(remat=not chosen.no_remat), **given)
+def _settings(args: argparse.Namespace, corpora: Mapping[str, Sequence[str]]) -> StudySettings:
+    given = {name: getattr(args, name) for name in _TUNING if getattr(args, name) is not None}
+    tune = replace(TuneSettings(remat=not args.no_remat), **given)
     fewest = min(map(len, corpora.values()))
-    if chosen.documents:
-        counts = tuple(_count(part) for part in chosen.documents.split(","))
+    if args.documents:
+        counts = tuple(_count(part) for part in args.documents.split(","))
     else:
-        counts = tuple(n for n in _SWEEP if n <= fewest) if chosen.sweep else ()
-    if len(counts) > 1 and not chosen.sweep:
-        raise InputError(f"--documents {chosen.documents}: one number, or several with --sweep")
-    seeds = chosen.seeds if chosen.seeds is not None else 3 if chosen.sweep else 0
-    if seeds < 0 or chosen.at_once < 1:
+        counts = tuple(n for n in _SWEEP if n <= fewest) if args.sweep else ()
+    if len(counts) > 1 and not args.sweep:
+        raise InputError(f"--documents {args.documents}: one number, or several with --sweep")
+    seeds = args.seeds if args.seeds is not None else 3 if args.sweep else 0
+    if seeds < 0 or args.at_once < 1:
         raise InputError("--seeds must be at least 0, --at-once at least 1")
-    return StudySettings(counts or (fewest,), seeds, chosen.at_once, tune)
+    return StudySettings(counts or (fewest,), seeds, args.at_once, tune)
 
 
 def _count(text: str) -> int:
@@ -180,9 +180,9 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _held_out(chosen: argparse.Namespace, languages: Sequence[str]) -> dict[str, Sequence[str]]:
+def _held_out(args: argparse.Namespace, languages: Sequence[str]) -> dict[str, Sequence[str]]:
     """Documents to measure on: English, the languages that are tuned, and all others that there are."""
-    given = {lang: read_corpus(path) for lang, path in pairs("--held-out", chosen.held_out or ()).items()}
+    given = {lang: read_corpus(path) for lang, path in pairs("--held-out", args.held_out or ()).items()}
     own = {lang: own_corpus(lang).held_out for lang in LANGUAGES} if not given else {}
     found = {**own, **given}
     for language in (ENGLISH, *languages):
@@ -191,26 +191,26 @@ def _held_out(chosen: argparse.Namespace, languages: Sequence[str]) -> dict[str,
     return found
 
 
-def _exams(chosen: argparse.Namespace, languages: Sequence[str]) -> dict[str, dict[str, TaskExam]]:
+def _evaluations(args: argparse.Namespace, languages: Sequence[str]) -> dict[str, dict[str, TaskEvaluation]]:
     """Each task in English and in those of the languages that it has."""
-    exams = {}
-    for name in filter(None, chosen.tasks.split(",")):
+    evaluations = {}
+    for name in filter(None, args.tasks.split(",")):
         task = task_named(name.strip())
-        there = [lang for lang in languages if lang in (task.languages if chosen.data else task.built_in)]
+        there = [lang for lang in languages if lang in (task.languages if args.data else task.built_in)]
         if not there:
             raise InputError(f"--tasks {name}: it has none of {', '.join(languages)}")
-        exams[task.name] = prepare(task, chosen.data, SweepSettings((ENGLISH, *there), chosen.items))
-    return exams
+        evaluations[task.name] = prepare(task, args.data, SweepSettings((ENGLISH, *there), args.items))
+    return evaluations
 
 
-def _given_neurons(chosen: argparse.Namespace, languages: Sequence[str]) -> dict[str, NeuronSet]:
-    if chosen.neurons is None:
+def _given_neurons(args: argparse.Namespace, languages: Sequence[str]) -> dict[str, NeuronSet]:
+    if args.neurons is None:
         return {}
-    return {lang: NeuronSet.load(Path(chosen.neurons) / "neurons" / f"{lang}.json") for lang in languages}
+    return {lang: NeuronSet.load(Path(args.neurons) / "neurons" / f"{lang}.json") for lang in languages}
 
 
 def _detected(
-    chosen: argparse.Namespace,
+    args: argparse.Namespace,
     model: Model,
     corpora: Mapping[str, Sequence[str]],
     origins: Mapping[str, str],
@@ -220,12 +220,12 @@ def _detected(
     english = own_corpus(ENGLISH)
     texts = {ENGLISH: english.detection, **{lang: d[:_DETECTION_DOCUMENTS] for lang, d in corpora.items()}}
     where = {ENGLISH: english.origin, **origins}
-    longest = chosen.max_tokens or TuneSettings().max_tokens
+    longest = args.max_tokens or TuneSettings().max_tokens
     ready = {lang: list(encoded(model, d, longest, where=where[lang])) for lang, d in texts.items()}
     with Progress(DETECTION_COST * sum(map(len, ready.values()))) as bar:
         scores = {
-            lang: kept_scores(model, lang, d, where[lang], longest, out, bar, kept=kept_for(chosen.rule, len(d)))
+            lang: kept_scores(model, lang, d, where[lang], longest, out, bar, kept=kept_for(args.rule, len(d)))
             for lang, d in ready.items()
         }
-    found = select_neurons(scores, chosen.rule, chosen.mode)
+    found = select_neurons(scores, args.rule, args.mode)
     return {lang: found[lang] for lang in corpora}

@@ -13,14 +13,14 @@ from mwork_jax.cli.options import (
     command,
     join_others,
     languages_of,
-    load_chosen,
+    load_model_of,
+    log,
     print_result,
     results_folder,
-    say,
 )
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate.evaluations import TaskExam
-from mwork_jax.evaluate.paper_tables import Table, tables_named
+from mwork_jax.evaluate.evaluations import TaskEvaluation
+from mwork_jax.evaluate.paper_tables import PaperTable, tables_named
 from mwork_jax.evaluate.table_run import Sweep, SweepSettings, prepare, prepare_table, run_grid, run_table
 from mwork_jax.evaluate.tasks import task_named
 from mwork_jax.intervene.stages import StageSplit
@@ -58,21 +58,19 @@ def add(commands: Any) -> None:
     parser.add_argument("--n2", help=f"layers of the generation stage (default: an eighth){grid}")
 
 
-def _evaluate(chosen: argparse.Namespace) -> None:
-    at_least("--seeds", chosen.seeds, 1)
-    settings = SweepSettings(
-        languages_of("--languages", chosen.languages), chosen.items, chosen.shots, chosen.seeds, chosen.chat
-    )
-    tables = tables_named(chosen.table)
-    first, last = _numbers("--n1", chosen.n1), _numbers("--n2", chosen.n2)
-    join_others(chosen)
-    exams = [_exams(chosen, table, settings) for table in tables]
-    out = results_folder(chosen.out, "evaluate")
-    found = _found(Path(chosen.neurons) / "neurons", settings.languages)
-    model = load_chosen(chosen)
+def _evaluate(args: argparse.Namespace) -> None:
+    at_least("--seeds", args.seeds, 1)
+    settings = SweepSettings(languages_of("--languages", args.languages), args.items, args.shots, args.seeds, args.chat)
+    tables = tables_named(args.table)
+    first, last = _numbers("--n1", args.n1), _numbers("--n2", args.n2)
+    join_others(args)
+    evaluations = [_evaluations(args, table, settings) for table in tables]
+    out = results_folder(args.out, "evaluate")
+    found = _found(Path(args.neurons) / "neurons", settings.languages)
+    model = load_model_of(args)
     earlier = _earlier(out, model)
     splits = [StageSplit.of(model.config.num_layers, n1, n2) for n1 in first for n2 in last]
-    sweeps = [Sweep(model, t, e, found, settings, out) for t, e in zip(tables, exams, strict=True)]
+    sweeps = [Sweep(model, t, e, found, settings, out) for t, e in zip(tables, evaluations, strict=True)]
     with compilations() as compiled:
         done = [run_table(s, splits[0]) if len(splits) == 1 else run_grid(s, splits) for s in sweeps]
     tables = [*(table for table in earlier if _kind(table) not in map(_kind, done)), *done]
@@ -83,8 +81,8 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     }
     write_json(out / "results.json", results)
     write_text(out / "table.txt", _text(tables) + "\n")
-    say(f"{compiled.count} programs compiled, for every shape once")
-    print_result(chosen, results, _text(done))
+    log(f"{compiled.count} programs compiled, for every shape once")
+    print_result(args, results, _text(done))
 
 
 def _earlier(out: Path, model: Model) -> list[Mapping[str, Any]]:
@@ -111,14 +109,14 @@ def _text(tables: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join((table_report if "stages" in table else grid_report)(table) for table in tables)
 
 
-def _exams(chosen: argparse.Namespace, table: Table, settings: SweepSettings) -> dict[str, TaskExam]:
-    if chosen.task:
-        return prepare(task_named(chosen.task), chosen.data, settings)
-    exams = prepare_table(table, chosen.data, settings)
-    used = exams[ENGLISH].task.name
+def _evaluations(args: argparse.Namespace, table: PaperTable, settings: SweepSettings) -> dict[str, TaskEvaluation]:
+    if args.task:
+        return prepare(task_named(args.task), args.data, settings)
+    evaluations = prepare_table(table, args.data, settings)
+    used = evaluations[ENGLISH].task.name
     if used != table.task:
-        say(f"table {table.number}: no data of {table.task} there; {used} stands in for it")
-    return exams
+        log(f"table {table.number}: no data of {table.task} there; {used} stands in for it")
+    return evaluations
 
 
 def _found(folder: Path, languages: tuple[str, ...]) -> dict[str, NeuronSet]:

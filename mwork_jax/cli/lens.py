@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mwork_jax.cli.options import add_model, at_least, command, languages_of, load_chosen, one_of, pairs, print_result
+from mwork_jax.cli.options import add_model, at_least, command, languages_of, load_model_of, one_of, pairs, print_result
 from mwork_jax.corpus import encoded, own_corpus, read_corpus
 from mwork_jax.errors import InputError
 from mwork_jax.lens.logit_lens import LensSettings, run_lens
@@ -47,27 +47,27 @@ def add(commands: Any) -> None:
     )
 
 
-def _lens(chosen: argparse.Namespace) -> None:
+def _lens(args: argparse.Namespace) -> None:
     for option in ("documents", "top"):
-        at_least(f"--{option}", getattr(chosen, option), 1)
-    at_least("--max-tokens", chosen.max_tokens, 2)
-    one_of("--labeller", chosen.labeller, tuple(LABELLERS))
-    more = languages_of("--label-languages", chosen.label_languages) if chosen.label_languages else ()
-    texts, origins = _prompts(chosen)
-    out = output_folder(chosen.out)
-    neurons = {} if chosen.neurons is None else _neurons(Path(chosen.neurons), tuple(texts))
-    model = load_chosen(chosen)
-    prompts = {lang: list(encoded(model, t, chosen.max_tokens, where=origins[lang])) for lang, t in texts.items()}
-    settings = LensSettings(chosen.top, chosen.max_tokens, chosen.labeller, more)
+        at_least(f"--{option}", getattr(args, option), 1)
+    at_least("--max-tokens", args.max_tokens, 2)
+    one_of("--labeller", args.labeller, tuple(LABELLERS))
+    more = languages_of("--label-languages", args.label_languages) if args.label_languages else ()
+    texts, origins = _prompts(args)
+    out = output_folder(args.out)
+    neurons = {} if args.neurons is None else _neurons(Path(args.neurons), tuple(texts))
+    model = load_model_of(args)
+    prompts = {lang: list(encoded(model, t, args.max_tokens, where=origins[lang])) for lang, t in texts.items()}
+    settings = LensSettings(args.top, args.max_tokens, args.labeller, more)
     found = run_lens(model, prompts, origins, neurons, settings, out)
     write_json(out / "lens.json", found)
-    print_result(chosen, found, f"{lens_report(found)}\n\nEverything is in {out / 'lens.json'}.")
+    print_result(args, found, f"{lens_report(found)}\n\nEverything is in {out / 'lens.json'}.")
 
 
-def _prompts(chosen: argparse.Namespace) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
+def _prompts(args: argparse.Namespace) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
     """The texts and where they come from, by language."""
-    files = pairs("--corpus", chosen.corpus) if chosen.corpus else {}
-    languages = languages_of("--languages", chosen.languages or ",".join(files) or _LANGUAGES)
+    files = pairs("--corpus", args.corpus) if args.corpus else {}
+    languages = languages_of("--languages", args.languages or ",".join(files) or _LANGUAGES)
     if files and not set(languages) <= set(files):
         missing = ", ".join(sorted(set(languages) - set(files)))
         raise InputError(f"--corpus has no prompts for {missing!r}; it has {', '.join(files)}")
@@ -76,9 +76,9 @@ def _prompts(chosen: argparse.Namespace) -> tuple[dict[str, Sequence[str]], dict
         own = None if files else own_corpus(language)
         there = read_corpus(files[language]) if own is None else own.held_out
         origins[language] = files[language] if own is None else f"{own.origin}, held out"
-        if chosen.documents > len(there):
-            raise InputError(f"{origins[language]}: {chosen.documents} prompts asked, there are {len(there)}")
-        texts[language] = there[: chosen.documents]
+        if args.documents > len(there):
+            raise InputError(f"{origins[language]}: {args.documents} prompts asked, there are {len(there)}")
+        texts[language] = there[: args.documents]
     return texts, origins
 
 

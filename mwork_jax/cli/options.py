@@ -58,20 +58,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--process-id", type=int, help="which of them this one is, from 0")
 
 
-def load_chosen(chosen: argparse.Namespace) -> Model:
+def load_model_of(args: argparse.Namespace) -> Model:
     """The model that the options of `add_model` name, on the devices that they ask for."""
-    join_others(chosen)
-    shape = None if chosen.mesh is None else parse_mesh(chosen.mesh)
+    join_others(args)
+    shape = None if args.mesh is None else parse_mesh(args.mesh)
     if shape is None and jax.device_count() > 1:
-        size = weight_bytes(chosen.model, chosen.dtype)
+        size = weight_bytes(args.model, args.dtype)
         shape = agreed(lambda: default_shape(jax.local_devices()[0], jax.device_count(), size))
     mesh = None if shape is None else make_mesh(shape)
-    return load_model(chosen.model, dtype=chosen.dtype, mesh=mesh)
+    return load_model(args.model, dtype=args.dtype, mesh=mesh)
 
 
-def join_others(chosen: argparse.Namespace) -> None:
+def join_others(args: argparse.Namespace) -> None:
     """Joins the other processes of this run, where there are any; before anything uses a device."""
-    if not several() and start(chosen.coordinator, chosen.processes, chosen.process_id):
+    if not several() and start(args.coordinator, args.processes, args.process_id):
         _keep_stdout()
 
 
@@ -119,15 +119,15 @@ def _writer_of(results: Any) -> str | None:
     return "evaluate" if "tables" in results else "run" if "languages" in results else "enhance"
 
 
-def print_result(chosen: argparse.Namespace, value: Any, text: str) -> None:
+def print_result(args: argparse.Namespace, value: Any, text: str) -> None:
     """The result on stdout: one JSON object with --json, else a text in signs that the terminal can show. Of several
     processes the first says it."""
     if not is_first():
         return
-    print(json.dumps(value) if chosen.json else printable(text, getattr(sys.stdout, "encoding", None)))
+    print(json.dumps(value) if args.json else printable(text, getattr(sys.stdout, "encoding", None)))
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """One line beside the results, on stderr; of several processes the first says it."""
     if is_first():
         print(printable(f"mwork: {line}", getattr(sys.stderr, "encoding", None)), file=sys.stderr, flush=True)

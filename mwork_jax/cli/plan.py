@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mwork_jax.cli.options import command, one_of, print_result, say
+from mwork_jax.cli.options import command, log, one_of, print_result
 from mwork_jax.errors import InputError
 from mwork_jax.plan import (
     DEFAULTS,
@@ -47,28 +47,26 @@ def add(commands: Any) -> None:
     parser.add_argument("--no-smallest", action="store_true", help="do not look for the smallest slice that fits")
 
 
-def _plan(chosen: argparse.Namespace) -> None:
+def _plan(args: argparse.Namespace) -> None:
     # Compiling needs none of this machine's own devices, and with libtpu there JAX would look for a TPU.
     jax.config.update("jax_platforms", "cpu")
-    one_of("--stage", chosen.stage, STAGES)
-    config, slice_ = config_of(chosen.model), Slice.parse(chosen.topology)
-    mesh = None if chosen.mesh is None else parse_mesh(chosen.mesh)
-    if mesh is not None and chosen.sweep_topologies:
+    one_of("--stage", args.stage, STAGES)
+    config, slice_ = config_of(args.model), Slice.parse(args.topology)
+    mesh = None if args.mesh is None else parse_mesh(args.mesh)
+    if mesh is not None and args.sweep_topologies:
         raise InputError("--mesh: one mesh does not fit every slice of --sweep-topologies; leave one of them out")
-    if chosen.masks is not None and chosen.stage == "detect":
+    if args.masks is not None and args.stage == "detect":
         raise InputError("--masks: detection has none; they are for the stages evaluate, generate and enhance")
-    if chosen.new is not None and chosen.stage != "generate":
+    if args.new is not None and args.stage != "generate":
         raise InputError("--new: only the stage generate makes new tokens")
-    size = with_given(
-        DEFAULTS[chosen.stage], {name: getattr(chosen, name) for name in ("batch", "length", "masks", "new")}
-    )
-    if (size.length + size.new > config.max_length and chosen.stage == "generate") or size.length > config.max_length:
+    size = with_given(DEFAULTS[args.stage], {name: getattr(args, name) for name in ("batch", "length", "masks", "new")})
+    if (size.length + size.new > config.max_length and args.stage == "generate") or size.length > config.max_length:
         raise InputError(f"--length {size.length}: the model's context is {config.max_length}")
-    if chosen.sweep_topologies:
-        plans = [plan(chosen.stage, config, one, size, say=say) for one in slice_.siblings()]
-        print_result(chosen, [as_record(one) for one in plans], sweep_report(plans, chosen.model))
+    if args.sweep_topologies:
+        plans = [plan(args.stage, config, one, size, log=log) for one in slice_.siblings()]
+        print_result(args, [as_record(one) for one in plans], sweep_report(plans, args.model))
         return
-    found = plan(chosen.stage, config, slice_, size, mesh, say=say)
-    smallest = None if chosen.no_smallest else smallest_that_fits(found, say=say)
-    text = plan_report(found, chosen.model, smallest, searched=not chosen.no_smallest)
-    print_result(chosen, as_record(found, smallest), text)
+    found = plan(args.stage, config, slice_, size, mesh, log=log)
+    smallest = None if args.no_smallest else smallest_that_fits(found, log=log)
+    text = plan_report(found, args.model, smallest, searched=not args.no_smallest)
+    print_result(args, as_record(found, smallest), text)

@@ -27,12 +27,12 @@ def add(commands: Any) -> None:
     )
 
 
-def _report(chosen: argparse.Namespace) -> None:
-    if chosen.format == "html":
-        path = read_report(chosen.folder).write()
-        print_result(chosen, {"report": str(path), "figures": str(path.parent / "figures")}, f"Written: {path}")
-    elif chosen.json:
-        tables = read_report(chosen.folder).tables.values()
-        print_result(chosen, {t.name: {"title": t.title, "rows": [dict(r) for r in t.records]} for t in tables}, "")
+def _report(args: argparse.Namespace) -> None:
+    if args.format == "html":
+        path = read_report(args.folder).write()
+        print_result(args, {"report": str(path), "figures": str(path.parent / "figures")}, f"Written: {path}")
+    elif args.json:
+        tables = read_report(args.folder).tables.values()
+        print_result(args, {t.name: {"title": t.title, "rows": [dict(r) for r in t.records]} for t in tables}, "")
     else:
-        print_result(chosen, None, tables_as(chosen.folder, chosen.format).rstrip("\n"))
+        print_result(args, None, tables_as(args.folder, args.format).rstrip("\n"))

@@ -13,7 +13,7 @@ from mwork_jax.cli.options import (
     at_least,
     command,
     languages_of,
-    load_chosen,
+    load_model_of,
     one_of,
     pairs,
     print_result,
@@ -51,10 +51,10 @@ def add(commands: Any) -> None:
     )
 
 
-def _run(chosen: argparse.Namespace) -> None:
-    settings, corpora = _run_settings(chosen)
-    out = results_folder(chosen.out, "run")
-    model = load_chosen(chosen)
+def _run(args: argparse.Namespace) -> None:
+    settings, corpora = _run_settings(args)
+    out = results_folder(args.out, "run")
+    model = load_model_of(args)
     settings.split(model.config.num_layers)
     results = run(model, corpora, settings, out)
     if not is_first():
@@ -63,29 +63,29 @@ def _run(chosen: argparse.Namespace) -> None:
     write_text(out / "table.txt", text + "\n")
     page = read_report(out).write()
     where = f"Look at {page}. Everything is in {out}: results.json, table.txt, neurons/, scores/, figures/."
-    print_result(chosen, results, f"{text}\n\n{where}")
+    print_result(args, results, f"{text}\n\n{where}")
 
 
-def _run_settings(chosen: argparse.Namespace) -> tuple[RunSettings, dict[str, Corpus]]:
+def _run_settings(args: argparse.Namespace) -> tuple[RunSettings, dict[str, Corpus]]:
     """The settings and the documents, checked before the model takes its time to load."""
-    Rule.parse(chosen.rule)
-    one_of("--mode", chosen.mode, MODES)
-    at_least("--seeds", 1 if chosen.seeds is None else chosen.seeds, 1)
-    at_least("--max-tokens", chosen.max_tokens, 2)
-    files = pairs("--data", chosen.data) if chosen.data else {}
-    available = tuple(files) or (("en", "de", "zh") if chosen.quick else LANGUAGES)
-    languages = available if chosen.languages is None else languages_of("--languages", chosen.languages)
+    Rule.parse(args.rule)
+    one_of("--mode", args.mode, MODES)
+    at_least("--seeds", 1 if args.seeds is None else args.seeds, 1)
+    at_least("--max-tokens", args.max_tokens, 2)
+    files = pairs("--data", args.data) if args.data else {}
+    available = tuple(files) or (("en", "de", "zh") if args.quick else LANGUAGES)
+    languages = available if args.languages is None else languages_of("--languages", args.languages)
     settings = RunSettings(
         languages=languages,
-        rule=chosen.rule,
-        mode=chosen.mode,
-        n1=chosen.n1,
-        n2=chosen.n2,
-        max_tokens=chosen.max_tokens,
+        rule=args.rule,
+        mode=args.mode,
+        n1=args.n1,
+        n2=args.n2,
+        max_tokens=args.max_tokens,
     )
-    if chosen.quick:
+    if args.quick:
         settings = settings.quick()
-    given = {"documents": chosen.documents, "held_out": chosen.held_out, "seeds": chosen.seeds}
+    given = {"documents": args.documents, "held_out": args.held_out, "seeds": args.seeds}
     settings = _replace_given(settings, given)
     if files and not set(languages) <= set(files):
         missing = ", ".join(sorted(set(languages) - set(files)))

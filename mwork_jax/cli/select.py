@@ -22,20 +22,20 @@ def add(commands: Any) -> None:
     add_rule(parser)
 
 
-def _select(chosen: argparse.Namespace) -> None:
-    folder = Path(chosen.folder)
+def _select(args: argparse.Namespace) -> None:
+    folder = Path(args.folder)
     paths = sorted((folder / "scores").glob("*.safetensors"))
     if not paths:
         raise InputError(f"{folder}: no scores/LANG.safetensors in it; `mwork detect` or `mwork run` writes them")
-    _refuse_other_rule(folder, str(Rule.parse(chosen.rule)), chosen.mode)
-    found = select_neurons({p.stem: NeuronScores.load(p) for p in paths}, chosen.rule, chosen.mode)
+    _refuse_other_rule(folder, str(Rule.parse(args.rule)), args.mode)
+    found = select_neurons({p.stem: NeuronScores.load(p) for p in paths}, args.rule, args.mode)
     written = {}
     for language, neurons in found.items():
         path = folder / "neurons" / f"{language}.json"
         neurons.save(path)
         written[language] = {"file": str(path), "count": neurons.count(), "share": neurons.count() / neurons.total()}
     lines = [f"{lang}: {w['count']:,} neurons ({100 * w['share']:.2f}%) -> {w['file']}" for lang, w in written.items()]
-    print_result(chosen, written, "\n".join(lines))
+    print_result(args, written, "\n".join(lines))
 
 
 def _refuse_other_rule(folder: Path, rule: str, mode: str) -> None:

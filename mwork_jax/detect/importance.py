@@ -31,7 +31,7 @@ from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, LayerRecord, hidden_states
 from mwork_jax.neurons import GROUPS, NeuronMask, group_widths
 from mwork_jax.runtime.files import write_tensors
-from mwork_jax.sharding import DATA, constrain, fetch, mesh_of, on_mesh_of, per_device, put, shares, size_of
+from mwork_jax.sharding import DATA, constrain, fetch, mesh_of, num_shards, on_mesh_of, per_device, put, size_of
 from mwork_kernels.qk_importance import qk_importance  # pyright: ignore[reportMissingImports]
 
 _FORMAT = "mwork-neuron-scores-2"
@@ -131,7 +131,7 @@ def score_neurons(
     mesh = mesh_of(model.decoder)
     shards = size_of(mesh, DATA)
     wide = replace(batching, tokens_per_batch=batching.tokens_per_batch * shards)
-    state = Running.placed(model.config, kept, mesh)
+    state = OrderStatistics.placed(model.config, kept, mesh)
     count = tokens = counted = 0
     for batch in stream_batches(encoded(model, documents, batching.max_tokens), wide, multiple=shards):
         rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos)
@@ -179,7 +179,7 @@ def counted_rows(config: ModelConfig, tokens: np.ndarray, lengths: np.ndarray, i
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Running:
+class OrderStatistics:
     """The order statistics so far, on the device. Every leaf has a leading axis over shards of the documents: each
     group of devices keeps those of its own, so that nothing is exchanged until the end."""
 
@@ -190,7 +190,7 @@ class Running:
     activation: jax.Array  # [shards, layers, f]
 
     @classmethod
-    def empty(cls, config: ModelConfig, kept: int, shards: int = 1) -> Running:
+    def empty(cls, config: ModelConfig, kept: int, shards: int = 1) -> OrderStatistics:
         shapes = {g: (config.num_layers, group_widths(config)[g]) for g in _MEASURED}
         ffn = shapes[GROUPS[3]]
         return cls(
@@ -202,25 +202,27 @@ class Running:
         )
 
     @classmethod
-    def placed(cls, config: ModelConfig, kept: int, mesh: Mesh | None) -> Running:
+    def placed(cls, config: ModelConfig, kept: int, mesh: Mesh | None) -> OrderStatistics:
         """`empty`, each shard on its own devices from the beginning."""
         if mesh is None:
             return cls.empty(config, kept)
         with jax.set_mesh(mesh):
             return jax.jit(lambda: cls.empty(config, kept, size_of(mesh, DATA)).constrained())()
 
-    def constrained(self) -> Running:
-        """Laid out on the mesh; `running_axes` says how."""
-        return jax.tree.map(lambda x: constrain(x, *running_axes(x.ndim)), self)
+    def constrained(self) -> OrderStatistics:
+        """Laid out on the mesh; `order_statistics_axes` says how."""
+        return jax.tree.map(lambda x: constrain(x, *order_statistics_axes(x.ndim)), self)
 
 
-def running_axes(ndim: int) -> tuple[str, ...]:
-    """The logical axes of a leaf of `Running` with so many dimensions."""
+def order_statistics_axes(ndim: int) -> tuple[str, ...]:
+    """The logical axes of a leaf of `OrderStatistics` with so many dimensions."""
     return ("shards", *("kept",) * (ndim - 3), "score_layers", "width")
 
 
 @partial(jax.jit, donate_argnums=1)
-def score_batch(decoder: Decoder, state: Running, tokens: jax.Array, rows: jax.Array, real: jax.Array) -> Running:
+def score_batch(
+    decoder: Decoder, state: OrderStatistics, tokens: jax.Array, rows: jax.Array, real: jax.Array
+) -> OrderStatistics:
     """Folds a batch into the order statistics; rows of the batch that are not `real` change nothing. The batch has a
     multiple of the state's shards as rows; a shard's rows lie beside each other."""
     shards = state.active.shape[0]
@@ -234,11 +236,11 @@ def score_batch(decoder: Decoder, state: Running, tokens: jax.Array, rows: jax.A
         lowest[group] = _insert(state.lowest[group], jnp.where(there, score, jnp.inf), jnp.minimum, jnp.maximum)
         worst[group] = _insert(state.worst_rank[group], jnp.where(there, ranks, -1), jnp.maximum, jnp.minimum)
         total[group] = state.total[group] + jnp.sum(jnp.where(there, score, 0.0), axis=1)
-    return Running(lowest, worst, total, state.active + active, state.activation + activation).constrained()
+    return OrderStatistics(lowest, worst, total, state.active + active, state.activation + activation).constrained()
 
 
 @jax.jit
-def merged(state: Running) -> Running:
+def merged(state: OrderStatistics) -> OrderStatistics:
     """The order statistics of all shards together, without the leading axis. Layer by layer, so that no device holds
     all shards of more than one."""
 
@@ -252,7 +254,7 @@ def merged(state: Running) -> Running:
     lowest = {g: extreme(x, 1) for g, x in state.lowest.items()}
     worst = {g: extreme(x, -1) for g, x in state.worst_rank.items()}
     total = {g: x.sum(axis=0) for g, x in state.total.items()}
-    return Running(lowest, worst, total, state.active.sum(axis=0), state.activation.sum(axis=0))
+    return OrderStatistics(lowest, worst, total, state.active.sum(axis=0), state.activation.sum(axis=0))
 
 
 def _insert(sorted_: jax.Array, new: jax.Array, keep: Callable, push: Callable) -> jax.Array:
@@ -316,7 +318,7 @@ def _query_key_importance(
 ) -> tuple[jax.Array, jax.Array]:
     """Of every query [b, h, k] and key neuron [b, g, k]; each device works on its own documents and heads."""
     k, (q_gain, k_gain), groups = record.k, gains, config.num_kv_heads
-    if shares("heads", config.num_heads) != shares("kv_heads", groups):
+    if num_shards("heads", config.num_heads) != num_shards("kv_heads", groups):
         # More devices than key heads: every query head gets keys of its own, whose squares are summed afterwards.
         k, k_gain = (x if x is None else jnp.repeat(x, config.queries_per_group, axis=2) for x in (k, k_gain))
 

@@ -2,14 +2,14 @@
 
 from mwork_jax.enhance.optimizer import selected_only, selection_in
 from mwork_jax.enhance.train import TuneSettings
-from mwork_jax.enhance.tune import History, Outcome, Run, Tuned, fine_tune, fine_tune_many
+from mwork_jax.enhance.tune import History, Run, Tuned, TuningResult, fine_tune, fine_tune_many
 
 __all__ = [
     "History",
-    "Outcome",
     "Run",
     "TuneSettings",
     "Tuned",
+    "TuningResult",
     "fine_tune",
     "fine_tune_many",
     "selected_only",

@@ -210,7 +210,7 @@ def tuned_rows(tuned: Tuned) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         layers, places = np.nonzero(members)
         # Within a layer the compact form is in the order of the indices, and so is nonzero.
         rank = np.concatenate([np.arange(n) for n in members.sum(axis=1)]) if len(layers) else layers
-        values = np.asarray(tuned.outcome.values[name])[layers, rank]
+        values = np.asarray(tuned.result.values[name])[layers, rank]
         rows[name] = np.stack([layers, places], axis=1).astype(np.int32), values
     return rows
 
@@ -263,7 +263,7 @@ def _card(tuned: Tuned, dtype: str, notes: Mapping[str, Any]) -> str:
     parameters = sum(values.size for _, values in tuned_rows(tuned).values())
     facts = settings | {
         "neurons": f"{neurons.count():,} of {neurons.total():,} ({parameters:,} parameters)",
-        "documents": f"{len(tuned.outcome.run.documents)}",
+        "documents": f"{len(tuned.result.run.documents)}",
         "validation loss, nats per token": f"{history.validation[0][1]:.4f} before, {history.best[1]:.4f} after "
         f"{history.best[0]} steps",
         **{f"found by {k}": v for k, v in neurons.provenance.items() if isinstance(v, str | int)},

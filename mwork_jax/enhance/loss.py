@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.model.decoder import block_of_rows, product, rows_of, soft_cap
-from mwork_jax.sharding import constrain, shares
+from mwork_jax.sharding import constrain, num_shards
 
 _LOGITS = 1 << 24  # that exist at once: 64 MiB
 _NARROW, _WIDE = 1024, 4096  # products with narrower or wider blocks are slower on CPUs
@@ -93,7 +93,7 @@ def _over_vocabulary(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """`_Sums` over the whole vocabulary, without their axis s. Each device goes through its own entries, and what it
     found is put together once, at the end."""
-    shards = shares("vocab", table.shape[0])
+    shards = num_shards("vocab", table.shape[0])
     table = constrain(table.reshape(shards, -1, table.shape[-1]), "vocab", None, None)
     own, n = table.shape[1], x.shape[0]
     block = min(block, own)

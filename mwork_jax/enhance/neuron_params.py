@@ -28,8 +28,8 @@ PARAMETERS = {
 }  # fmt: skip
 _STEP = 8  # widths are multiples of it: sets of about the same size share a program
 
-Compact = dict[str, jax.Array]  # {parameter: float32 [layers, w, hidden]}, one row per chosen row or column
-Index = dict[str, jax.Array]  # {group: int32 [layers, w]}; an index just past the group is padding
+NeuronParams = dict[str, jax.Array]  # {parameter: float32 [layers, w, hidden]}, one row per chosen row or column
+NeuronIndex = dict[str, jax.Array]  # {group: int32 [layers, w]}; an index just past the group is padding
 
 
 def widths(sets: Sequence[NeuronSet]) -> dict[str, int]:
@@ -38,7 +38,7 @@ def widths(sets: Sequence[NeuronSet]) -> dict[str, int]:
     return {g: -(-max(1, n) // _STEP) * _STEP for g, n in most.items()}
 
 
-def index_of(neurons: NeuronSet, room: Mapping[str, int]) -> Index:
+def index_of(neurons: NeuronSet, room: Mapping[str, int]) -> NeuronIndex:
     """Where the set's neurons are, layer by layer, padded to `room`."""
     index = {}
     for group, members in neurons.groups.items():
@@ -65,7 +65,7 @@ def check_fits(neurons: NeuronSet, decoder: Decoder, where: str) -> None:
         )
 
 
-def gather(decoder: Decoder, index: Index) -> Compact:
+def gather(decoder: Decoder, index: NeuronIndex) -> NeuronParams:
     """The values of the neurons at `index`: rows as they are, columns laid down as rows; 0 where there is padding."""
 
     def taken(name: str) -> jax.Array:
@@ -79,7 +79,7 @@ def gather(decoder: Decoder, index: Index) -> Compact:
     return {name: taken(name) for name in PARAMETERS}
 
 
-def scatter(decoder: Decoder, index: Index, values: Compact) -> Decoder:
+def scatter(decoder: Decoder, index: NeuronIndex, values: NeuronParams) -> Decoder:
     """A decoder with the neurons at `index` set to `values`, rounded to its dtype; every other bit is the same."""
     arrays = parameter_arrays(decoder)
     layers = jnp.arange(decoder.config.num_layers)[:, None]
@@ -92,7 +92,7 @@ def scatter(decoder: Decoder, index: Index, values: Compact) -> Decoder:
     return Decoder(decoder.config, arrays)
 
 
-def changes(index: Index, base: Compact, values: Compact) -> Changes:
+def changes(index: NeuronIndex, base: NeuronParams, values: NeuronParams) -> Changes:
     """What is to be added to the frozen weights, for `hidden_states`."""
     return {name: NeuronChange(index[group], values[name] - base[name]) for name, (group, _) in PARAMETERS.items()}
 

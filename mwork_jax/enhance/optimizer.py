@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mwork_jax.enhance.neuron_params import Index, gather, scatter
+from mwork_jax.enhance.neuron_params import NeuronIndex, gather, scatter
 from mwork_jax.model.decoder import Decoder
 
 
@@ -63,7 +63,7 @@ def selected_only(inner: optax.GradientTransformation, selected: Any) -> optax.G
     return optax.GradientTransformation(inner.init, update)
 
 
-def selection_in(decoder: Decoder, index: Index) -> Decoder:
+def selection_in(decoder: Decoder, index: NeuronIndex) -> Decoder:
     """Which entries of a decoder's parameters the neurons at `index` are: a Decoder of bool arrays."""
     nothing = jax.tree.map(lambda array: jnp.zeros(array.shape, jnp.bool_), decoder)
     return scatter(nothing, index, {name: jnp.ones_like(rows) for name, rows in gather(decoder, index).items()})

@@ -15,7 +15,7 @@ import numpy as np
 from mwork_jax.corpus import Encoded
 
 
-class Rows(NamedTuple):
+class PackedRows(NamedTuple):
     """Packed rows, all of one length; on the host. Stacks and splits along leading axes."""
 
     tokens: np.ndarray  # int32 [..., t]
@@ -23,11 +23,11 @@ class Rows(NamedTuple):
     counts: np.ndarray  # float32 [..., t], 1 where there is a target
     start: np.ndarray  # int32 [..., t], the time at which the token's document begins
 
-    def at(self, places: np.ndarray) -> Rows:
-        return Rows(*(field[places] for field in self))
+    def at(self, places: np.ndarray) -> PackedRows:
+        return PackedRows(*(field[places] for field in self))
 
 
-def pack(documents: Sequence[Encoded], time: int) -> Rows:
+def pack(documents: Sequence[Encoded], time: int) -> PackedRows:
     """The documents in as few rows of `time` tokens as filling the best place first gives. No document is split;
     none may be longer than `time`."""
     left: list[int] = []  # free tokens of each row
@@ -46,7 +46,7 @@ def pack(documents: Sequence[Encoded], time: int) -> Rows:
     return _rows(members, time)
 
 
-def _rows(members: list[list[np.ndarray]], time: int) -> Rows:
+def _rows(members: list[list[np.ndarray]], time: int) -> PackedRows:
     tokens, targets, start = (np.zeros((len(members), time), np.int32) for _ in range(3))
     counts = np.zeros((len(members), time), np.float32)
     for row, documents in enumerate(members):
@@ -57,22 +57,22 @@ def _rows(members: list[list[np.ndarray]], time: int) -> Rows:
             targets[row, begin : end - 1], counts[row, begin : end - 1] = document[1:], 1
             begin = end
         start[row, begin:] = begin  # what is left over is a document of its own
-    return Rows(tokens, targets, counts, start)
+    return PackedRows(tokens, targets, counts, start)
 
 
-def empty_rows(like: Rows, count: int) -> Rows:
+def empty_rows(like: PackedRows, count: int) -> PackedRows:
     """Rows without anything to predict, to fill a batch with."""
-    return Rows(*(np.zeros((count, *field.shape[1:]), field.dtype) for field in like))
+    return PackedRows(*(np.zeros((count, *field.shape[1:]), field.dtype) for field in like))
 
 
-def steps_per_epoch(rows: Rows, batch: int) -> int:
+def steps_per_epoch(rows: PackedRows, batch: int) -> int:
     return -(-len(rows.tokens) // batch)
 
 
-def batch_at(rows: Rows, batch: int, seed: int, step: int) -> Rows:
+def batch_at(rows: PackedRows, batch: int, seed: int, step: int) -> PackedRows:
     """The `batch` rows of one step; each epoch has its own order, and its last batch is filled up with empty rows."""
     each = steps_per_epoch(rows, batch)
     epoch, place = divmod(step, each)
     order = np.random.default_rng([seed, epoch]).permutation(len(rows.tokens))
     chosen = rows.at(order[place * batch : (place + 1) * batch])
-    return Rows(*map(np.concatenate, zip(chosen, empty_rows(rows, batch - len(chosen.tokens)), strict=True)))
+    return PackedRows(*map(np.concatenate, zip(chosen, empty_rows(rows, batch - len(chosen.tokens)), strict=True)))

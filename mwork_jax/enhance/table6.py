@@ -17,13 +17,13 @@ import numpy as np
 
 from mwork_jax.corpus import Batching, encoded
 from mwork_jax.enhance.train import TuneSettings
-from mwork_jax.enhance.tune import Outcome, Run, fine_tune_many, ready
+from mwork_jax.enhance.tune import Run, TuningResult, fine_tune_many, ready
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, Exam, LossExam, TaskExam
+from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, Evaluation, LossEvaluation, TaskEvaluation
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, delta
 from mwork_jax.neurons import NeuronMask, NeuronSet
-from mwork_jax.runtime.cache import Ledger
+from mwork_jax.runtime.cache import ResultCache
 from mwork_jax.runtime.distributed import agreed
 from mwork_jax.runtime.progress import Progress
 
@@ -47,24 +47,26 @@ class StudySettings:
 
 
 @dataclass(frozen=True)
-class Probes:
-    """What models are measured on: documents of every language, and the exams of each task in some."""
+class EvaluationSuite:
+    """What models are measured on: documents of every language, and the evaluations of each task in some."""
 
     held_out: Mapping[str, Sequence[str]]
-    tasks: Mapping[str, Mapping[str, TaskExam]] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, TaskEvaluation]] = field(default_factory=dict)
 
-    def exams(self, model: Model, max_tokens: int) -> dict[str, dict[str, Exam]]:
-        """{measure: {language: exam}}; documents are cut at `max_tokens`. Raises InputError for one that cannot be
-        used, or an item that does not fit the model."""
+    def evaluations(self, model: Model, max_tokens: int) -> dict[str, dict[str, Evaluation]]:
+        """{measure: {language: evaluation}}; documents are cut at `max_tokens`. Raises InputError for one that
+        cannot be used, or an item that does not fit the model."""
         batching = Batching(max_tokens, 2048)
-        losses: dict[str, Exam] = {
-            lang: LossExam(tuple(encoded(model, texts, max_tokens, where=f"held-out documents, {lang}")), batching)
+        losses: dict[str, Evaluation] = {
+            lang: LossEvaluation(
+                tuple(encoded(model, texts, max_tokens, where=f"held-out documents, {lang}")), batching
+            )
             for lang, texts in self.held_out.items()
         }
-        for exams in self.tasks.values():
-            for exam in exams.values():
-                exam.check_fits(model)
-        return {HELD_OUT_LOSS: losses, **{task: dict(exams) for task, exams in self.tasks.items()}}
+        for evaluations in self.tasks.values():
+            for evaluation in evaluations.values():
+                evaluation.check_fits(model)
+        return {HELD_OUT_LOSS: losses, **{task: dict(evaluations) for task, evaluations in self.tasks.items()}}
 
 
 @dataclass(frozen=True)
@@ -97,38 +99,39 @@ def study(
     model: Model,
     corpora: Mapping[str, Sequence[str]],
     found: Mapping[str, NeuronSet],
-    exams: Mapping[str, Mapping[str, Exam]],
+    evaluations: Mapping[str, Mapping[str, Evaluation]],
     settings: StudySettings,
     out: Path,
     progress: Progress | None = None,
-) -> tuple[dict[str, Any], dict[Job, Outcome]]:
-    """Tunes and measures; returns what `out/results.json` says, and every run's outcome.
+) -> tuple[dict[str, Any], dict[Job, TuningResult]]:
+    """Tunes and measures; returns what `out/results.json` says, and every run's result.
 
-    corpora: {language: documents to tune on}; found: {language: its neurons}; exams: those of `Probes`. Raises
-    InputError, before anything is tuned, where a language has fewer documents than asked, or no neurons.
+    corpora: {language: documents to tune on}; found: {language: its neurons}; evaluations: those of
+    `EvaluationSuite`. Raises InputError, before anything is tuned, where a language has fewer documents than
+    asked, or no neurons.
     """
     check(corpora, found, settings)
     wanted = jobs(list(corpora), settings)
     runs = {job: _run(job, corpora, found) for job in wanted}
     ready(model, list(runs.values()), settings.tune)
-    outcomes: dict[Job, Outcome] = {}
+    tunings: dict[Job, TuningResult] = {}
     with progress or Progress(1) as bar:
         bar.total = float(2 * len(wanted) + 1)
         for number, group in enumerate(_groups(wanted, settings.at_once), 1):
-            bar.say(f"tune {group[0].name}" + (f" and {len(group) - 1} more" if len(group) > 1 else ""))
+            bar.describe(f"tune {group[0].name}" + (f" and {len(group) - 1} more" if len(group) > 1 else ""))
             together = {job: runs[job] for job in group}
-            outcomes |= _tune(model, together, settings, out / "checkpoints" / f"{number}", bar)
-        ledger = Ledger(out / "cells")
-        bar.say("measure the original")
-        original = _measure(model, {"tuned": None, "model": model.key}, exams, None, ledger)
+            tunings |= _tune(model, together, settings, out / "checkpoints" / f"{number}", bar)
+        cache = ResultCache(out / "cells")
+        bar.describe("measure the original")
+        original = _measure(model, {"tuned": None, "model": model.key}, evaluations, None, cache)
         bar.add(1)
         tuned = {}
-        for job, outcome in outcomes.items():
-            bar.say(f"measure {job.name}")
-            key = {"tuned": _values_of(outcome), "model": model.key}
-            tuned[job] = _measure(outcome.merged(model), key, exams, job.language, ledger)
+        for job, result in tunings.items():
+            bar.describe(f"measure {job.name}")
+            key = {"tuned": _values_of(result), "model": model.key}
+            tuned[job] = _measure(result.merged(model), key, evaluations, job.language, cache)
             bar.add(1)
-    return _results(model, settings, exams, outcomes, original, tuned), outcomes
+    return _results(model, settings, evaluations, tunings, original, tuned), tunings
 
 
 def check(corpora: Mapping[str, Sequence[str]], found: Mapping[str, NeuronSet], settings: StudySettings) -> None:
@@ -165,7 +168,7 @@ def _tune(
     settings: StudySettings,
     checkpoints: Path,
     bar: Progress,
-) -> dict[Job, Outcome]:
+) -> dict[Job, TuningResult]:
     done = 0.0
 
     def step(made: int, of: int) -> None:
@@ -173,15 +176,15 @@ def _tune(
         bar.add(len(runs) * made / of - done)
         done = len(runs) * made / of
 
-    outcomes = fine_tune_many(model, list(runs.values()), settings.tune, checkpoints=checkpoints, progress=step)
+    tunings = fine_tune_many(model, list(runs.values()), settings.tune, checkpoints=checkpoints, progress=step)
     bar.add(len(runs) - done)
-    return dict(zip(runs, outcomes, strict=True))
+    return dict(zip(runs, tunings, strict=True))
 
 
-def _values_of(outcome: Outcome) -> str:
+def _values_of(result: TuningResult) -> str:
     """A fingerprint of what was tuned."""
     digest = hashlib.sha256()
-    for part in (outcome.index, outcome.values):
+    for part in (result.index, result.values):
         for name in sorted(part):
             digest.update(np.ascontiguousarray(part[name]).tobytes())
     return digest.hexdigest()[:16]
@@ -190,47 +193,47 @@ def _values_of(outcome: Outcome) -> str:
 def _measure(
     model: Model,
     key: Mapping[str, Any],
-    exams: Mapping[str, Mapping[str, Exam]],
+    evaluations: Mapping[str, Mapping[str, Evaluation]],
     language: str | None,
-    ledger: Ledger,
+    cache: ResultCache,
 ) -> dict[str, Points]:
     """{measure: {language: points}}. Held-out loss in every language; tasks, which take long, in English and in
     `language`, or in all where it is None."""
     keep = NeuronMask.keep_all(model.config)
     found: dict[str, Points] = {}
-    for measure, by_language in exams.items():
+    for measure, by_language in evaluations.items():
         found[measure] = {}
-        for lang, exam in by_language.items():
+        for lang, evaluation in by_language.items():
             if measure != HELD_OUT_LOSS and language is not None and lang not in (ENGLISH, language):
                 continue
-            cell = {**key, **exam.key}
-            scores = agreed(partial(ledger.get, cell))
+            cell = {**key, **evaluation.key}
+            scores = agreed(partial(cache.get, cell))
             if scores is None:
-                (scores,) = exam.scores(model, [keep])
-                ledger.put(cell, scores)
-            found[measure][lang] = _points(exam, scores)
+                (scores,) = evaluation.scores(model, [keep])
+                cache.put(cell, scores)
+            found[measure][lang] = _points(evaluation, scores)
     return found
 
 
-def _points(exam: Exam, scores: Mapping[str, list[float]]) -> list[float]:
+def _points(evaluation: Evaluation, scores: Mapping[str, list[float]]) -> list[float]:
     """Minus nats per token of each document, or the first of a task's scores of each item."""
-    if isinstance(exam, TaskExam):
-        return (_POINTS * np.asarray(scores[exam.task.scores[0]])).tolist()
+    if isinstance(evaluation, TaskEvaluation):
+        return (_POINTS * np.asarray(scores[evaluation.task.scores[0]])).tolist()
     return (-np.asarray(scores["nats"]) / np.asarray(scores["tokens"])).tolist()
 
 
 def _results(
     model: Model,
     settings: StudySettings,
-    exams: Mapping[str, Mapping[str, Exam]],
-    outcomes: Mapping[Job, Outcome],
+    evaluations: Mapping[str, Mapping[str, Evaluation]],
+    tunings: Mapping[Job, TuningResult],
     original: Mapping[str, Points],
     tuned: Mapping[Job, Mapping[str, Points]],
 ) -> dict[str, Any]:
     """What results.json says: how each run went, and one row per measure, language, number of documents and kind."""
     rows, means = [], {}
     for measure, before in original.items():
-        weights = {lang: exam.weights for lang, exam in exams[measure].items()}
+        weights = {lang: evaluation.weights for lang, evaluation in evaluations[measure].items()}
         means[measure] = {lang: _mean([before], lang, weights) for lang in before}
         for job in tuned:
             if job.seed == 0 and job.language in before:
@@ -243,9 +246,12 @@ def _results(
         "format": "mwork-results-1",
         "study": "enhance",
         "made_by": {"model": model.identity, "settings": asdict(settings)},
-        "data": {measure: {lang: exam.size for lang, exam in found.items()} for measure, found in exams.items()},
+        "data": {
+            measure: {lang: evaluation.size for lang, evaluation in found.items()}
+            for measure, found in evaluations.items()
+        },
         "original": means,
-        "runs": {job.name: _run_facts(outcome) | {"kept": outcome.kept(model)} for job, outcome in outcomes.items()},
+        "runs": {job.name: _run_facts(result) | {"kept": result.kept(model)} for job, result in tunings.items()},
         "rows": rows,
     }
 
@@ -271,11 +277,11 @@ def _mean(alike: Sequence[Points], language: str, weights: Weights) -> float:
     return float(np.average(_of_items(alike, language), weights=weights[language]))
 
 
-def _run_facts(outcome: Outcome) -> dict[str, Any]:
-    history = outcome.history
+def _run_facts(result: TuningResult) -> dict[str, Any]:
+    history = result.history
     return {
-        "neurons": outcome.run.neurons.count(),
-        "documents": len(outcome.run.documents),
+        "neurons": result.run.neurons.count(),
+        "documents": len(result.run.documents),
         "steps": len(history.train),
         "best_step": history.best[0],
         "validation_before": history.validation[0][1],

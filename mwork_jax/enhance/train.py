@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import optax
 
 from mwork_jax.enhance.loss import summed_nats, vocab_block
-from mwork_jax.enhance.neuron_params import Compact, Index, changes, gather
+from mwork_jax.enhance.neuron_params import NeuronIndex, NeuronParams, changes, gather
 from mwork_jax.enhance.optimizer import Rates, adamw
-from mwork_jax.enhance.packing import Rows
+from mwork_jax.enhance.packing import PackedRows
 from mwork_jax.errors import InputError
 from mwork_jax.model.decoder import Decoder, hidden_states, rms_norm
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.sharding import shares
+from mwork_jax.sharding import num_shards
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class TuneSettings:
 class State(NamedTuple):
     """What training changes; every leaf has a leading axis over runs."""
 
-    values: Compact
+    values: NeuronParams
     optimizer: Any
     step: jax.Array  # int32, updates made
-    best: Compact  # the values with the lowest validation loss so far
+    best: NeuronParams  # the values with the lowest validation loss so far
     best_loss: jax.Array  # float32, nats per token
     stale: jax.Array  # int32, looks at the validation documents since the best
     diverged: jax.Array  # bool, whether the loss or the gradient was not finite
@@ -88,8 +88,8 @@ class Frozen(NamedTuple):
     """What training does not change. `decoder` is shared; `index`, `base` and `rates` have a leading axis over runs."""
 
     decoder: Decoder
-    index: Index
-    base: Compact
+    index: NeuronIndex
+    base: NeuronParams
     rates: Rates
 
 
@@ -107,11 +107,11 @@ class StepReport(NamedTuple):
     norm: jax.Array  # of the gradient, before clipping
 
 
-def begin(decoder: Decoder, index: Index, rates: Rates) -> tuple[Frozen, State]:
+def begin(decoder: Decoder, index: NeuronIndex, rates: Rates) -> tuple[Frozen, State]:
     """Runs at their beginning: index and rates with a leading axis over runs."""
     base = jax.jit(jax.vmap(gather, in_axes=(None, 0)))(decoder, index)
 
-    def fresh(base: Compact, rates: Rates) -> State:
+    def fresh(base: NeuronParams, rates: Rates) -> State:
         zero = jnp.zeros((), jnp.int32)
         return State(base, adamw(rates).init(base), zero, base, jnp.float32(jnp.inf), zero, jnp.bool_(False))
 
@@ -120,7 +120,13 @@ def begin(decoder: Decoder, index: Index, rates: Rates) -> tuple[Frozen, State]:
 
 
 def _nats(
-    program: Program, block: int, decoder: Decoder, index: Index, base: Compact, rows: Rows, values: Compact
+    program: Program,
+    block: int,
+    decoder: Decoder,
+    index: NeuronIndex,
+    base: NeuronParams,
+    rows: PackedRows,
+    values: NeuronParams,
 ) -> jax.Array:
     """Summed loss of packed rows [b, t] of one run; `block` as in `summed_nats`."""
     config = decoder.config
@@ -134,14 +140,14 @@ def _nats(
     return summed_nats(config, block, x, head, rows.targets.reshape(-1), rows.counts.reshape(-1))
 
 
-def _block(rows: Rows) -> int:
+def _block(rows: PackedRows) -> int:
     """Of the vocabulary, for packed rows [runs, ..., b, t]: what is on one device counts."""
     runs, batch, time = rows.tokens.shape[0], *rows.tokens.shape[-2:]
-    return vocab_block(runs // shares("runs", runs) * (batch // shares("batch", batch)) * time)
+    return vocab_block(runs // num_shards("runs", runs) * (batch // num_shards("batch", batch)) * time)
 
 
 @partial(jax.jit, static_argnames="program", donate_argnames="state")
-def train_step(program: Program, frozen: Frozen, state: State, rows: Rows) -> tuple[State, StepReport]:
+def train_step(program: Program, frozen: Frozen, state: State, rows: PackedRows) -> tuple[State, StepReport]:
     """One step of every run. rows: [runs, accumulate, b, t]; the loss is the mean over all tokens of all parts."""
     one = partial(_one_step, program, _block(rows), frozen.decoder)
     return jax.vmap(one)(frozen.index, frozen.base, frozen.rates, state, rows)
@@ -151,13 +157,15 @@ def _one_step(
     program: Program,
     block: int,
     decoder: Decoder,
-    index: Index,
-    base: Compact,
+    index: NeuronIndex,
+    base: NeuronParams,
     rates: Rates,
     state: State,
-    rows: Rows,
+    rows: PackedRows,
 ) -> tuple[State, StepReport]:
-    def add_part(total: tuple[jax.Array, Compact], part: Rows) -> tuple[tuple[jax.Array, Compact], None]:
+    def add_part(
+        total: tuple[jax.Array, NeuronParams], part: PackedRows
+    ) -> tuple[tuple[jax.Array, NeuronParams], None]:
         nats = partial(_nats, program, block, decoder, index, base, part)
         return jax.tree.map(jnp.add, total, jax.value_and_grad(nats)(state.values)), None
 
@@ -175,7 +183,7 @@ def _one_step(
 
 
 @partial(jax.jit, static_argnames="program")
-def validation_nats(program: Program, frozen: Frozen, values: Compact, rows: Rows) -> jax.Array:
+def validation_nats(program: Program, frozen: Frozen, values: NeuronParams, rows: PackedRows) -> jax.Array:
     """Summed loss of every run on its validation rows [runs, b, t]: float32 [runs]."""
     nats = partial(_nats, program, _block(rows), frozen.decoder)
     return jax.vmap(nats)(frozen.index, frozen.base, rows, values)

@@ -19,9 +19,9 @@ import numpy as np
 
 from mwork_jax.corpus import Document, Encoded, encoded
 from mwork_jax.enhance.checkpoint import Checkpoints
-from mwork_jax.enhance.neuron_params import Compact, Index, check_fits, gather, index_of, scatter, widths
+from mwork_jax.enhance.neuron_params import NeuronIndex, NeuronParams, check_fits, gather, index_of, scatter, widths
 from mwork_jax.enhance.optimizer import Rates
-from mwork_jax.enhance.packing import Rows, batch_at, empty_rows, pack, steps_per_epoch
+from mwork_jax.enhance.packing import PackedRows, batch_at, empty_rows, pack, steps_per_epoch
 from mwork_jax.enhance.train import (
     Frozen,
     Program,
@@ -67,12 +67,12 @@ class History:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class TuningResult:
     """What a run found: the tuned neurons in the compact form, megabytes; `merged` makes a model of them."""
 
     run: Run
-    index: Index
-    values: Compact
+    index: NeuronIndex
+    values: NeuronParams
     history: History
 
     def kept(self, model: Model) -> float:
@@ -92,18 +92,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Tuned(Model):
-    """A tuned model: a Model as any other, that knows its `base` and the `outcome` of its tuning."""
+    """A tuned model: a Model as any other, that knows its `base` and the `result` of its tuning."""
 
     base: Model
-    outcome: Outcome
+    result: TuningResult
 
     @property
     def history(self) -> History:
-        return self.outcome.history
+        return self.result.history
 
     @property
     def neurons(self) -> NeuronSet:
-        return self.outcome.run.neurons
+        return self.result.run.neurons
 
     @cached_property
     def plain(self) -> Model:
@@ -131,8 +131,8 @@ def fine_tune(
     work, and a loss that is no longer finite.
     """
     run = Run(neurons, documents)
-    (outcome,) = fine_tune_many(model, [run], settings, checkpoints=checkpoints, progress=progress)
-    return outcome.merged(model)
+    (result,) = fine_tune_many(model, [run], settings, checkpoints=checkpoints, progress=progress)
+    return result.merged(model)
 
 
 def fine_tune_many(
@@ -142,7 +142,7 @@ def fine_tune_many(
     *,
     checkpoints: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Outcome]:
+) -> list[TuningResult]:
     """`fine_tune` for several runs in one program; each gets what it would get on its own.
 
     A run that diverges stays at its best values and says so in its history, while others go on; where all do,
@@ -164,7 +164,7 @@ def fine_tune_many(
     kept_in = Checkpoints(checkpoints, identity) if checkpoints is not None else nullcontext()
     with kept_in as kept, on_mesh_of(model.decoder):
         work.go(kept, progress)
-        return [Outcome(run, *work.of(place)) for place, run in enumerate(runs)]
+        return [TuningResult(run, *work.of(place)) for place, run in enumerate(runs)]
 
 
 def ready(model: Model, runs: Sequence[Run], settings: TuneSettings) -> list[Packed]:
@@ -202,8 +202,8 @@ def _described(run: Run, data: Packed) -> dict[str, Any]:
 class Packed:
     """One run's documents, packed, and how many steps they are good for."""
 
-    training: Rows
-    validation: Rows
+    training: PackedRows
+    validation: PackedRows
     steps: int
     seed: int
     fingerprint: str
@@ -246,7 +246,7 @@ class _Work:
         done = self._resume(kept)
         if done is None:
             done = 0
-            self._look(0)
+            self._validate(0)
             if not np.isfinite(self.validation[0][1]).all():
                 raise InputError("tuning: the loss is not finite before the first step; are the model's weights sound?")
         for step in range(done, self.steps):
@@ -255,7 +255,7 @@ class _Work:
             self.state, report = train_step(self.program, self.frozen, self.state, self._batch(step))
             self.train.append([float(loss) for loss in fetch(report.loss)])
             if (step + 1) % self.settings.validate_every == 0 or step + 1 == self.steps:
-                self._look(step + 1)
+                self._validate(step + 1)
                 if kept is not None and not fetch(self.state.diverged).all():
                     kept.save(step + 1, self.state, {"train": self.train, "validation": self.validation})
             if progress is not None:
@@ -263,7 +263,7 @@ class _Work:
         if fetch(self.state.diverged).all():
             raise self._diverged(kept)
 
-    def of(self, run: int) -> tuple[Index, Compact, History]:
+    def of(self, run: int) -> tuple[NeuronIndex, NeuronParams, History]:
         """One run's index, its best values, and how it went."""
         index, values = fetch(jax.tree.map(lambda x: x[run], (self.frozen.index, self.state.best)))
         # A run that has ended is looked at on, beside longer ones, but it is what it was after its last update.
@@ -288,15 +288,15 @@ class _Work:
         stale, diverged = fetch((self.state.stale, self.state.diverged))
         return bool(((stale < self.settings.patience) & ~diverged).any())
 
-    def _batch(self, step: int) -> Rows:
+    def _batch(self, step: int) -> PackedRows:
         """The rows of every run at this step: [runs, accumulate, b, t]."""
         s = self.settings
         each = [batch_at(d.training, s.batch, d.seed + s.seed, step) for d in self.data]
-        stacked = Rows(*map(np.stack, zip(*each, strict=True)))
-        parts = Rows(*(x.reshape(len(each), s.accumulate, -1, x.shape[-1]) for x in stacked))
+        stacked = PackedRows(*map(np.stack, zip(*each, strict=True)))
+        parts = PackedRows(*(x.reshape(len(each), s.accumulate, -1, x.shape[-1]) for x in stacked))
         return put(parts, self.mesh, "runs", None, "batch", "time")
 
-    def _look(self, step: int) -> None:
+    def _validate(self, step: int) -> None:
         """Every run's loss on its own validation documents."""
         nats, counts = np.zeros(len(self.data)), np.zeros(len(self.data))
         for rows in self._validation_batches():
@@ -307,7 +307,7 @@ class _Work:
         self.state = note_validation(self.state, put(losses, self.mesh, "runs"))
         self.validation.append((step, [float(x) for x in losses]))
 
-    def _validation_batches(self) -> Iterator[Rows]:
+    def _validation_batches(self) -> Iterator[PackedRows]:
         size = self.settings.batch // self.settings.accumulate
         longest = max(len(d.validation.tokens) for d in self.data)
         for first in range(0, longest, size):
@@ -315,8 +315,8 @@ class _Work:
             for d in self.data:
                 part = d.validation.at(np.arange(first, min(first + size, len(d.validation.tokens))))
                 filler = empty_rows(d.validation, size - len(part.tokens))
-                each.append(Rows(*map(np.concatenate, zip(part, filler, strict=True))))
-            yield Rows(*map(np.stack, zip(*each, strict=True)))
+                each.append(PackedRows(*map(np.concatenate, zip(part, filler, strict=True))))
+            yield PackedRows(*map(np.stack, zip(*each, strict=True)))
 
     def _diverged(self, kept: Checkpoints | None) -> InputError:
         kept_in = f"; the last good checkpoint is kept in {kept.folder}" if kept is not None and kept.begun else ""

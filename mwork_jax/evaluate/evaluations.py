@@ -23,7 +23,7 @@ HELD_OUT_LOSS = "held-out loss"  # its name beside the tasks: minus nats per tok
 LOSS_VERSION = "held_out_loss-1"  # results of another one are not mixed in
 
 
-class Exam(Protocol):
+class Evaluation(Protocol):
     """Something to ask a model in one language. `key`, a JSON value, is what determines the answers besides the model
     and the mask."""
 
@@ -48,7 +48,7 @@ class Exam(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class LossExam:
+class LossEvaluation:
     """Held-out documents of one language; their scores are "nats", "tokens" and "bytes"."""
 
     documents: tuple[Encoded, ...]
@@ -80,7 +80,7 @@ class LossExam:
 
 
 @dataclass(frozen=True, eq=False)
-class TaskExam:
+class TaskEvaluation:
     """The items of a task in one language with their prompts; their scores are the task's."""
 
     task: Task
@@ -103,7 +103,7 @@ class TaskExam:
     def weights(self) -> np.ndarray:
         return np.ones(len(self.items))
 
-    def as_chat(self, model: Model) -> TaskExam:
+    def as_chat(self, model: Model) -> TaskEvaluation:
         """With every prompt as a user's message in the model's chat template. Raises InputError where it has none."""
         return replace(self, prompts=tuple(map(model.chat_prompt, self.prompts)), chat=True)
 

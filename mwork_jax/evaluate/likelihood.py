@@ -13,12 +13,12 @@ import numpy as np
 from mwork_jax.corpus import Batching, Document, Encoded, encoded
 from mwork_jax.errors import InputError
 from mwork_jax.load import Model
+from mwork_jax.metrics import NORMALISATIONS
 from mwork_jax.model.decoder import Decoder, logits_of
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.prefill import Prefilled, Row, prefill
+from mwork_jax.prefill import Prefilled, PrefillRequest, prefill
 from mwork_jax.sharding import DATA, MASK, constrain, fetch, mesh_of, on_mesh_of, put, size_of
 
-NORMALISATIONS = ("none", "token", "byte")  # of log-likelihoods
 LOGIT_ROWS = 128  # positions whose logits exist at once: a vocabulary is too wide for a whole batch
 
 
@@ -75,7 +75,7 @@ def held_out_losses(
     """`held_out_loss` under each mask, side by side. progress is called with the number of documents done, those of all
     masks counted together."""
     ready = list(encoded(model, documents, batching.max_tokens, where="held-out documents"))
-    rows = [Row(d.tokens, d.tokens.size) for d in ready]
+    rows = [PrefillRequest(d.tokens, d.tokens.size) for d in ready]
     nats = _nats(model.decoder, rows, masks, batching.tokens_per_batch, progress)
     sizes = np.asarray([(d.tokens.size - 1, d.bytes) for d in ready])
     return [HeldOutLoss(each, sizes[:, 0], sizes[:, 1]) for each in nats]
@@ -91,17 +91,18 @@ class LogLikelihood:
     bytes: np.ndarray
 
     def scores(self, normalisation: str) -> np.ndarray:
-        """float64 [n], higher is better: the sum of the log-probabilities ("none"), or that per "token" or "byte".
+        """float64 [n], higher is better: the sum of the log-probabilities ("sum"), or that "per_token" or
+        "per_byte".
 
-        Raises InputError for another name, and for "byte" where the text is not known.
+        Raises InputError for another name, and for "per_byte" where the text is not known.
         """
         if normalisation not in NORMALISATIONS:
             raise InputError(f"normalisation {normalisation!r} is not one of {', '.join(NORMALISATIONS)}")
-        if normalisation == "none":
+        if normalisation == "sum":
             return self.nats
-        sizes = self.tokens if normalisation == "token" else self.bytes
+        sizes = self.tokens if normalisation == "per_token" else self.bytes
         if not sizes.all():
-            raise InputError("continuations given as tokens have no bytes to normalise by; use 'none' or 'token'")
+            raise InputError("continuations given as tokens have no bytes to normalise by; use 'sum' or 'per_token'")
         return self.nats / sizes
 
 
@@ -148,7 +149,7 @@ def log_likelihoods(
     begins, sizes = (np.asarray(column) for column in zip(*((b, pair.tokens.size) for pair, b in pairs), strict=True))
     rows = [
         # What predicts the continuation: its tokens and the one before them.
-        Row(pair.tokens, pair.tokens.size - begin + 1)
+        PrefillRequest(pair.tokens, pair.tokens.size - begin + 1)
         for pair, begin in pairs
     ]
     nats = _nats(model.decoder, rows, masks, tokens_per_batch, progress)
@@ -186,7 +187,7 @@ def _shared_length(a: np.ndarray, b: np.ndarray) -> int:
 
 def _nats(
     decoder: Decoder,
-    rows: Sequence[Row],
+    rows: Sequence[PrefillRequest],
     masks: Sequence[NeuronMask],
     tokens_per_batch: int,
     progress: Callable[[int], None] | None,

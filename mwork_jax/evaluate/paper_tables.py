@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mwork_jax.errors import InputError
-from mwork_jax.intervene.stages import EVERYWHERE, Setting
+from mwork_jax.intervene.stages import EVERYWHERE, StageSetting
 
 Neurons = Literal["random", "lang-spec"]
 
@@ -28,16 +28,16 @@ class Printed:
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """What is off, whether the neurons are a language's own or random, and what was printed for each model."""
 
-    setting: Setting
+    setting: StageSetting
     neurons: Neurons
     printed: Mapping[str, Printed]
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperTable:
     """One of the paper's tables. task: a name of `tasks.TASKS`; stand_in: the one to take where its data is not at
     hand, "" where there is none."""
 
@@ -45,19 +45,19 @@ class Table:
     stage: str
     task: str
     stand_in: str
-    rows: tuple[Row, ...]
+    rows: tuple[PaperRow, ...]
 
 
 _Line = tuple[float, float, float, float, float]
 
 
-def _row(neurons: Neurons, setting: Setting, vicuna: _Line, mistral: _Line) -> Row:
-    return Row(setting, neurons, {"Vicuna": Printed(*vicuna), "Mistral": Printed(*mistral)})
+def _row(neurons: Neurons, setting: StageSetting, vicuna: _Line, mistral: _Line) -> PaperRow:
+    return PaperRow(setting, neurons, {"Vicuna": Printed(*vicuna), "Mistral": Printed(*mistral)})
 
 
-_UNDER, _GEN = Setting(under=True), Setting(gen=True)
-_S_ATTN, _S_FFN, _SOLVING = Setting(s_attn=True), Setting(s_ffn=True), Setting(s_attn=True, s_ffn=True)
-_NOT_SOLVING, _NOT_S_ATTN = Setting(under=True, gen=True), Setting(under=True, s_ffn=True, gen=True)
+_UNDER, _GEN = StageSetting(under=True), StageSetting(gen=True)
+_S_ATTN, _S_FFN, _SOLVING = StageSetting(s_attn=True), StageSetting(s_ffn=True), StageSetting(s_attn=True, s_ffn=True)
+_NOT_SOLVING, _NOT_S_ATTN = StageSetting(under=True, gen=True), StageSetting(under=True, s_ffn=True, gen=True)
 
 _UNDERSTANDING = (
     _row("random", _UNDER, (57.8, 53.9, 0.3, -0.1, 0.4), (58.1, 55.5, 1.0, -0.2, 1.2)),
@@ -88,14 +88,14 @@ _GENERATION = (
 )
 
 TABLES = {
-    2: Table(2, "understanding", "xquad", "", _UNDERSTANDING),
-    3: Table(3, "reasoning", "mgsm", "", _REASONING),
-    4: Table(4, "knowledge", "xcsqa", "xcopa", _KNOWLEDGE),
-    5: Table(5, "generation", "xlsum", "headlines", _GENERATION),
+    2: PaperTable(2, "understanding", "xquad", "", _UNDERSTANDING),
+    3: PaperTable(3, "reasoning", "mgsm", "", _REASONING),
+    4: PaperTable(4, "knowledge", "xcsqa", "xcopa", _KNOWLEDGE),
+    5: PaperTable(5, "generation", "xlsum", "headlines", _GENERATION),
 }
 
 
-def tables_named(which: str) -> tuple[Table, ...]:
+def tables_named(which: str) -> tuple[PaperTable, ...]:
     """The tables that "2", "3", "4", "5" or "all" names; InputError for anything else."""
     if which == "all":
         return tuple(TABLES.values())

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate.evaluations import Scores, TaskExam
-from mwork_jax.evaluate.paper_tables import Row, Table
+from mwork_jax.evaluate.evaluations import Scores, TaskEvaluation
+from mwork_jax.evaluate.paper_tables import PaperRow, PaperTable
 from mwork_jax.evaluate.runner import Condition, measure
 from mwork_jax.evaluate.tasks import NoData, Task, prompt, questions, task_named, with_examples
 from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, benjamini_hochberg, delta, holm, mcnemar, spread
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.runtime.cache import Ledger
+from mwork_jax.runtime.cache import ResultCache
 from mwork_jax.runtime.progress import Progress
 
 _POINTS = 100.0  # scores are between 0 and 1, tables show points
@@ -41,13 +41,13 @@ class SweepSettings:
     chat: bool = False
 
 
-def prepare(task: Task, data: str | Path | None, settings: SweepSettings) -> dict[str, TaskExam]:
+def prepare(task: Task, data: str | Path | None, settings: SweepSettings) -> dict[str, TaskEvaluation]:
     """The items and prompts of every language, English first. Raises InputError for what is missing or too little."""
     if ENGLISH not in settings.languages or len(settings.languages) < 2:
         raise InputError("the languages must include en and another one: Delta compares every language with English")
     if data is not None and Path(data).is_file():
         raise InputError(f"{data}: one file, where {', '.join(settings.languages)} need one each; give their folder")
-    exams = {}
+    evaluations = {}
     for language in (ENGLISH, *(lang for lang in settings.languages if lang != ENGLISH)):
         found = questions(task, language, data)
         examples, items = with_examples(found, settings.shots)
@@ -56,11 +56,11 @@ def prepare(task: Task, data: str | Path | None, settings: SweepSettings) -> dic
             raise InputError(f"{found.origin}: {asked} items asked, there are {len(items)}; ask for 1 to {len(items)}")
         items = items[:asked]
         prompts = tuple(prompt(task, item, examples) for item in items)
-        exams[language] = TaskExam(task, language, items, prompts, found.origin)
-    return exams
+        evaluations[language] = TaskEvaluation(task, language, items, prompts, found.origin)
+    return evaluations
 
 
-def prepare_table(table: Table, data: str | Path | None, settings: SweepSettings) -> dict[str, TaskExam]:
+def prepare_table(table: PaperTable, data: str | Path | None, settings: SweepSettings) -> dict[str, TaskEvaluation]:
     """`prepare` for the table's task or, where its data is not there in all languages, for the one that stands in for
     it."""
     try:
@@ -77,11 +77,11 @@ def prepare_table(table: Table, data: str | Path | None, settings: SweepSettings
 
 @dataclass(frozen=True)
 class Sweep:
-    """A table to run on a model. found: {language: its neurons} for every language of the exams but English."""
+    """A table to run on a model. found: {language: its neurons} for every language of the evaluations but English."""
 
     model: Model
-    table: Table
-    exams: Mapping[str, TaskExam]
+    table: PaperTable
+    evaluations: Mapping[str, TaskEvaluation]
     found: Mapping[str, NeuronSet]
     settings: SweepSettings
     out: Path
@@ -90,19 +90,19 @@ class Sweep:
         missing = [lang for lang in self.others if lang not in self.found]
         if missing:
             raise InputError(f"no neurons of {', '.join(missing)}; find them first, or leave the language out")
-        ready = {lang: e.as_chat(self.model) if self.settings.chat else e for lang, e in self.exams.items()}
-        for exam in ready.values():
-            exam.check_fits(self.model)
-        object.__setattr__(self, "exams", ready)
+        ready = {lang: e.as_chat(self.model) if self.settings.chat else e for lang, e in self.evaluations.items()}
+        for evaluation in ready.values():
+            evaluation.check_fits(self.model)
+        object.__setattr__(self, "evaluations", ready)
 
     @property
     def task(self) -> Task:
-        return self.exams[ENGLISH].task
+        return self.evaluations[ENGLISH].task
 
     @property
     def others(self) -> list[str]:
         """The languages but English."""
-        return [lang for lang in self.exams if lang != ENGLISH]
+        return [lang for lang in self.evaluations if lang != ENGLISH]
 
 
 def run_table(sweep: Sweep, split: StageSplit, progress: Progress | None = None) -> dict[str, Any]:
@@ -129,10 +129,10 @@ def run_grid(sweep: Sweep, splits: Sequence[StageSplit], progress: Progress | No
 
 
 def _measured(sweep: Sweep, conditions: Sequence[Condition], progress: Progress | None) -> dict[str, dict[str, Scores]]:
-    ledger = Ledger(sweep.out / "cells")
+    cache = ResultCache(sweep.out / "cells")
     with progress or Progress(1) as bar:
-        bar.total = sum(sweep.exams[lang].size for condition in conditions for lang in condition.scored)
-        return measure(sweep.model, sweep.exams, conditions, ledger, bar)
+        bar.total = sum(sweep.evaluations[lang].size for condition in conditions for lang in condition.scored)
+        return measure(sweep.model, sweep.evaluations, conditions, cache, bar)
 
 
 def _about(sweep: Sweep, scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
@@ -147,19 +147,18 @@ def _about(sweep: Sweep, scores: Mapping[str, Mapping[str, Scores]]) -> dict[str
         "neurons": {lang: dict(sweep.found[lang].provenance) for lang in sweep.others},
         "data": {
             lang: {"origin": e.origin, "items": e.size, "fingerprint": e.key["items"]}
-            for lang, e in sweep.exams.items()
+            for lang, e in sweep.evaluations.items()
         },
         "original": {
             lang: {name: _POINTS * float(np.mean(values)) for name, values in scores[ORIGINAL][lang].items()}
-            for lang in sweep.exams
+            for lang in sweep.evaluations
         },
     }
 
 
-def _conditions(sweep: Sweep, rows: Sequence[Row], split: StageSplit) -> Iterator[Condition]:
+def _conditions(sweep: Sweep, rows: Sequence[PaperRow], split: StageSplit) -> Iterator[Condition]:
     """The original model on every language, then each row's masks."""
-    some = sweep.found[sweep.others[0]]
-    yield Condition(ORIGINAL, some - some, tuple(sweep.exams))
+    yield Condition(ORIGINAL, NeuronSet.empty(sweep.model.config), tuple(sweep.evaluations))
     for row in rows:
         for language in sweep.others:
             chosen = row.setting.choose(sweep.found[language], split)
@@ -168,11 +167,11 @@ def _conditions(sweep: Sweep, rows: Sequence[Row], split: StageSplit) -> Iterato
                 yield Condition(_name(row, split, language, seed), neurons, (ENGLISH, language))
 
 
-def _random(row: Row) -> bool:
+def _random(row: PaperRow) -> bool:
     return row.neurons == "random"
 
 
-def _name(row: Row, split: StageSplit, language: str, seed: int) -> str:
+def _name(row: PaperRow, split: StageSplit, language: str, seed: int) -> str:
     off = "+".join(part for part, is_off in asdict(row.setting).items() if is_off)
     return f"{language} {row.neurons} {off} {split.understanding}/{split.generation} {seed}"
 
@@ -193,7 +192,7 @@ class _Points:
 
 
 def _points(
-    sweep: Sweep, row: Row, split: StageSplit, scores: Mapping[str, Mapping[str, Scores]], score: str
+    sweep: Sweep, row: PaperRow, split: StageSplit, scores: Mapping[str, Mapping[str, Scores]], score: str
 ) -> _Points:
     seeds = range(sweep.settings.seeds if _random(row) else 1)
 
@@ -201,7 +200,7 @@ def _points(
         return _POINTS * np.asarray(scores[name][language][score])
 
     return _Points(
-        {lang: points(ORIGINAL, lang) for lang in sweep.exams},
+        {lang: points(ORIGINAL, lang) for lang in sweep.evaluations},
         {
             lang: {at: np.stack([points(_name(row, split, lang, s), at) for s in seeds]) for at in (ENGLISH, lang)}
             for lang in sweep.others
@@ -209,7 +208,7 @@ def _points(
     )
 
 
-def _row(sweep: Sweep, row: Row, split: StageSplit, scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
+def _row(sweep: Sweep, row: PaperRow, split: StageSplit, scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
     """One row in the paper's layout, in points; True in a stage means off."""
     points = _points(sweep, row, split, scores, sweep.task.scores[0])
     found = delta(points.before, points.of_seed(None))
@@ -251,7 +250,7 @@ def _seed_spread(points: _Points, seeds: int) -> dict[str, dict[str, Any]]:
 
 
 def _mcnemar(
-    sweep: Sweep, row: Row, split: StageSplit, scores: Mapping[str, Mapping[str, Scores]]
+    sweep: Sweep, row: PaperRow, split: StageSplit, scores: Mapping[str, Mapping[str, Scores]]
 ) -> dict[str, dict[str, Any]] | None:
     """Exact McNemar tests of the task's score of right and wrong, of each language and of English under its neurons;
     None for a task without one."""

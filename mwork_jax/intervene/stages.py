@@ -43,7 +43,7 @@ class StageSplit:
 
 
 @dataclass(frozen=True)
-class Setting:
+class StageSetting:
     """Which parts are deactivated: a row of Tables 2 to 5. True means off."""
 
     under: bool = False
@@ -64,17 +64,17 @@ class Setting:
             "s_ffn": middle.in_groups(*FFN_GROUPS),
             "gen": neurons.in_layers(last, split.layers),
         }
-        chosen = neurons - neurons
+        chosen = neurons.none()
         for name, part in parts.items():
             if getattr(self, name):
                 chosen = chosen | part
         return NeuronSet(chosen.groups, {**neurons.provenance, "off": [name for name in parts if getattr(self, name)]})
 
 
-EVERYWHERE = Setting(under=True, s_attn=True, s_ffn=True, gen=True)
+EVERYWHERE = StageSetting(under=True, s_attn=True, s_ffn=True, gen=True)
 EACH_STAGE = {
-    "under": Setting(under=True),
-    "s_attn": Setting(s_attn=True),
-    "s_ffn": Setting(s_ffn=True),
-    "gen": Setting(gen=True),
+    "under": StageSetting(under=True),
+    "s_attn": StageSetting(s_attn=True),
+    "s_ffn": StageSetting(s_ffn=True),
+    "gen": StageSetting(gen=True),
 }

@@ -20,11 +20,11 @@ import numpy as np
 from mwork_jax.corpus import Batching, Document, Encoded, encoded, stream_batches
 from mwork_jax.detect.importance import counted_rows
 from mwork_jax.errors import InputError
-from mwork_jax.lens.vocabulary import RULES, Labels, label_vocabulary
+from mwork_jax.lens.vocabulary import RULES, VocabularyLabels, label_vocabulary
 from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, embedded, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask, NeuronSet
-from mwork_jax.runtime.cache import Ledger, fingerprint
+from mwork_jax.runtime.cache import ResultCache, fingerprint
 from mwork_jax.runtime.distributed import agreed
 from mwork_jax.runtime.progress import Progress
 from mwork_jax.sharding import constrain, fetch, mesh_of, on_mesh_of, put
@@ -55,7 +55,7 @@ def language_shares(
     model: Model,
     documents: Iterable[Document | Encoded],
     mask: NeuronMask,
-    labels: Labels,
+    labels: VocabularyLabels,
     *,
     k: int = 10,
     batching: Batching = _SHORT,
@@ -187,12 +187,12 @@ def run_lens(
         NeuronMask.keep_all(model.config).drop(neurons_of)
     languages = tuple(dict.fromkeys((*prompts, *settings.label_languages)))
     labels = kept_labels(model, languages, settings.labeller, out)
-    ledger = Ledger(out / "cells")
+    cache = ResultCache(out / "cells")
     parts = [(lang, off) for lang in prompts for off in (None, *([neurons[lang]] if lang in neurons else []))]
     shares = []
     with Progress(sum(len(prompts[lang]) for lang, _ in parts)) as bar:
         for language, off in parts:
-            shares.append(_kept_shares(model, language, prompts[language], off, labels, settings, ledger, bar))
+            shares.append(_kept_shares(model, language, prompts[language], off, labels, settings, cache, bar))
     return {
         "format": LENS_FORMAT,
         "model": model.identity,
@@ -207,7 +207,7 @@ def run_lens(
     }
 
 
-def kept_labels(model: Model, languages: tuple[str, ...], labeller: str, out: Path) -> Labels:
+def kept_labels(model: Model, languages: tuple[str, ...], labeller: str, out: Path) -> VocabularyLabels:
     """The labels of the model's vocabulary, from `out/labels` where they were made for the same tokenizer. Raises
     InputError for a model without a tokenizer."""
     if model.tokenizer is None:
@@ -222,13 +222,13 @@ def kept_labels(model: Model, languages: tuple[str, ...], labeller: str, out: Pa
     path = out / "labels" / f"{fingerprint(key)}.json"
     if path.exists():
         try:
-            known = Labels.load(path)
+            known = VocabularyLabels.load(path)
             if dict(known.provenance) == key:
                 return known
         except InputError:
             pass  # damaged: made again
     made = label_vocabulary(model.tokenizer, model.config.vocab_size, languages, labeller)
-    labels = Labels(made.languages, made.codes, key)
+    labels = VocabularyLabels(made.languages, made.codes, key)
     labels.save(path)
     return labels
 
@@ -238,12 +238,12 @@ def _kept_shares(
     language: str,
     documents: Sequence[Encoded],
     off: NeuronSet | None,
-    labels: Labels,
+    labels: VocabularyLabels,
     settings: LensSettings,
-    ledger: Ledger,
+    cache: ResultCache,
     bar: Progress,
 ) -> dict[str, Any]:
-    """One language's shares under one mask, from the ledger where they are there."""
+    """One language's shares under one mask, from the cache where they are there."""
     key = {
         "evaluator": EVALUATOR,
         "model": model.key,
@@ -253,8 +253,8 @@ def _kept_shares(
         "labels": fingerprint([labels.columns, labels.codes.tolist()]),
         "top": settings.top,
     }
-    bar.say(f"lens {language}" + ("" if off is None else ", own neurons off"))
-    known = agreed(partial(ledger.get, key))
+    bar.describe(f"lens {language}" + ("" if off is None else ", own neurons off"))
+    known = agreed(partial(cache.get, key))
     if known is not None:
         bar.add(len(documents), free=True)
         return known
@@ -269,12 +269,14 @@ def _kept_shares(
         "top_k": np.round(found.top_k, 6).tolist(),
         "top_1": np.round(found.top_1, 6).tolist(),
     }
-    ledger.put(key, known)
+    cache.put(key, known)
     bar.add(len(documents))
     return known
 
 
-def _example(model: Model, language: str, document: Encoded, labels: Labels, settings: LensSettings) -> dict[str, Any]:
+def _example(
+    model: Model, language: str, document: Encoded, labels: VocabularyLabels, settings: LensSettings
+) -> dict[str, Any]:
     """What each layer would say next along the beginning of a document."""
     tokens = document.tokens[: settings.example_tokens]
     best, probability = top_tokens(model, tokens, NeuronMask.keep_all(model.config), k=1)

@@ -62,7 +62,7 @@ _IDENTIFIER = regex.compile(r"\p{Ll}\p{Lu}|[\p{L}]_|_[\p{L}]|\p{L}\d|\d\p{L}|\p{
 
 
 @dataclass(frozen=True, eq=False)
-class Labels:
+class VocabularyLabels:
     """Which language each entry of a vocabulary is of.
 
     columns: the languages, then `other`, `unclear` and `none`. codes: int16 [vocabulary], a place in `columns`.
@@ -101,7 +101,7 @@ class Labels:
         write_json(path, body | {"codes": "".join(chr(ord("a") + c) for c in self.codes)})
 
     @classmethod
-    def load(cls, path: str | Path) -> Labels:
+    def load(cls, path: str | Path) -> VocabularyLabels:
         """The labels that `save` wrote. Raises InputError, naming the file, where it is not one."""
         body = read_json(path)
         if not isinstance(body, dict) or body.get("format") != _FORMAT:
@@ -117,7 +117,7 @@ class Labels:
 
 def label_vocabulary(
     tokenizer: Any, size: int, languages: Sequence[str], labeller: str | Labeller = "lingua"
-) -> Labels:
+) -> VocabularyLabels:
     """Labels entries 0 to size - 1 of the tokenizer's vocabulary with one of `languages` each, or why with none.
 
     labeller: who decides between languages that share a script: "lingua" (n-grams of letters, restricted to these
@@ -136,7 +136,7 @@ def label_vocabulary(
     place = {column: i for i, column in enumerate((*languages, *REST))}
     codes = np.asarray([place[label[text.strip()]] for text in texts], np.int16)
     name = labeller if isinstance(labeller, str) else getattr(labeller, "__name__", "own")
-    return Labels(languages, codes, {"labeller": name})
+    return VocabularyLabels(languages, codes, {"labeller": name})
 
 
 def vocabulary_texts(tokenizer: Any, size: int) -> list[str]:

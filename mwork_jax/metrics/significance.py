@@ -48,7 +48,7 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def benjamini_hochberg(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Adjusted p values [cells] that hold the expected share of false findings (Benjamini and Hochberg 1995)."""
+    """Adjusted p values [cells] that hold the expected share of false loaded (Benjamini and Hochberg 1995)."""
     p = _checked(p_values)
     return np.asarray(stats.false_discovery_control(p, method="bh")) if p.size else p
 

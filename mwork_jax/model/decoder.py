@@ -22,7 +22,7 @@ from flax import nnx
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig, Rope
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.sharding import constrain, shares
+from mwork_jax.sharding import constrain, num_shards
 
 _QUERY_BLOCK = 64  # attention works through at least so many queries at a time,
 _QUERY_BLOCKS = 8  # in at most so many blocks: each is compiled on its own
@@ -414,7 +414,7 @@ def _project(
     x = product("btm,fm->btf", y, w[name].reshape(-1, y.shape[-1]))
     x = add_rows(x, y, changes.get(name), w[name].dtype)
     axis = "heads" if name == "q" else "kv_heads"
-    if few_heads := shares("neurons", x.shape[-1]) > shares(axis, x.shape[-1] // head_dim):
+    if few_heads := num_shards("neurons", x.shape[-1]) > num_shards(axis, x.shape[-1] // head_dim):
         x = constrain(x, "batch", "time", "neurons")  # each device makes a part of a head, and none makes all of them
     x = x.reshape(*x.shape[:2], -1, head_dim)
     if few_heads:

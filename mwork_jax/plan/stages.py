@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
-from mwork_jax.detect.importance import DEFAULT_KEPT, Running, running_axes, score_batch
+from mwork_jax.detect.importance import DEFAULT_KEPT, OrderStatistics, order_statistics_axes, score_batch
 from mwork_jax.enhance.neuron_params import PARAMETERS
 from mwork_jax.enhance.optimizer import Rates, adamw
-from mwork_jax.enhance.packing import Rows
+from mwork_jax.enhance.packing import PackedRows
 from mwork_jax.enhance.train import Frozen, Program, State, train_step
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import LOGIT_ROWS, losses_at
@@ -87,8 +87,8 @@ def _detect(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     if mesh.shape[MASK] > 1:
         raise InputError("detection has no masks to share out; put the devices on data and model")
     rows = size.batch * shards
-    state = jax.eval_shape(lambda: Running.empty(config, DEFAULT_KEPT, shards))
-    state = jax.tree.map(lambda x: abstract(mesh, x.shape, x.dtype, *running_axes(x.ndim)), state)
+    state = jax.eval_shape(lambda: OrderStatistics.empty(config, DEFAULT_KEPT, shards))
+    state = jax.tree.map(lambda x: abstract(mesh, x.shape, x.dtype, *order_statistics_axes(x.ndim)), state)
     batch = (
         abstract(mesh, (rows, size.length), jnp.int32, "batch", "time"),
         abstract(mesh, (rows, size.length), jnp.float32, "batch", "time"),
@@ -180,7 +180,7 @@ def _enhance(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     places = {"tokens": jnp.int32, "targets": jnp.int32, "counts": jnp.float32, "start": jnp.int32}
     axes = ("runs", None, "batch", "time")
     shape = (runs, 1, rows, size.length)
-    batch = Rows(**{name: abstract(mesh, shape, dtype, *axes) for name, dtype in places.items()})
+    batch = PackedRows(**{name: abstract(mesh, shape, dtype, *axes) for name, dtype in places.items()})
     arguments = (
         Program(True, 3),
         Frozen(abstract_decoder(config, mesh), index, values, rates),

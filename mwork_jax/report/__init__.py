@@ -16,7 +16,7 @@ from mwork_jax.report.figures import (
     plot_thresholds,
 )
 from mwork_jax.report.language_names import NAMES
-from mwork_jax.report.loaded_results import Findings, read_findings
+from mwork_jax.report.loaded_results import LoadedResults, load_results
 from mwork_jax.report.sections import tuning_figure
 from mwork_jax.report.table import FORMATS, Table
 from mwork_jax.report.text import enhance_report, grid_report, lens_report, printable, table_report, text_report
@@ -25,12 +25,13 @@ from mwork_jax.report.write import Report, read_report, tables_as
 __all__ = [
     "FORMATS",
     "NAMES",
-    "Findings",
+    "LoadedResults",
     "Report",
     "Table",
     "enhance_report",
     "grid_report",
     "lens_report",
+    "load_results",
     "plot_deltas",
     "plot_enhancement",
     "plot_grid",
@@ -41,7 +42,6 @@ __all__ = [
     "plot_overlap",
     "plot_thresholds",
     "printable",
-    "read_findings",
     "read_report",
     "table_report",
     "tables_as",

@@ -22,7 +22,7 @@ _SAME = ("weights", "tokenizer", "layers", "hidden_size")  # what makes two mode
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
+class LoadedResults:
     """Everything that one folder says about one model; parts that are not there are None or empty.
 
     run: what `mwork run` wrote. tables: Tables 2 to 5 of `mwork evaluate`; grids: those over
@@ -87,7 +87,7 @@ class Findings:
         return f"Rule {self.rule}, {kind}."
 
 
-def read_findings(folder: str | Path) -> Findings:
+def load_results(folder: str | Path) -> LoadedResults:
     """What a folder holds, itself and one level below (`tables/results.json`, say).
 
     Raises InputError for a folder that is missing, empty or foreign, for a damaged file in it, and for results of two
@@ -113,7 +113,7 @@ def read_findings(folder: str | Path) -> Findings:
     for part in (*tables, *grids):
         _only([other for other in found if other.kind == part.kind])
     order = [*(run or {}).get("original", {}), *(lens or {}).get("data", {})]
-    return Findings(
+    return LoadedResults(
         folder,
         model,
         run,

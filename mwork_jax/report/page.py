@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 from mwork_jax.report.language_names import direction_of, full_name, name_of
-from mwork_jax.report.loaded_results import Findings
+from mwork_jax.report.loaded_results import LoadedResults
 from mwork_jax.report.sections import LENS_KEY, Figure, Section
 from mwork_jax.report.table import Table
 
@@ -22,10 +22,10 @@ _EXAMPLE_NOTE = (
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # nothing can leave the page
 
 
-def page(findings: Findings, parts: Iterable[Section]) -> str:
+def page(loaded: LoadedResults, parts: Iterable[Section]) -> str:
     """The whole page as HTML."""
     parts = list(parts)
-    title = f"mwork: {findings.model['source']}"
+    title = f"mwork: {loaded.model['source']}"
     css = (resources.files("mwork_jax.report") / "page.css").read_text(encoding="utf-8")
     links = "".join(f'<li><a href="#{s.name}">{_text(s.title)}</a></li>' for s in parts)
     return f"""<!doctype html>
@@ -42,14 +42,14 @@ def page(findings: Findings, parts: Iterable[Section]) -> str:
 </head>
 <body>
 <header>
-<h1>{_text(_short(str(findings.model["source"])))}</h1>
-<p class="lead">How this model handles languages: {_text(_lead(findings))}</p>
-{_facts(findings)}
+<h1>{_text(_short(str(loaded.model["source"])))}</h1>
+<p class="lead">How this model handles languages: {_text(_lead(loaded))}</p>
+{_facts(loaded)}
 <nav aria-label="Sections"><ul>{links}<li><a href="#made">What made this</a></li></ul></nav>
 </header>
 <main>
 {"".join(map(_section, parts))}
-{_made(findings)}
+{_made(loaded)}
 </main>
 <footer><p>Written by mwork-jax, an implementation of PLND and MWork (Zhao et al., NeurIPS 2024).</p></footer>
 </body>
@@ -66,18 +66,18 @@ def _short(source: str) -> str:
     return source.rstrip("/").rsplit("/", 1)[-1] if source.startswith(("/", ".", "~")) else source
 
 
-def _lead(findings: Findings) -> str:
-    languages = dict.fromkeys([*(findings.run or {}).get("original", {}), *findings.neurons, *findings.scores])
-    if findings.lens is not None:
-        languages |= dict.fromkeys(findings.lens["data"])
+def _lead(loaded: LoadedResults) -> str:
+    languages = dict.fromkeys([*(loaded.run or {}).get("original", {}), *loaded.neurons, *loaded.scores])
+    if loaded.lens is not None:
+        languages |= dict.fromkeys(loaded.lens["data"])
     return f"{', '.join(map(name_of, languages))}." if languages else "the tables below."
 
 
-def _facts(findings: Findings) -> str:
+def _facts(loaded: LoadedResults) -> str:
     """The run in four numbers."""
-    if findings.run is None:
+    if loaded.run is None:
         return ""
-    rows = list(findings.run["languages"].values())
+    rows = list(loaded.run["languages"].values())
 
     def span(values: list[float], form: str) -> str:
         low, high = format(min(values), form), format(max(values), form)
@@ -169,15 +169,15 @@ def _token(token: str) -> str:
     return _text(shown) if shown.strip() else "␣"
 
 
-def _made(findings: Findings) -> str:
+def _made(loaded: LoadedResults) -> str:
     """Model, data, settings, versions, seeds, and the command that repeats it."""
-    run, lens, split = findings.run, findings.lens, findings.split
+    run, lens, split = loaded.run, loaded.lens, loaded.split
     made = dict(run["made_by"]) if run else {}
-    tuned = dict((findings.study or {}).get("made_by", {}).get("settings", {}))
+    tuned = dict((loaded.study or {}).get("made_by", {}).get("settings", {}))
     tuned |= tuned.pop("tune", {})
-    staged = bool(run or lens or findings.tables or findings.neurons)
+    staged = bool(run or lens or loaded.tables or loaded.neurons)
     facts: dict[str, Any] = {
-        "Model": ", ".join(f"{k} {v}" for k, v in findings.model.items()),
+        "Model": ", ".join(f"{k} {v}" for k, v in loaded.model.items()),
         "Settings": _pairs(made.get("settings", {})),
         "Stages": f"N1 = {split.understanding}, N2 = {split.generation} of {split.layers} layers" if staged else "",
         "Data": "; ".join(f"{lang}: {d['origin']}" for lang, d in made.get("data", {}).items()),
@@ -185,10 +185,10 @@ def _made(findings: Findings) -> str:
         "Tuning": _pairs(tuned),
         "Versions": _pairs(made.get("versions", {})),
     }
-    for table in findings.tables:
+    for table in loaded.tables:
         facts[f"Table {table['table']}, {table['task']['name']}"] = _pairs(table.get("settings", {}))
     rows = "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in facts.items() if v)
-    commands = "\n".join(repeat_commands(findings))
+    commands = "\n".join(repeat_commands(loaded))
     again = f"<h3>To repeat it</h3><pre><code>{_text(commands)}</code></pre>" if commands else ""
     return (
         '<section id="made" aria-labelledby="made-title"><h2 id="made-title">What made this</h2>'
@@ -204,10 +204,10 @@ def _pairs(values: Mapping[str, Any]) -> str:
     )
 
 
-def repeat_commands(findings: Findings) -> list[str]:
+def repeat_commands(loaded: LoadedResults) -> list[str]:
     """The commands that give the same results again, as far as the files say."""
     commands = []
-    run, lens = findings.run, findings.lens
+    run, lens = loaded.run, loaded.lens
     if run is not None:
         made = run["made_by"]
         own = [f"{lang}={origin}" for lang, origin in _own_files(made.get("data", {})).items()]
@@ -218,7 +218,7 @@ def repeat_commands(findings: Findings) -> list[str]:
         options["neurons"] = "DIR" if any(s["neurons_off"] for s in lens["shares"]) else None
         files = [("corpus", [f"{lang}={origin}"]) for lang, origin in _own_files(lens["data"]).items()]
         commands.append(_command("lens", lens["model"], options, "DIR", files))
-    for table in (*findings.tables, *findings.grids):
+    for table in (*loaded.tables, *loaded.grids):
         options = {"neurons": "DIR", "table": table["table"], "task": table["task"]["name"]}
         options |= dict(table.get("settings", {})) | _stages_of(table)
         folder = "DIR/tables" if "stages" in table else "DIR/grid"

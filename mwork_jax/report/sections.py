@@ -1,4 +1,4 @@
-"""The parts of the page: which figures and tables a folder's findings allow, and the words around them."""
+"""The parts of the page: which figures and tables a folder's loaded allow, and the words around them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mwork_jax.report.figures import (
     plot_thresholds,
 )
 from mwork_jax.report.language_names import full_name, name_of
-from mwork_jax.report.loaded_results import Findings
+from mwork_jax.report.loaded_results import LoadedResults
 from mwork_jax.report.svg import Drawing, draw
 from mwork_jax.report.table import Table
 from mwork_jax.report.tables import (
@@ -71,26 +71,26 @@ class Section:
     examples: tuple[Mapping[str, Any], ...] = ()
 
 
-def sections(findings: Findings) -> Iterator[Section]:
+def sections(loaded: LoadedResults) -> Iterator[Section]:
     """In the order of the page."""
-    tables = {table.name: table for table in all_tables(findings)}
-    if findings.run is not None:
-        yield _run_section(findings.run, tables)
-    for table in findings.tables:
+    tables = {table.name: table for table in all_tables(loaded)}
+    if loaded.run is not None:
+        yield _run_section(loaded.run, tables)
+    for table in loaded.tables:
         yield _task_section(table, tables)
-    for grid in findings.grids:
+    for grid in loaded.grids:
         yield _grid_section(grid)
-    if findings.study is not None:
-        yield _tuning_section(findings.study, tables)
-    if findings.lens is not None:
-        yield _lens_section(findings, tables)
-    if findings.neurons:
-        yield _where_section(findings, tables)
-    if findings.shared_basis:
-        yield _overlap_section(findings, tables)
-    if findings.scores:
-        yield _threshold_section(findings, tables)
-        yield _importance_section(findings, tables)
+    if loaded.study is not None:
+        yield _tuning_section(loaded.study, tables)
+    if loaded.lens is not None:
+        yield _lens_section(loaded, tables)
+    if loaded.neurons:
+        yield _where_section(loaded, tables)
+    if loaded.shared_basis:
+        yield _overlap_section(loaded, tables)
+    if loaded.scores:
+        yield _threshold_section(loaded, tables)
+        yield _importance_section(loaded, tables)
 
 
 def _run_section(run: Mapping[str, Any], tables: Mapping[str, Table]) -> Section:
@@ -162,8 +162,8 @@ def _task_section(table: Mapping[str, Any], tables: Mapping[str, Table]) -> Sect
     return Section(name, f"Table {table['table']}: {table['stage']}", words, (figure,), (tables[name],))
 
 
-def _lens_section(findings: Findings, tables: Mapping[str, Table]) -> Section:
-    lens = findings.lens or {}
+def _lens_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Section:
+    lens = loaded.lens or {}
     figures = []
     for off, caption in (
         (
@@ -175,7 +175,7 @@ def _lens_section(findings: Findings, tables: Mapping[str, Table]) -> Section:
     ):
         shares = lens_shares(lens, off)
         if shares:
-            drawings = tuple(_lens_drawing(findings, lang, s, "-off" if off else "") for lang, s in shares.items())
+            drawings = tuple(_lens_drawing(loaded, lang, s, "-off" if off else "") for lang, s in shares.items())
             figures.append(Figure(caption, drawings, LENS_KEY))
     return Section(
         "layers",
@@ -230,40 +230,40 @@ LENS_KEY = (
 )
 
 
-def _lens_drawing(findings: Findings, language: str, shares: Mapping[str, Any], suffix: str) -> Drawing:
-    own, english, rest = own_english_rest(findings.lens or {}, shares)
+def _lens_drawing(loaded: LoadedResults, language: str, shares: Mapping[str, Any], suffix: str) -> Drawing:
+    own, english, rest = own_english_rest(loaded.lens or {}, shares)
     said = [
         f"layer {i}: own {100 * own[i]:.0f} %, English {100 * english[i]:.0f} %, not labelled {100 * rest[i]:.0f} %"
         for i in sorted({0, len(own) // 2, len(own) - 1})
     ]
-    plot = partial(plot_layer_languages, lens=findings.lens or {}, shares=shares, split=findings.split)
+    plot = partial(plot_layer_languages, lens=loaded.lens or {}, shares=shares, split=loaded.split)
     return draw(f"languages-by-layer-{language}{suffix}", full_name(language), "; ".join(said) + ".", _PANEL, plot)
 
 
-def _where_section(findings: Findings, tables: Mapping[str, Table]) -> Section:
-    sets = {lang: s for lang, s in findings.neurons.items() if lang != ENGLISH} or findings.neurons
+def _where_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Section:
+    sets = {lang: s for lang, s in loaded.neurons.items() if lang != ENGLISH} or loaded.neurons
     full = max(float(neuron_shares(s).max()) for s in sets.values()) or 1.0
     drawings = []
     for language, neurons in sets.items():
         shares = neuron_shares(neurons)
         group, layer = np.unravel_index(int(shares.argmax()), shares.shape)
         most = f"{tuple(neurons.groups)[group]} of layer {layer + 1}, {100 * shares.max():.1f} %"
-        plot = partial(plot_neurons, neurons=neurons, split=findings.split, full=full)
+        plot = partial(plot_neurons, neurons=neurons, split=loaded.split, full=full)
         alt = f"{neurons.count()} neurons; the largest share is in {most}."
         drawings.append(
             draw(f"neurons-{language}", f"{full_name(language)}: {neurons.count():,}", alt, (3.5, 1.75), plot)
         )
-    split = findings.split
+    split = loaded.split
     caption = (
         f"Share of each layer and group that is the language's own; the darkest square is {100 * full:.1f} %. "
         f"Understanding is up to N1 (layer {split.understanding}), generation from N2 on (the last {split.generation})."
     )
-    words = (f"Rule {findings.rule}, mode {findings.mode}.",)
+    words = (f"Rule {loaded.rule}, mode {loaded.mode}.",)
     return Section("where", "Where the neurons sit", words, (Figure(caption, tuple(drawings)),), (tables["neurons"],))
 
 
-def _overlap_section(findings: Findings, tables: Mapping[str, Table]) -> Section:
-    found = overlap(findings.shared_basis)
+def _overlap_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Section:
+    found = overlap(loaded.shared_basis)
     upper = np.triu_indices(len(found.languages), 1)
     best = int(np.argmax(found.jaccard[upper]))
     pair = [name_of(found.languages[int(axis[best])]) for axis in upper]
@@ -276,15 +276,15 @@ def _overlap_section(findings: Findings, tables: Mapping[str, Table]) -> Section
         (size, size),
         lambda ax: plot_overlap(ax, found),
     )
-    caption = f"{findings.basis_note} Similar languages are side by side (average linkage). In percent."
+    caption = f"{loaded.basis_note} Similar languages are side by side (average linkage). In percent."
     return Section("overlap", "What languages share", (most,), (Figure(caption, (drawing,)),), (tables["overlap"],))
 
 
-def _threshold_section(findings: Findings, tables: Mapping[str, Table]) -> Section:
-    curves = threshold_curves(findings.scores, FRACTIONS, mode=findings.mode)
-    if findings.mode == "minus_english":
+def _threshold_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Section:
+    curves = threshold_curves(loaded.scores, FRACTIONS, mode=loaded.mode)
+    if loaded.mode == "minus_english":
         curves = {lang: curve for lang, curve in curves.items() if lang != ENGLISH}
-    rule = Rule.parse(findings.rule)
+    rule = Rule.parse(loaded.rule)
     chosen = rule.value if rule.kind == "top_fraction" else None
     alt = "; ".join(
         f"{name_of(lang)}: most at {100 * FRACTIONS[int(np.argmax(c))]:.2g} %, {c.max()} neurons"
@@ -294,14 +294,14 @@ def _threshold_section(findings: Findings, tables: Mapping[str, Table]) -> Secti
     drawing = draw("thresholds", "Neurons found at every threshold", alt + ".", (_WIDE, 2.9), plot)
     caption = (
         "How many neurons are among the top fraction of their layer and group for every document of a language, mode "
-        f"{findings.mode}. From the order statistics of one pass."
+        f"{loaded.mode}. From the order statistics of one pass."
     )
     words = ("Another threshold needs no new pass over the documents.",)
     return Section("thresholds", "Other thresholds", words, (Figure(caption, (drawing,)),), (tables["thresholds"],))
 
 
-def _importance_section(findings: Findings, tables: Mapping[str, Table]) -> Section:
-    of_each = [importance_quantiles(s) for s in findings.scores.values()]
+def _importance_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Section:
+    of_each = [importance_quantiles(s) for s in loaded.scores.values()]
     drawings = []
     for group, title in GROUP_TITLES.items():
         quantiles = np.mean([q[group] for q in of_each], axis=0)
@@ -310,7 +310,7 @@ def _importance_section(findings: Findings, tables: Mapping[str, Table]) -> Sect
             f"Median {quantiles[1].min():.2g} to {quantiles[1].max():.2g}; the 99.9th percentile is {spread.min():.0f} "
             f"to {spread.max():.0f} times the median of its layer."
         )
-        plot = partial(plot_importance, quantiles=quantiles, split=findings.split)
+        plot = partial(plot_importance, quantiles=quantiles, split=loaded.split)
         drawings.append(draw(f"importance-{group}", title, alt, _PANEL, plot))
     caption = (
         "Mean importance over a language's documents: quantiles over a layer's neurons, averaged over the languages. "

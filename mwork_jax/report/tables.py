@@ -13,7 +13,7 @@ from mwork_jax.lens.vocabulary import REST
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import GROUPS
 from mwork_jax.report.language_names import name_of
-from mwork_jax.report.loaded_results import Findings
+from mwork_jax.report.loaded_results import LoadedResults
 from mwork_jax.report.table import Table
 
 STAGES = ("under", "s_attn", "s_ffn", "gen")
@@ -24,30 +24,30 @@ ROUND_FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
 FRACTIONS = tuple(sorted({*ROUND_FRACTIONS, *(float(f"{f:.2g}") for f in np.geomspace(0.005, 0.5, 41))}))
 
 
-def all_tables(findings: Findings) -> Iterator[Table]:
-    """Every table that a folder's findings allow, in the order of the page."""
-    run = findings.run
+def all_tables(loaded: LoadedResults) -> Iterator[Table]:
+    """Every table that a folder's loaded allow, in the order of the page."""
+    run = loaded.run
     if run is not None:
         deltas = "Δ = ΔEng − Δn-Eng, held-out loss (minus nats per token, higher is better)"
         yield delta_table(run["rows"], 2, name="delta-held-out-loss", title=deltas)
         yield language_table(run)
-    for table in findings.tables:
+    for table in loaded.tables:
         task = table["task"]
         title = f"Table {table['table']}: {table['stage']}, {task['name']} ({task['score']}, points)"
         yield delta_table(table["rows"], 1, name=f"table-{table['table']}-{task['name']}", title=title)
-    for grid in findings.grids:
+    for grid in loaded.grids:
         yield from grid_tables(grid)
-    if findings.study is not None:
-        yield from tuning_tables(findings.study)
-    if findings.lens is not None:
-        yield lens_table(findings.lens)
-    if findings.neurons:
-        yield counts_table(findings)
-    if findings.shared_basis:
-        yield overlap_table(findings)
-    if findings.scores:
-        yield thresholds_table(findings)
-        yield importance_table(findings)
+    if loaded.study is not None:
+        yield from tuning_tables(loaded.study)
+    if loaded.lens is not None:
+        yield lens_table(loaded.lens)
+    if loaded.neurons:
+        yield counts_table(loaded)
+    if loaded.shared_basis:
+        yield overlap_table(loaded)
+    if loaded.scores:
+        yield thresholds_table(loaded)
+        yield importance_table(loaded)
 
 
 def delta_table(rows: Sequence[Mapping[str, Any]], digits: int, *, name: str = "delta", title: str = "Delta") -> Table:
@@ -346,10 +346,10 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def counts_table(findings: Findings) -> Table:
+def counts_table(loaded: LoadedResults) -> Table:
     """Neurons by language and group."""
     rows, records = [], []
-    for language, neurons in findings.neurons.items():
+    for language, neurons in loaded.neurons.items():
         by_group = {g: int(n.sum()) for g, n in neurons.counts().items()}
         share = neurons.count() / neurons.total()
         cells = (f"{neurons.count():,}", f"{100 * share:.2f}%", *(f"{by_group[g]:,}" for g in GROUPS))
@@ -361,12 +361,12 @@ def counts_table(findings: Findings) -> Table:
             ]
     note = "The CSV has every layer."
     columns = ("language", "neurons", "share", *GROUPS)
-    return Table("neurons", f"Neurons, {findings.rule}", columns, tuple(rows), 1, note, tuple(records))
+    return Table("neurons", f"Neurons, {loaded.rule}", columns, tuple(rows), 1, note, tuple(records))
 
 
-def overlap_table(findings: Findings) -> Table:
+def overlap_table(loaded: LoadedResults) -> Table:
     """Shared neurons and Jaccard index of each two languages."""
-    found = overlap(findings.shared_basis)
+    found = overlap(loaded.shared_basis)
     rows, records = [], []
     for i, language in enumerate(found.languages):
         pairs = [(int(found.shared[i, j]), float(found.jaccard[i, j])) for j in range(len(found.languages))]
@@ -376,13 +376,13 @@ def overlap_table(findings: Findings) -> Table:
             for other, (n, x) in zip(found.languages, pairs, strict=True)
         ]
     columns = ("language", *map(name_of, found.languages))
-    note = f"{findings.basis_note} Shared neurons, and in brackets the Jaccard index: shared over the union."
+    note = f"{loaded.basis_note} Shared neurons, and in brackets the Jaccard index: shared over the union."
     return Table("overlap", "What languages share", columns, tuple(rows), 1, note, tuple(records))
 
 
-def thresholds_table(findings: Findings) -> Table:
+def thresholds_table(loaded: LoadedResults) -> Table:
     """How many neurons other thresholds would find."""
-    curves = threshold_curves(findings.scores, FRACTIONS, mode=findings.mode)
+    curves = threshold_curves(loaded.scores, FRACTIONS, mode=loaded.mode)
     rows = [
         (f"{100 * f:g}%", *(f"{curve[FRACTIONS.index(f)]:,}" for curve in curves.values())) for f in ROUND_FRACTIONS
     ]
@@ -390,13 +390,13 @@ def thresholds_table(findings: Findings) -> Table:
         {"top_fraction": f} | {lang: int(curve[i]) for lang, curve in curves.items()} for i, f in enumerate(FRACTIONS)
     ]
     columns = ("top fraction", *map(name_of, curves))
-    title = f"Neurons found at other thresholds, mode {findings.mode}"
+    title = f"Neurons found at other thresholds, mode {loaded.mode}"
     return Table("thresholds", title, columns, tuple(rows), 1, "The CSV has every threshold.", tuple(records))
 
 
-def importance_table(findings: Findings) -> Table:
+def importance_table(loaded: LoadedResults) -> Table:
     """Median and 99.9th percentile of importance in each layer, averaged over the languages."""
-    of_each = {lang: importance_quantiles(s) for lang, s in findings.scores.items()}
+    of_each = {lang: importance_quantiles(s) for lang, s in loaded.scores.items()}
     means = {group: np.mean([q[group] for q in of_each.values()], axis=0) for group in GROUPS}
     layers = range(next(iter(means.values())).shape[1])
     median, top = QUANTILES.index(0.5), QUANTILES.index(0.999)

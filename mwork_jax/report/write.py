@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mwork_jax.errors import InputError
-from mwork_jax.report.loaded_results import Findings, read_findings
+from mwork_jax.report.loaded_results import LoadedResults, load_results
 from mwork_jax.report.page import page
 from mwork_jax.report.sections import Section, sections
 from mwork_jax.report.svg import Drawing
@@ -19,17 +19,17 @@ from mwork_jax.runtime.files import write_text
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """All that a folder's findings show. In a notebook it shows the page."""
+    """All that a folder's loaded show. In a notebook it shows the page."""
 
-    findings: Findings
+    loaded: LoadedResults
 
     @cached_property
     def sections(self) -> list[Section]:
-        return list(sections(self.findings))
+        return list(sections(self.loaded))
 
     @cached_property
     def tables(self) -> dict[str, Table]:
-        return {table.name: table for table in all_tables(self.findings)}
+        return {table.name: table for table in all_tables(self.loaded)}
 
     @cached_property
     def drawings(self) -> dict[str, Drawing]:
@@ -37,7 +37,7 @@ class Report:
 
     @cached_property
     def html(self) -> str:
-        return page(self.findings, self.sections)
+        return page(self.loaded, self.sections)
 
     def _repr_html_(self) -> str:
         inside = html.escape(self.html, quote=True)
@@ -48,7 +48,7 @@ class Report:
         Returns the page's path. Everything is made before anything is written."""
         files = {f"{name}.svg": drawing.plain + "\n" for name, drawing in self.drawings.items()}
         files |= {f"{name}.csv": table.csv() for name, table in self.tables.items()}
-        text, folder = self.html, self.findings.folder
+        text, folder = self.html, self.loaded.folder
         page = folder / "report.html"
         earlier = page.read_text(encoding="utf-8", errors="replace") if page.exists() else ""
         for name, content in files.items():
@@ -64,7 +64,7 @@ class Report:
 def read_report(folder: str | Path) -> Report:
     """The report of a folder of results. Raises InputError for one that has nothing to report, is damaged, or mixes two
     models."""
-    return Report(read_findings(folder))
+    return Report(load_results(folder))
 
 
 def tables_as(folder: str | Path, form: str) -> str:

@@ -21,7 +21,7 @@ def fingerprint(key: Any) -> str:
     ).hexdigest()[:32]
 
 
-class Ledger:
+class ResultCache:
     """A folder with one file per finished cell, named by the fingerprint of everything that determines the cell.
 
     Any number of processes may use one folder: files appear whole, and equal keys have equal values.

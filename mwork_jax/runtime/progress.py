@@ -61,7 +61,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def say(self, what: str) -> None:
+    def describe(self, what: str) -> None:
         """Names the work that begins now."""
         self._what = what
         if self._bar is not None:
@@ -81,7 +81,7 @@ class Progress:
         elif not self._quiet and self._due():
             self._line()
 
-    def counting(self, each: float = 1.0) -> Callable[[int], None]:
+    def callback(self, each: float = 1.0) -> Callable[[int], None]:
         """A function that is told how many pieces are done so far, and counts `each` units for a piece."""
         before = 0
 

@@ -14,12 +14,12 @@ import numpy as np
 
 from mwork_jax.detect.importance import NeuronScores
 from mwork_jax.errors import InputError
+from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import FFN_GROUPS, GROUPS, NeuronSet
 
 KINDS = ("epsilon", "top_k", "top_fraction", "lape")
 MODES = ("minus_english", "minus_shared", "all")
 DEFAULT_RULE = "top_fraction:0.05"
-ENGLISH = "en"
 
 
 @dataclass(frozen=True)

@@ -95,10 +95,10 @@ def _together(pairs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def _asked(model: mw.Model, data: str | None) -> list[_Asked]:
     """64 prompts of XQuAD, in the order of its files, from each of four languages alike."""
-    exams = prepare(TASKS["xquad"], data, SweepSettings(LANGUAGES, PROMPTS // len(LANGUAGES)))
+    evaluations = prepare(TASKS["xquad"], data, SweepSettings(LANGUAGES, PROMPTS // len(LANGUAGES)))
     found = []
-    for language, exam in exams.items():
-        for item, prompt in zip(exam.items, exam.prompts, strict=True):
+    for language, evaluation in evaluations.items():
+        for item, prompt in zip(evaluation.items, evaluation.prompts, strict=True):
             answer = gap(language) + item.references[0]
             tokens, begin = model.encode(prompt + answer), model.encode(prompt).size
             found.append(_Asked(prompt, answer, tokens, begin))

@@ -207,7 +207,7 @@ def test_tuning_helps_and_leaves_the_rest_bit_identical(model):
     keep = NeuronMask.keep_all(model.config)
     before, after = (mw.held_out_loss(m, texts, keep).per_token for m in (model, tuned))
     assert after < before - 0.5
-    selection = parameter_arrays(selection_in(model.decoder, tuned.outcome.index))
+    selection = parameter_arrays(selection_in(model.decoder, tuned.result.index))
     changed = 0
     for name, array in parameter_arrays(tuned.decoder).items():
         differs = np.asarray(array != parameter_arrays(model.decoder)[name])
@@ -231,7 +231,7 @@ def test_many_runs_in_one_program_equal_each_on_its_own(model):
     assert all(np.isfinite(v).all() for v in jax.tree.leaves(loud.values))
     assert np.isfinite(loud.history.train).all()
     assert len(loud.history.train) < 3
-    assert not any(outcome.history.diverged for outcome in together)
+    assert not any(result.history.diverged for result in together)
     assert len(together[2].history.train) < len(together[0].history.train)
     compiled = train_step._cache_size()
     for run, found in zip(runs[:-1], together, strict=True):
@@ -284,11 +284,11 @@ def test_how_much_of_a_change_rounding_leaves(model, dtype, low, high):
     """Against the weights of the merged model themselves."""
     arrays = {n: a.astype(dtype) if a.ndim > 1 else a for n, a in parameter_arrays(model.decoder).items()}
     rounded = mw.Model(type(model.decoder)(model.config, arrays), None, "rounded")
-    outcome = fine_tune(rounded, random_set(model.config), documents(), replace(SETTINGS, learning_rate=1e-4)).outcome
-    base, merged = (gather(d, outcome.index) for d in (rounded.decoder, outcome.merged(rounded).decoder))
-    wanted, left = (np.concatenate([np.ravel(t[n] - base[n]) for n in base]) for t in (outcome.values, merged))
-    assert low < outcome.kept(rounded) < high
-    assert outcome.kept(rounded) == pytest.approx(wanted @ left / (wanted @ wanted), rel=1e-4)
+    result = fine_tune(rounded, random_set(model.config), documents(), replace(SETTINGS, learning_rate=1e-4)).result
+    base, merged = (gather(d, result.index) for d in (rounded.decoder, result.merged(rounded).decoder))
+    wanted, left = (np.concatenate([np.ravel(t[n] - base[n]) for n in base]) for t in (result.values, merged))
+    assert low < result.kept(rounded) < high
+    assert result.kept(rounded) == pytest.approx(wanted @ left / (wanted @ wanted), rel=1e-4)
 
 
 class Stop(Exception):
@@ -321,7 +321,7 @@ def test_going_on_gives_the_same_losses_to_the_bit(model, tuned, tmp_path):
     other = random_set(model.config, seed=3)
     with pytest.raises(mw.InputError, match=r"another neuron set or corpus \(neurons: "):
         fine_tune(model, other, documents(), SETTINGS, checkpoints=tmp_path)
-    moved = mw.Model(scatter(model.decoder, again.outcome.index, again.outcome.values), None, "moved")
+    moved = mw.Model(scatter(model.decoder, again.result.index, again.result.values), None, "moved")
     with pytest.raises(mw.InputError, match=r"another base model \(weights: "):
         fine_tune(moved, neurons, documents(), SETTINGS, checkpoints=tmp_path)
 

@@ -16,7 +16,7 @@ from mwork_jax.corpus import (
 )
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import held_out_loss
-from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, Setting, StageSplit
+from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, StageSetting, StageSplit
 from mwork_jax.neurons import GROUPS, NeuronMask
 from support.slow_deactivation import random_neurons, zero_neurons
 from support.tiny import pair, torch
@@ -115,7 +115,7 @@ def test_stages_partition_the_model():
     assert sum(p.count() for p in parts) == neurons.count()
     union = parts[0] | parts[1] | parts[2] | parts[3]
     assert union == neurons == EVERYWHERE.choose(neurons, SPLIT)
-    assert Setting().choose(neurons, SPLIT).count() == 0
+    assert StageSetting().choose(neurons, SPLIT).count() == 0
     under, s_attn, s_ffn, gen = parts
     for group in GROUPS:
         assert not under.groups[group][1:].any()

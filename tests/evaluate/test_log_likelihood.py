@@ -88,13 +88,13 @@ def test_text_is_scored_as_its_tokens(tiny_folder):
     np.testing.assert_array_equal(text.bytes, [3, 6])
     np.testing.assert_array_equal(text.tokens, arrays.tokens)
     np.testing.assert_array_equal(arrays.bytes, [0, 0])
-    np.testing.assert_array_equal(text.scores("none"), text.nats)
-    np.testing.assert_array_equal(text.scores("token"), text.nats / text.tokens)
-    np.testing.assert_array_equal(text.scores("byte"), text.nats / text.bytes)
-    with pytest.raises(InputError, match="'length' is not one of none, token, byte"):
+    np.testing.assert_array_equal(text.scores("sum"), text.nats)
+    np.testing.assert_array_equal(text.scores("per_token"), text.nats / text.tokens)
+    np.testing.assert_array_equal(text.scores("per_byte"), text.nats / text.bytes)
+    with pytest.raises(InputError, match="'length' is not one of sum, per_token, per_byte"):
         text.scores("length")
     with pytest.raises(InputError, match="no bytes to normalise by"):
-        arrays.scores("byte")
+        arrays.scores("per_byte")
 
 
 ONE, TWO = tokens(1, 5)[0], tokens(1, 60)[0]

@@ -10,16 +10,16 @@ import pytest
 from mwork_jax.evaluate import runner as cells
 from mwork_jax.evaluate.runner import Condition, measure
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.runtime.cache import Ledger
+from mwork_jax.runtime.cache import ResultCache
 from mwork_jax.runtime.progress import Progress
 from support.slow_deactivation import random_neurons
 from support.tiny import pair
 
 
 class CountingExam:
-    """An exam whose score is the number of neurons kept; it counts the masks it was given."""
+    """An evaluation whose score is the number of neurons kept; it counts the masks it was given."""
 
-    key = {"exam": "counting"}  # noqa: RUF012
+    key = {"evaluation": "counting"}  # noqa: RUF012
     size = 2
 
     def __init__(self):
@@ -40,35 +40,35 @@ def conditions(count=5):
     ]
 
 
-def run(exams, folder, bar=None):
+def run(evaluations, folder, bar=None):
     model = pair("llama", 2).model
-    return measure(model, exams, conditions(), Ledger(folder), bar or Progress(1, quiet=True))
+    return measure(model, evaluations, conditions(), ResultCache(folder), bar or Progress(1, quiet=True))
 
 
 def test_equal_sets_are_computed_once_and_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(cells, "_AT_ONCE", 4)
-    exams = {"en": CountingExam(), "de": CountingExam()}
+    evaluations = {"en": CountingExam(), "de": CountingExam()}
     bar = Progress(1, quiet=True)
-    found = run(exams, tmp_path, bar)
-    # Both languages' exams have one key here, so the original's cell of "de" is the one of "en".
-    assert (exams["en"].asked, exams["de"].asked) == ([4, 2], [])
+    found = run(evaluations, tmp_path, bar)
+    # Both languages' evaluations have one key here, so the original's cell of "de" is the one of "en".
+    assert (evaluations["en"].asked, evaluations["de"].asked) == ([4, 2], [])
     assert bar.done == 2 * 8
     assert found["c0"] == found["c5"]
     width = pair("llama", 2).config.num_layers * 32
     assert found["original"]["de"]["kept"] == [float(width), 1.0]
-    assert run(exams, tmp_path) == found
-    assert exams["en"].asked == [4, 2]
+    assert run(evaluations, tmp_path) == found
+    assert evaluations["en"].asked == [4, 2]
 
 
 def test_a_damaged_cell_is_computed_again(tmp_path):
-    exams = {"en": CountingExam(), "de": CountingExam()}
-    found = run(exams, tmp_path)
+    evaluations = {"en": CountingExam(), "de": CountingExam()}
+    found = run(evaluations, tmp_path)
     for i, path in enumerate(sorted(tmp_path.glob("*.json"))[:3]):
         body = json.loads(path.read_text())
         body["value"] = ([1], {"kept": [1.0]}, {"kept": ["x", "y"]})[i]
         path.write_text(json.dumps(body))
-    assert run(exams, tmp_path) == found
-    assert exams["en"].asked == [6, 6]  # all of the exam: a cell alone could differ in the last digits
+    assert run(evaluations, tmp_path) == found
+    assert evaluations["en"].asked == [6, 6]  # all of the evaluation: a cell alone could differ in the last digits
 
 
 def test_killed_while_cells_are_written(tmp_path, monkeypatch):
@@ -92,17 +92,17 @@ def test_killed_while_cells_are_written(tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(Path, "write_text", write_text)
             try:
-                Ledger(folder).put_all(keys)
+                ResultCache(folder).put_all(keys)
             except Killed:
                 assert moment < 5
-        again = Ledger(folder)
+        again = ResultCache(folder)
         values = [again.get(key) for key, _ in keys]
         assert values == ([None] * 4 if moment == 0 else [value for _, value in keys])
         assert not list(folder.glob("*.journal"))
 
 
 def test_two_processes_in_one_folder(tmp_path):
-    first, second = Ledger(tmp_path), Ledger(tmp_path)
+    first, second = ResultCache(tmp_path), ResultCache(tmp_path)
     first.put_all([({"a": 1}, [1]), ({"a": 2}, [2])])
     second.put_all([({"a": 2}, [2]), ({"a": 3}, [3])])
     assert [first.get({"a": i}) for i in (1, 2, 3)] == [[1], [2], [3]]
@@ -113,7 +113,7 @@ def test_what_was_only_begun_long_ago_is_removed(tmp_path):
     for path in (old, new):
         path.write_text("half")
     os.utime(old, (1, 1))
-    Ledger(tmp_path)
+    ResultCache(tmp_path)
     assert not old.exists()
     assert new.exists()  # somebody may be writing it
 
@@ -121,7 +121,7 @@ def test_what_was_only_begun_long_ago_is_removed(tmp_path):
 def test_of_several_processes_the_first_keeps_the_ledger(tmp_path, monkeypatch):
     monkeypatch.setattr("mwork_jax.runtime.cache.is_first", lambda: False)
     (tmp_path / "x.journal").write_text("[]")
-    other = Ledger(tmp_path)
+    other = ResultCache(tmp_path)
     other.put({"a": 1}, [1.0])
     assert [path.name for path in tmp_path.iterdir()] == ["x.journal"]
     assert other.get({"a": 1}) is None
@@ -130,7 +130,7 @@ def test_of_several_processes_the_first_keeps_the_ledger(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"key": 1}]', ""])
 def test_a_damaged_journal_is_dropped(tmp_path, content):
     (tmp_path / "x.journal").write_text(content)
-    assert Ledger(tmp_path).get({"a": 1}) is None
+    assert ResultCache(tmp_path).get({"a": 1}) is None
     assert list(tmp_path.iterdir()) == []
 
 

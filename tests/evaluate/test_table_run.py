@@ -56,7 +56,7 @@ def test_a_table_has_the_paper_s_rows(number, tiny_folder, neurons, tmp_path, ca
         assert row["delta"] == pytest.approx(row["delta_eng"] - row["delta_n_eng"])
         assert row["n_items"] == 9
         assert row["languages"] == ["de", "th"]
-    assert f"Table {number}" in printed
+    assert f"PaperTable {number}" in printed
     assert printed.count("Lang-Spec") == sum(r.neurons == "lang-spec" for r in TABLES[number].rows)
 
 
@@ -65,12 +65,12 @@ def test_a_row_equals_doing_it_by_hand(tiny_folder, neurons, tmp_path):
     row = json.loads((tmp_path / "results.json").read_text())["rows"][-1]  # a language's own neurons, S-FFN
     model = mw.load_model(tiny_folder)
     task, split = TASKS["xcsqa"], StageSplit.default(4)
-    exams = prepare(task, None, SweepSettings(("en", "de", "th"), 3))
+    evaluations = prepare(task, None, SweepSettings(("en", "de", "th"), 3))
     keep = mw.NeuronMask.keep_all(model.config)
 
     def accuracy(language, mask):
         right = []
-        for item, prompt in zip(exams[language].items, exams[language].prompts, strict=True):
+        for item, prompt in zip(evaluations[language].items, evaluations[language].prompts, strict=True):
             options = continuations(task, item)
             said = log_likelihood(model, [prompt] * len(options), options, mask)
             right.append(said.scores(_normalisation(task)).argmax() == item.answer)
@@ -87,7 +87,7 @@ def test_a_row_equals_doing_it_by_hand(tiny_folder, neurons, tmp_path):
 
 
 def _normalisation(task):
-    return {"accuracy_sum": "none", "accuracy_per_token": "token", "accuracy_per_byte": "byte"}[task.scores[0]]
+    return task.scores[0].removeprefix("accuracy_")
 
 
 def test_finished_cells_are_never_computed_again(tiny_folder, neurons, tmp_path, monkeypatch):
@@ -200,7 +200,7 @@ def test_tables_of_one_model_gather_in_a_folder(tiny_folder, neurons, tmp_path, 
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [(t["table"], "stages" in t) for t in results["tables"]] == [(3, True), (4, False), (4, True)]
     assert len(results["rows"]) == sum(len(t["rows"]) for t in results["tables"])
-    assert (tmp_path / "out" / "table.txt").read_text().count("Table ") == 3
+    assert (tmp_path / "out" / "table.txt").read_text().count("PaperTable ") == 3
     shutil.copytree(tiny_folder, tmp_path / "model")
     config = json.loads((tiny_folder / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
@@ -228,10 +228,10 @@ def test_prompts_go_through_the_chat_template(tiny_folder, neurons, tmp_path, ca
     model = mw.load_model(folder)
     assert model.chat_prompt("Q") == "[user] Q\n[model] "
     assert list(model.encode(model.chat_prompt("Q"))).count(1) == 1, "one BOS"
-    exam = prepare(TASKS["xcsqa"], None, SweepSettings(("en", "de"), 2))["de"]
-    chat = exam.as_chat(model)
-    assert chat.prompts == tuple(f"[user] {prompt}\n[model] " for prompt in exam.prompts)
-    assert chat.key != exam.key
+    evaluation = prepare(TASKS["xcsqa"], None, SweepSettings(("en", "de"), 2))["de"]
+    chat = evaluation.as_chat(model)
+    assert chat.prompts == tuple(f"[user] {prompt}\n[model] " for prompt in evaluation.prompts)
+    assert chat.key != evaluation.key
     thinking = "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
     (folder / "chat_template.jinja").write_text(CHAT + thinking)
     assert mw.load_model(folder).chat_prompt("Q") == "[user] Q\n[model] ", "the answer begins at once"

@@ -9,7 +9,7 @@ import pytest
 import mwork_jax as mw
 from mwork_jax.cli import main
 from mwork_jax.lens.logit_lens import _count_labels, language_shares, lens_logits
-from mwork_jax.lens.vocabulary import Labels
+from mwork_jax.lens.vocabulary import VocabularyLabels
 from mwork_jax.neurons import NeuronMask
 from support.slow_deactivation import hf_logits, random_neurons
 from support.tiny import BASE, DISTINCT, pair, tokens, torch
@@ -18,7 +18,7 @@ VOCABULARY = BASE["vocab_size"]
 
 
 def some_labels(size=VOCABULARY):
-    return Labels(("aa", "bb"), np.random.default_rng(0).integers(0, 5, size))
+    return VocabularyLabels(("aa", "bb"), np.random.default_rng(0).integers(0, 5, size))
 
 
 def documents():

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from mwork_jax.errors import InputError
-from mwork_jax.lens.vocabulary import LABELLERS, Labels, label_vocabulary, script_of, scripts_of, vocabulary_texts
+from mwork_jax.lens.vocabulary import (
+    LABELLERS,
+    VocabularyLabels,
+    label_vocabulary,
+    script_of,
+    scripts_of,
+    vocabulary_texts,
+)
 from support.paths import TEST_DATA
 
 HAND = json.loads((TEST_DATA / "token_languages.json").read_text())["tokens"]
@@ -101,7 +108,7 @@ def test_a_labeller_of_ones_own_decides_only_what_scripts_leave_open():
 def test_saved_and_loaded(tmp_path):
     labels = label_vocabulary(Vocabulary(["the", "und", "7"]), 3, ("en", "de"))
     labels.save(tmp_path / "labels.json")
-    again = Labels.load(tmp_path / "labels.json")
+    again = VocabularyLabels.load(tmp_path / "labels.json")
     assert (again.columns, again.provenance) == (labels.columns, labels.provenance)
     np.testing.assert_array_equal(again.codes, labels.codes)
 
@@ -112,7 +119,7 @@ def test_damaged_labels_are_named(tmp_path, change):
     label_vocabulary(Vocabulary(["the"]), 1, ("en",)).save(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(InputError, match=r"labels\.json: (damaged|not) "):
-        Labels.load(path)
+        VocabularyLabels.load(path)
 
 
 def test_languages_that_cannot_be():

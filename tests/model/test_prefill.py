@@ -12,7 +12,7 @@ from mwork_jax.evaluate.likelihood import log_likelihoods
 from mwork_jax.generate import generations
 from mwork_jax.model.decoder import hidden_states
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.prefill import Row, _families, _shared_beginning, first_layer, prefill, trees
+from mwork_jax.prefill import PrefillRequest, _families, _shared_beginning, first_layer, prefill, trees
 from support.slow_deactivation import random_neurons
 from support.tiny import pair, tokens
 
@@ -39,7 +39,10 @@ def alike(groups=3, members=4, prefix=40, stem=25, seed=0):
     start = np.concatenate([[1], drawn(prefix - 1)]).astype(np.int32)
     stems = [drawn(stem + g) for g in range(groups)]
     rests = [drawn(size) for size in rng.integers(2, 9, groups * members)]
-    return [Row(np.concatenate([start, stems[i % groups], rest]), min(2, rest.size)) for i, rest in enumerate(rests)]
+    return [
+        PrefillRequest(np.concatenate([start, stems[i % groups], rest]), min(2, rest.size))
+        for i, rest in enumerate(rests)
+    ]
 
 
 def test_first_layers():
@@ -92,10 +95,10 @@ def test_what_is_shared_is_run_once():
 
 
 def test_sharing_that_does_not_pay_is_left_alone():
-    apart = [Row(tokens(1, n, seed=n)[0], 1) for n in (5, 9, 30)]
+    apart = [PrefillRequest(tokens(1, n, seed=n)[0], 1) for n in (5, 9, 30)]
     (tree,) = trees(apart, 10_000)
     assert len(tree.levels) == 1
-    short = [Row(np.asarray([1, 2, 3, 4, i], np.int32), 1) for i in range(5, 9)]
+    short = [PrefillRequest(np.asarray([1, 2, 3, 4, i], np.int32), 1) for i in range(5, 9)]
     (tree,) = trees(short, 10_000)
     assert len(tree.levels) == 1
     (tree,) = trees([alike()[0]], 10_000)
@@ -129,7 +132,9 @@ def test_no_other_families_save_more(seed):
 
     passages = [text(rng.integers(1, 20)) for _ in range(2)]
     questions = [passages[i % 2] + text(rng.integers(1, 20)) for i in range(4)]
-    rows = [Row(np.asarray(questions[i] + text(rng.integers(1, 9)), np.int32), 1) for i in rng.integers(0, 4, 7)]
+    rows = [
+        PrefillRequest(np.asarray(questions[i] + text(rng.integers(1, 9)), np.int32), 1) for i in rng.integers(0, 4, 7)
+    ]
     families = _families(rows, 0)
     saved = sum((len(members) - 1) * stem for members, stem in families)
     most = families_by_trying(rows, 0)
@@ -161,7 +166,7 @@ def test_masks_run_in_chunks_of_few_sizes():
 
 def test_any_masks_at_any_layer_are_one_program():
     both = pair("llama", 2)
-    rows = [Row(tokens(1, 11, seed=i)[0], 1) for i in range(4)]
+    rows = [PrefillRequest(tokens(1, 11, seed=i)[0], 1) for i in range(4)]
     advance = prefill_module.advance
     advance.clear_cache()
     for seed in range(6):

@@ -14,7 +14,7 @@ import pytest
 
 from mwork_jax.cli import main
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.report import Table, read_findings, read_report
+from mwork_jax.report import Table, load_results, read_report
 from mwork_jax.report.figures import plot_layer_languages, plot_overlap
 from mwork_jax.report.tables import against_random, lens_sentence
 from mwork_jax.select.rules import activated
@@ -237,10 +237,10 @@ def test_plots_take_an_axis_of_one_s_own(whole):
 
     from mwork_jax.analysis import overlap
 
-    findings = read_findings(whole)
+    loaded = load_results(whole)
     axes = Figure().subplots(1, 2)
-    plot_layer_languages(axes[0], findings.lens, findings.lens["shares"][2], findings.split)
-    plot_overlap(axes[1], overlap(findings.neurons))
+    plot_layer_languages(axes[0], loaded.lens, loaded.lens["shares"][2], loaded.split)
+    plot_overlap(axes[1], overlap(loaded.neurons))
     assert axes[0].get_xlabel() == "layer"
 
 

@@ -19,7 +19,7 @@ from mwork_jax.enhance.neuron_params import parameter_arrays
 from mwork_jax.evaluate.likelihood import held_out_losses
 from mwork_jax.generate import generations
 from mwork_jax.lens.logit_lens import language_shares, top_tokens
-from mwork_jax.lens.vocabulary import Labels
+from mwork_jax.lens.vocabulary import VocabularyLabels
 from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, parameter_specs
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
@@ -78,13 +78,13 @@ def generate(model):
 def enhance(model):
     settings = TuneSettings(epochs=1, steps=2, batch=8, max_tokens=16, learning_rate=1e-3, validation=0.1)
     runs = [Run(drawn(4), documents(20, 5), "a"), Run(drawn(5), documents(20, 6), "b", seed=1)]
-    outcomes = fine_tune_many(model, runs, settings)
-    values = [np.asarray(v) for o in outcomes for v in o.values.values()]
-    return [*values, *(np.asarray(o.history.train) for o in outcomes)], []
+    tunings = fine_tune_many(model, runs, settings)
+    values = [np.asarray(v) for o in tunings for v in o.values.values()]
+    return [*values, *(np.asarray(o.history.train) for o in tunings)], []
 
 
 def look(model):
-    labels = Labels(("en", "de"), np.arange(96) % 5)
+    labels = VocabularyLabels(("en", "de"), np.arange(96) % 5)
     shares = language_shares(model, documents(11, 9), masks()[1], labels, k=5, batching=Batching(16, 32))
     _, probabilities = top_tokens(model, documents(1, 9)[0], masks()[1], k=5)
     raw = importance(model, documents(1, 10)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Labels(NamedTuple):
+class PromptLabels(NamedTuple):
     """The labels of a text, a question and an answer, each with its colon."""
 
     text: str
@@ -14,14 +14,14 @@ class Labels(NamedTuple):
 
 
 LABELS = {
-    "en": Labels("Text:", "Question:", "Answer:"),
-    "de": Labels("Text:", "Frage:", "Antwort:"),
-    "fr": Labels("Texte\u00a0:", "Question\u00a0:", "Réponse\u00a0:"),
-    "es": Labels("Texto:", "Pregunta:", "Respuesta:"),
-    "ru": Labels("Текст:", "Вопрос:", "Ответ:"),
-    "zh": Labels("文章：", "问题：", "答案："),
-    "vi": Labels("Đoạn văn:", "Câu hỏi:", "Trả lời:"),
-    "th": Labels("ข้อความ:", "คำถาม:", "คำตอบ:"),
-    "ar": Labels("النص:", "السؤال:", "الجواب:"),
-    "sw": Labels("Maandishi:", "Swali:", "Jibu:"),
+    "en": PromptLabels("Text:", "Question:", "Answer:"),
+    "de": PromptLabels("Text:", "Frage:", "Antwort:"),
+    "fr": PromptLabels("Texte\u00a0:", "Question\u00a0:", "Réponse\u00a0:"),
+    "es": PromptLabels("Texto:", "Pregunta:", "Respuesta:"),
+    "ru": PromptLabels("Текст:", "Вопрос:", "Ответ:"),
+    "zh": PromptLabels("文章：", "问题：", "答案："),
+    "vi": PromptLabels("Đoạn văn:", "Câu hỏi:", "Trả lời:"),
+    "th": PromptLabels("ข้อความ:", "คำถาม:", "คำตอบ:"),
+    "ar": PromptLabels("النص:", "السؤال:", "الجواب:"),
+    "sw": PromptLabels("Maandishi:", "Swali:", "Jibu:"),
 }
