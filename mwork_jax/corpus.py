@@ -6,6 +6,7 @@ bucket also has the same number of rows; of a list, the last batch has only the 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,15 @@ def _predicted_bytes(model: Model, document: Document, whole: np.ndarray, max_to
     text = model.tokenizer.decode(whole[:max_tokens], skip_special_tokens=True) if cut else document
     first = "" if whole[0] == model.config.bos_id else model.tokenizer.decode(whole[:1])
     return len(text.encode()) - len(first.encode())
+
+
+def documents_key(documents: Iterable[Encoded]) -> str:
+    """A fingerprint of tokenized documents, in their order."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(f"{document.tokens.size} {document.bytes}\n".encode())
+        digest.update(np.ascontiguousarray(document.tokens, np.int32).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def stream_batches(documents: Iterable[Encoded], batching: Batching, multiple: int = 1) -> Iterator[Batch]:

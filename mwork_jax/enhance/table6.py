@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from mwork_jax.corpus import Batching, encoded
-from mwork_jax.enhance.train import TuneSettings
 from mwork_jax.enhance.tune import Run, TuningResult, fine_tune_many, ready
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, Evaluation, LossEvaluation, TaskEvaluation
@@ -26,6 +25,7 @@ from mwork_jax.neurons import NeuronMask, NeuronSet
 from mwork_jax.runtime.cache import ResultCache
 from mwork_jax.runtime.distributed import agreed
 from mwork_jax.runtime.progress import Progress
+from mwork_jax.settings import TuneSettings
 
 _POINTS = 100.0  # task scores are between 0 and 1, tables show points
 _KINDS = ("lang-spec", "random")

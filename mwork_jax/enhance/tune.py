@@ -26,7 +26,6 @@ from mwork_jax.enhance.train import (
     Frozen,
     Program,
     State,
-    TuneSettings,
     begin,
     note_validation,
     train_step,
@@ -36,6 +35,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.load import Model
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.runtime.cache import fingerprint
+from mwork_jax.settings import TuneSettings
 from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, put
 
 
