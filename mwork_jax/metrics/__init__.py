@@ -9,7 +9,7 @@ from mwork_jax.metrics.answers import (
     squad_v11_f1,
 )
 from mwork_jax.metrics.choices import NORMALISATIONS, choice_right, normalised
-from mwork_jax.metrics.deltas import ENGLISH, Delta, delta
+from mwork_jax.metrics.intervals import ENGLISH, Delta, delta
 from mwork_jax.metrics.numbers import number_exact, number_readings, plain_number
 from mwork_jax.metrics.significance import McNemar, Spread, benjamini_hochberg, holm, mcnemar, spread
 
