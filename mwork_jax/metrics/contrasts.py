@@ -16,16 +16,24 @@ G / (G - 1) times the sum of squared influences (Cameron, Gelbach and Miller 200
 it is the sum over languages of the variance of a mean.
 
 **Draws**: a language's random sets are S independent draws, and those of other languages are independent of them. With
-s_l^2 the variance over draws of the contrast's l part, V_draws = sum_l s_l^2 / S. The noise of single items is in
-V_clusters and in V_draws; V_both, the same sum of squares over clusters and draws, centred over both, is that noise
-once, so V = V_clusters + max(0, V_draws - V_both) (Cameron, Gelbach and Miller 2011; Owen and Eckles 2012 describe why
-adding the two alone is too wide). Where a single set is compared with random ones as if it were one more draw, the
-factor of s_l^2 is 1 + 1 / S: its own deviation is not in any mean.
+s_l^2 the variance over draws of language l's summands of the contrast,
+
+    V_draws = sum_l s_l^2 / S,    V_both = sum_l sum_s sum_g z_lsg^2 / (S (S - 1)),
+    V = V_clusters + max(0, V_draws - V_both),
+
+where z_lsg is the corrected influence of cluster g on draw s, less its mean over the draws. V_clusters and V_draws both
+hold the noise of single items under single draws, and V_both is that noise once (Cameron, Gelbach and Miller 2011; Owen
+and Eckles 2012 describe the same excess in a bootstrap over both). Where a single set is compared with random ones as
+if it were one more draw, the factor of s_l^2 and of V_both's squares is 1 + 1 / S in place of 1 / S: its own deviation
+is averaged over no draws.
 
 The interval is value +- t sqrt(V), and p is that of the t distribution at value / sqrt(V), so that p < 0.05 exactly
-where the interval excludes 0. The degrees of freedom are Satterthwaite's: G - 1 for G clusters of equal weight that all
-languages share; Welch's where languages share none; see `_cluster_degrees`. Among a percentile, a BCa and a studentised
-bootstrap of clusters, scripts/simulate_intervals.py shows this form to hold its level best with few clusters.
+where the interval excludes 0. The degrees of freedom are Satterthwaite's (1946): G - 1 for G clusters of equal weight
+that all languages share; Welch's where languages share none; see `_cluster_degrees`.
+
+scripts/simulate_intervals.py compares this with bootstraps of clusters in studies with known Delta: with 8 and 14
+clusters the percentile and BCa intervals are too narrow, and the studentised ones hold as this one does, but depend on
+a random seed and are up to 17 % wider.
 """
 
 from __future__ import annotations

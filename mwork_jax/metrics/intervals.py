@@ -48,8 +48,10 @@ class Delta:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The mean of a difference on the same items. ci95, p (two-sided, of no difference): None where no interval can be
-    had. n_clusters, n_seeds: as in `Delta`."""
+    """The mean of a difference on the same items, in the unit of the scores.
+
+    ci95: 95 %, p: two-sided, of no difference; None where no interval can be had. n_clusters, n_seeds: as in `Delta`.
+    """
 
     change: float
     ci95: tuple[float, float] | None
