@@ -18,6 +18,7 @@ import msgspec
 
 from mwork_jax.errors import InputError
 from mwork_jax.intervene.stages import StageSplit
+from mwork_jax.metrics import McNemar, Spread
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.runtime.files import read_json, write_json
 from mwork_jax.settings import DetectSettings, EnhanceSettings, LensSettings, RunSettings, TableSettings
@@ -101,17 +102,6 @@ class NeuronSetInfo:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A number over random seeds; std: of the sample, None for fewer than `settings.MIN_SEEDS`."""
-
-    mean: float
-    std: float | None
-    low: float
-    high: float
-    seeds: int
-
-
-@dataclass(frozen=True)
 class BeyondRandom:
     """By how much a row's Delta is higher than with matched random sets off. ci95 and p None where there are too few
     items or seeds; p_holm: corrected over the rows of the table."""
@@ -120,18 +110,6 @@ class BeyondRandom:
     ci95: Interval | None
     p: float | None
     p_holm: float | None = None
-
-
-@dataclass(frozen=True)
-class McNemarResult:
-    """Exact McNemar test of one language: items lost and gained. p_bh: corrected over a table's tests (Benjamini and
-    Hochberg). ignores_clusters: several items share a text, which the test takes for independent."""
-
-    lost: int
-    gained: int
-    p: float
-    ignores_clusters: bool
-    p_bh: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,8 +124,8 @@ class Change:
 class McNemarPair:
     """The tests of the language itself and of English under the language's neurons."""
 
-    own: McNemarResult
-    english: McNemarResult
+    own: McNemar
+    english: McNemar
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from mwork_jax.corpus import LANGUAGES
 from mwork_jax.errors import InputError
+from mwork_jax.metrics import MIN_SEEDS
 from mwork_jax.select.rules import DEFAULT_RULE
-
-MIN_SEEDS = 5  # random sets below which nothing is said about their spread
 
 
 @dataclass(frozen=True)
