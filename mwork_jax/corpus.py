@@ -191,13 +191,35 @@ class Corpus:
     detection: tuple[str, ...]
     held_out: tuple[str, ...]
     origin: str
+    held_out_ids: tuple[str, ...] = ()  # the same for a document and its translations; () where none are translations
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """One id for each held-out document; documents with one id are not independent across languages."""
+        return self.held_out_ids or tuple(f"{self.language}-{n}" for n in range(1, len(self.held_out) + 1))
+
+
+def corpus_of_file(language: str, path: str | Path, detection: int) -> Corpus:
+    """A file's documents: the first `detection` find neurons, the others are there to measure on. A JSONL "id" that a
+    document has in several languages says that they are translations of each other. Raises InputError as
+    `read_corpus`."""
+    documents = read_corpus(path)
+    ids: tuple[str, ...] = ()
+    if Path(path).suffix == ".jsonl":
+        rows = [row for _, row in read_jsonl(path) if row["text"].strip()]
+        if all(isinstance(row.get("id"), str) for row in rows):
+            ids = tuple(row["id"] for row in rows)
+    return Corpus(language, tuple(documents[:detection]), tuple(documents[detection:]), str(path), ids[detection:])
 
 
 def own_corpus(language: str) -> Corpus:
     """The project's own parallel documents in one of LANGUAGES."""
     rows = own_rows("documents", language)
-    by_split = {s: tuple(r["text"] for r in rows if r["split"] == s) for s in ("detect", "held_out")}
-    return Corpus(language, by_split["detect"], by_split["held_out"], f"mwork-jax data, documents.{language}.jsonl")
+    by_split = {s: [row for row in rows if row["split"] == s] for s in ("detect", "held_out")}
+    texts = {split: tuple(row["text"] for row in of_split) for split, of_split in by_split.items()}
+    ids = tuple(row["id"] for row in by_split["held_out"])
+    origin = f"mwork-jax data, documents.{language}.jsonl"
+    return Corpus(language, texts["detect"], texts["held_out"], origin, ids)
 
 
 def own_rows(kind: str, language: str) -> list[dict]:

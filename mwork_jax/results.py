@@ -257,11 +257,13 @@ class LanguageChange:
 
 @dataclass(frozen=True)
 class RunResults(_Result):
-    """What `mwork run` found: {language: loss of the original}, {language: its changes}, rows of the Delta table."""
+    """What `mwork run` found. neurons: {language: the set that was switched off}; original: {language: loss of the
+    original}; languages: {language: its changes}; rows: of the Delta table."""
 
     kind: Literal["run"]
     provenance: Provenance[RunSettings]
     stages: StageSplit
+    neurons: Mapping[str, NeuronSetInfo]
     original: Mapping[str, OriginalLoss]
     languages: Mapping[str, LanguageChange]
     rows: tuple[DeltaRow, ...]

@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         args = _parser().parse_args(arguments)
+        args.typed = arguments
         args.command(args)
     except InputError as error:
         return _fail(str(error))

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,11 +15,15 @@ import jax
 
 from mwork_jax.errors import InputError
 from mwork_jax.load import Model, load_model, weight_bytes
+from mwork_jax.neurons import NeuronSet
 from mwork_jax.report import printable
+from mwork_jax.results import FORMAT
 from mwork_jax.runtime.distributed import agreed, is_first, several, start
 from mwork_jax.runtime.files import output_folder, read_json
 from mwork_jax.select.rules import DEFAULT_RULE, MODES
 from mwork_jax.sharding import default_shape, make_mesh, parse_mesh
+
+_COMMANDS = {"tables": "evaluate"}  # the others have the name of their command
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,6 +87,19 @@ def _keep_stdout() -> None:
     sys.stdout = os.fdopen(results, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
+def add_other_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-other-model",
+        action="store_true",
+        help="use neurons that were found in another model of the same shape, such as the base of an instruct model",
+    )
+
+
+def command_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """The command as it was typed, for the provenance of results."""
+    return ("mwork", *args.typed)
+
+
 def add_rule(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rule",
@@ -97,26 +114,48 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n2", type=int, help="layers of the generation stage (default: an eighth)")
 
 
-def results_folder(path: str, command: str) -> Path:
-    """The output folder of a command that writes results.json there. Raises InputError where it cannot be written to or
-    holds a file of this name that the command did not write."""
+def results_folder(path: str, *kinds: str) -> Path:
+    """The output folder of a command that writes results.json there. Raises InputError where it cannot be written to,
+    and where it holds a results.json of another kind than `kinds`, of version 0.1, or of another project."""
     out = output_folder(path)
-    there = out / "results.json"
+    existing = out / "results.json"
+    if not existing.exists():
+        return out
     try:
-        results = read_json(there) if there.exists() else None
+        body = read_json(existing)
     except InputError:  # damaged, so nothing is lost
         return out
-    if results is not None and (writer := _writer_of(results)) != command:
-        whose = f"the results of `mwork {writer}`" if writer else "a results.json that is not of this project"
+    kind = body.get("kind") if isinstance(body, dict) and body.get("format") == FORMAT else None
+    if kind not in kinds:
+        whose = (
+            f"the results of `mwork {_COMMANDS.get(str(kind), kind)}`"
+            if kind
+            else "a results.json that is not of this version"
+        )
         raise InputError(f"{out}: holds {whose}; choose another output folder with --out")
     return out
 
 
-def _writer_of(results: Any) -> str | None:
-    """Which command wrote a results.json; None for none."""
-    if not isinstance(results, dict) or results.get("format") != "mwork-results-1":
-        return None
-    return "evaluate" if "tables" in results else "run" if "languages" in results else "enhance"
+def neurons_of(folder: str | Path, languages: Sequence[str], *, needed: bool = True) -> dict[str, NeuronSet]:
+    """The sets in FOLDER/neurons of these languages. Raises InputError where one is missing or, unless it is `needed`
+    that all are there, where none is."""
+    paths = {lang: Path(folder) / "neurons" / f"{lang}.json" for lang in languages}
+    missing = [path for path in paths.values() if not path.exists()]
+    if missing and (needed or len(missing) == len(paths)):
+        raise InputError(f"{missing[0]}: no such file; `mwork run` and `mwork select` write it, --neurons says where")
+    return {lang: NeuronSet.load(path) for lang, path in paths.items() if path.exists()}
+
+
+def check_sets(args: argparse.Namespace, model: Model, neurons: Mapping[str, NeuronSet]) -> None:
+    """Raises InputError, naming both models, for sets that were found in another model, base for instruct say, which
+    can have the same shape; with --allow-other-model it only warns."""
+    for language, own in neurons.items():
+        identity = own.provenance.get("model")
+        if isinstance(identity, Mapping) and not model.is_of(identity):
+            line = f"the neurons of {language} were found in {identity.get('source')}, the model is {model.source}"
+            if not args.allow_other_model:
+                raise InputError(f"{line}; find them in this model, or use --allow-other-model")
+            log(f"warning: {line}")
 
 
 def print_result(args: argparse.Namespace, value: Any, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -114,20 +113,6 @@ class LossEvaluation:
         ]
 
 
-def valid_scores(value: object, evaluation: Evaluation) -> bool:
-    """Whether a cached value can be the evaluation's scores: the right names, a finite number for each item."""
-    return (
-        isinstance(value, dict)
-        and set(value) == set(evaluation.score_names)
-        and all(
-            isinstance(numbers, list)
-            and len(numbers) == evaluation.size
-            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
-            for numbers in value.values()
-        )
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class TaskEvaluation:
     """The items of a task in one language with their prompts; their scores are the task's."""
@@ -137,6 +122,7 @@ class TaskEvaluation:
     items: tuple[Item, ...]
     prompts: tuple[str, ...]
     origin: str
+    revision: str | None = None
     chat: bool = False
 
     @cached_property
