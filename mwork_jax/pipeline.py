@@ -25,7 +25,7 @@ from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, StageSetting, Sta
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, delta
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.runtime.cache import ResultCache, fingerprint
+from mwork_jax.runtime.cache import CACHE_FOLDER, ResultCache, fingerprint
 from mwork_jax.runtime.distributed import everyone, is_first
 from mwork_jax.runtime.files import read_json, write_json
 from mwork_jax.runtime.progress import Progress
@@ -83,7 +83,7 @@ def run(
         batching = Batching(max_tokens=settings.max_tokens, tokens_per_batch=2048)
         evaluations = {lang: LossEvaluation(tuple(d.held_out), batching) for lang, d in documents.items()}
         losses = measure(
-            model, evaluations, list(conditions(found, split, settings.seeds)), ResultCache(out / "cells"), bar
+            model, evaluations, list(conditions(found, split, settings.seeds)), ResultCache(out / CACHE_FOLDER), bar
         )
     results = _results(made, model.source, list(chosen), settings.seeds, found, losses)
     write_json(out / "results.json", results)

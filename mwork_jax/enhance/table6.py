@@ -23,7 +23,7 @@ from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, Evaluation, LossEvalua
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, delta
 from mwork_jax.neurons import NeuronMask, NeuronSet
-from mwork_jax.runtime.cache import ResultCache
+from mwork_jax.runtime.cache import CACHE_FOLDER, ResultCache
 from mwork_jax.runtime.distributed import agreed
 from mwork_jax.runtime.progress import Progress
 
@@ -121,7 +121,7 @@ def study(
             bar.describe(f"tune {group[0].name}" + (f" and {len(group) - 1} more" if len(group) > 1 else ""))
             together = {job: runs[job] for job in group}
             tunings |= _tune(model, together, settings, out / "checkpoints" / f"{number}", bar)
-        cache = ResultCache(out / "cells")
+        cache = ResultCache(out / CACHE_FOLDER)
         bar.describe("measure the original")
         original = _measure(model, {"tuned": None, "model": model.key}, evaluations, None, cache)
         bar.add(1)

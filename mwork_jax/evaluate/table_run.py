@@ -22,7 +22,7 @@ from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, benjamini_hochberg, delta, holm, mcnemar, spread
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.runtime.cache import ResultCache
+from mwork_jax.runtime.cache import CACHE_FOLDER, ResultCache
 from mwork_jax.runtime.progress import Progress
 
 _POINTS = 100.0  # scores are between 0 and 1, tables show points
@@ -108,7 +108,7 @@ class Sweep:
 def run_table(sweep: Sweep, split: StageSplit, progress: Progress | None = None) -> dict[str, Any]:
     """Every row of a table: what was measured, in the fields that `results.json` has, and what made it.
 
-    Finished cells are kept in `out/cells` and never computed twice.
+    Finished cells are kept in `out/cache` and never computed twice.
     """
     scores = _measured(sweep, list(_conditions(sweep, sweep.table.rows, split)), progress)
     rows = [_row(sweep, row, split, scores) for row in sweep.table.rows]
@@ -129,7 +129,7 @@ def run_grid(sweep: Sweep, splits: Sequence[StageSplit], progress: Progress | No
 
 
 def _measured(sweep: Sweep, conditions: Sequence[Condition], progress: Progress | None) -> dict[str, dict[str, Scores]]:
-    cache = ResultCache(sweep.out / "cells")
+    cache = ResultCache(sweep.out / CACHE_FOLDER)
     with progress or Progress(1) as bar:
         bar.total = sum(sweep.evaluations[lang].size for condition in conditions for lang in condition.scored)
         return measure(sweep.model, sweep.evaluations, conditions, cache, bar)

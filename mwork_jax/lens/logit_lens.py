@@ -24,7 +24,7 @@ from mwork_jax.lens.vocabulary import RULES, VocabularyLabels, label_vocabulary
 from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, embedded, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask, NeuronSet
-from mwork_jax.runtime.cache import ResultCache, fingerprint
+from mwork_jax.runtime.cache import CACHE_FOLDER, ResultCache, fingerprint
 from mwork_jax.runtime.distributed import agreed
 from mwork_jax.runtime.progress import Progress
 from mwork_jax.sharding import constrain, fetch, mesh_of, on_mesh_of, put
@@ -181,13 +181,13 @@ def run_lens(
     out: Path,
 ) -> dict[str, Any]:
     """The shares for the prompts of each language, on the original model and, where `neurons` has a set for the
-    language, with that set switched off. Returns what `lens.json` says; finished parts are kept in `out/cells`, the
+    language, with that set switched off. Returns what `lens.json` says; finished parts are kept in `out/cache`, the
     labels in `out/labels`."""
     for neurons_of in neurons.values():  # a set of another model is found before any work
         NeuronMask.keep_all(model.config).drop(neurons_of)
     languages = tuple(dict.fromkeys((*prompts, *settings.label_languages)))
     labels = kept_labels(model, languages, settings.labeller, out)
-    cache = ResultCache(out / "cells")
+    cache = ResultCache(out / CACHE_FOLDER)
     parts = [(lang, off) for lang in prompts for off in (None, *([neurons[lang]] if lang in neurons else []))]
     shares = []
     with Progress(sum(len(prompts[lang]) for lang, _ in parts)) as bar:
