@@ -68,9 +68,8 @@ def run(
     documents = {lang: _encoded(model, corpus, settings.max_tokens) for lang, corpus in chosen.items()}
     _refuse_others(out, model, list(chosen))
     _drop_results_of_others(out, made := _made_by(model, chosen, settings, split))
-    work = _work(chosen, settings)
-    with progress or Progress(work) as bar:
-        bar.total = work
+    with progress or Progress() as bar:
+        bar.expect(_work(chosen, settings))
         kept = kept_for(settings.rule, settings.documents)
         scores = {
             lang: kept_scores(model, lang, ready, chosen[lang].origin, settings.max_tokens, out, bar, kept=kept)

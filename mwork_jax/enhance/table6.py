@@ -115,8 +115,8 @@ def study(
     runs = {job: _run(job, corpora, found) for job in wanted}
     ready(model, list(runs.values()), settings.tune)
     tunings: dict[Job, TuningResult] = {}
-    with progress or Progress(1) as bar:
-        bar.total = float(2 * len(wanted) + 1)
+    with progress or Progress() as bar:
+        bar.expect(float(2 * len(wanted) + 1))
         for number, group in enumerate(_groups(wanted, settings.at_once), 1):
             bar.describe(f"tune {group[0].name}" + (f" and {len(group) - 1} more" if len(group) > 1 else ""))
             together = {job: runs[job] for job in group}

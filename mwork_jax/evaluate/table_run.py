@@ -130,8 +130,8 @@ def run_grid(sweep: Sweep, splits: Sequence[StageSplit], progress: Progress | No
 
 def _measured(sweep: Sweep, conditions: Sequence[Condition], progress: Progress | None) -> dict[str, dict[str, Scores]]:
     cache = ResultCache(sweep.out / CACHE_FOLDER)
-    with progress or Progress(1) as bar:
-        bar.total = sum(sweep.evaluations[lang].size for condition in conditions for lang in condition.scored)
+    with progress or Progress() as bar:
+        bar.expect(sum(sweep.evaluations[lang].size for condition in conditions for lang in condition.scored))
         return measure(sweep.model, sweep.evaluations, conditions, cache, bar)
 
 

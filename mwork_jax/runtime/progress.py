@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FRAMES = 0.1
 _ENOUGH = 0.02  # the share of the work after which its speed is known
 _WIDTH = 30  # of the bar
-_DESCRIPTION = 28  # characters
+_NAME = 28  # characters of what is worked on
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -50,9 +49,7 @@ class Progress:
     far; work that was skipped, and the time that it took to find that out, do not count.
     """
 
-    def __init__(
-        self, total: float = 0.0, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
-    ):
+    def __init__(self, total: float = 0.0, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic):
         self._total, self._done = total, 0.0
         self._skipped = self._seconds = 0.0  # units that were not worked on; time that the others took
         self._clock = clock
@@ -129,9 +126,10 @@ class Progress:
         if self._quiet:
             return
         pause = _SECONDS_BETWEEN_FRAMES if self._terminal else _SECONDS_BETWEEN_LINES
-        # Lines begin with the first work that has a name: without one, the first line would mean nothing.
-        first = self._shown is None and (self._terminal or bool(self._what))
-        if at_once or first or (self._shown is not None and self._clock() - self._shown >= pause):
+        before = self._begin if self._shown is None else self._shown
+        # Lines begin with the first work that has a name: without one, a line would mean little.
+        first = self._shown is None and bool(self._what)
+        if at_once or first or self._clock() - before >= pause:
             self._draw() if self._terminal else self._line()
 
     def _draw(self) -> None:
@@ -140,17 +138,25 @@ class Progress:
         left = self.seconds_left()
         times = f"{_interval(self._shown - self._begin)} so far, {'?' if left is None else _interval(left)} left"
         full, empty = ("█", " ") if (sys.stderr.encoding or "").lower().startswith("utf") else ("#", "-")
-        cells = round(_WIDTH * self.share())
-        drawn = full * cells + empty * (_WIDTH - cells)
-        line = f"{self._what:<{_DESCRIPTION}.{_DESCRIPTION}} {100 * self.share():3.0f}% |{drawn}| {times}"
-        # A line that is broken by the terminal's edge could not be drawn over.
-        print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
+        before, after = f"{self._what:<{_NAME}.{_NAME}} {100 * self.share():3.0f}% |", f"| {times}"
+        # A line that the terminal breaks at its edge could not be drawn over.
+        width = max(0, min(_WIDTH, _columns() - 1 - len(before) - len(after)))
+        drawn = (full * round(width * self.share())).ljust(width, empty)
+        print(f"\r{before}{drawn}{after}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def _line(self) -> None:
         self._shown = self._clock()
         left = self.seconds_left()
         times = "" if left is None else f", about {_interval(left)} left"
         print(f"mwork: {100 * self.share():3.0f}% {self._what}{times}", file=sys.stderr, flush=True)
+
+
+def _columns() -> int:
+    """How wide the terminal is."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def _interval(seconds: float) -> str:
