@@ -53,7 +53,7 @@ def test_results_say_what_made_them(finished, tiny_folder):
     assert made["settings"]["languages"] == ["en", "de", "th"]
     assert made["stages"] == {"layers": 4, "understanding": 1, "generation": 1}
     assert made["versions"]["mwork-jax"] == mw.__version__
-    files = {"results.json", "table.txt", "report.html", "neurons", "scores", "cells", "figures"}
+    files = {"results.json", "table.txt", "report.html", "neurons", "scores", "cache", "figures"}
     assert {p.name for p in finished.iterdir()} == files
 
 
@@ -123,7 +123,7 @@ def test_killed_at_any_moment_the_next_run_gives_the_same(finished, tiny_folder,
     out = tmp_path / "out"
     command = [sys.executable, "-m", "mwork_jax.cli", "run", "--model", tiny_folder, "--out", out, *QUICK]
     expected = results(finished)
-    for begun in ("scores/*.safetensors", "cells/*.json"):
+    for begun in ("scores/*.safetensors", "cache/*.json"):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not list(out.glob(begun)) and process.poll() is None:
             time.sleep(0.02)
@@ -152,11 +152,11 @@ def test_a_damaged_cell_is_computed_again(tiny_folder, tmp_path):
     command = ("run", "--model", tiny_folder, "--out", tmp_path, *QUICK)
     mwork(*command)
     expected = results(tmp_path)["rows"]
-    for i, cell in enumerate(sorted((tmp_path / "cells").iterdir())[:3]):
+    for i, cell in enumerate(sorted((tmp_path / "cache").iterdir())[:3]):
         cell.write_text(("{", '{"value": {"nats": [1]}}', "[]")[i])
     mwork(*command)
     assert results(tmp_path)["rows"] == expected  # to the bit
-    assert not [cell for cell in (tmp_path / "cells").iterdir() if len(cell.read_text()) < 50]
+    assert not [cell for cell in (tmp_path / "cache").iterdir() if len(cell.read_text()) < 50]
 
 
 def test_another_tokenizer_is_another_run(finished, tiny_folder, tmp_path):

@@ -109,7 +109,7 @@ def test_two_processes_in_one_folder(tmp_path):
 
 
 def test_what_was_only_begun_long_ago_is_removed(tmp_path):
-    old, new = tmp_path / ".a.json.x.part", tmp_path / ".a.json.y.part"
+    old, new = (tmp_path / f".a.json.mwork-00000000-1-{sign * 16}.part" for sign in "ab")  # of another machine
     for path in (old, new):
         path.write_text("half")
     os.utime(old, (1, 1))

@@ -156,7 +156,7 @@ def test_two_and_four_processes_tune_what_one_tunes(tiny_folder, neurons, tmp_pa
 def test_a_lost_process_ends_the_others_and_other_numbers_go_on(lost, tiny_folder, neurons, tmp_path):
     command, out = partial(evaluation, tiny_folder, neurons, table=4), tmp_path / "out"
     running = started(2, *command(out), "--mesh", "data=2")
-    while not list((out / "cells").glob("*.json")) and all(process.poll() is None for process in running):
+    while not list((out / "cache").glob("*.json")) and all(process.poll() is None for process in running):
         time.sleep(0.05)
     running[lost].send_signal(signal.SIGKILL)
     _, errors = running[1 - lost].communicate(timeout=60)
@@ -165,7 +165,7 @@ def test_a_lost_process_ends_the_others_and_other_numbers_go_on(lost, tiny_folde
     else:
         assert running[0].returncode == 1, errors[-3000:]
         assert "cannot go on without the other processes" in errors.splitlines()[-1]
-    kept = len(list((out / "cells").glob("*.json")))
+    kept = len(list((out / "cache").glob("*.json")))
     assert kept
     assert not (out / "results.json").exists()
     together(1, *command(out))
