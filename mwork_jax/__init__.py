@@ -23,9 +23,10 @@ from mwork_jax.generate import generate
 from mwork_jax.intervene.stages import StageSetting, StageSplit
 from mwork_jax.lens.logit_lens import LanguageShares, language_shares, lens_logits, top_tokens
 from mwork_jax.lens.vocabulary import VocabularyLabels, label_vocabulary
-from mwork_jax.load import Model, load_model
+from mwork_jax.load import load_model
 from mwork_jax.metrics import Delta, delta
 from mwork_jax.model.decoder import Decoder, forward_decoder
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet
 from mwork_jax.report import Report, read_report
 from mwork_jax.select.rules import Rule, activated, select_neurons

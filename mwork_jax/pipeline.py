@@ -22,8 +22,8 @@ from mwork_jax.errors import InputError
 from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, LOSS_VERSION, LossEvaluation
 from mwork_jax.evaluate.runner import Condition, measure
 from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, StageSetting, StageSplit
-from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, delta
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.runtime.cache import ResultCache, fingerprint
 from mwork_jax.runtime.distributed import everyone, is_first

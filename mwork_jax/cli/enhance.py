@@ -28,8 +28,8 @@ from mwork_jax.errors import InputError
 from mwork_jax.evaluate.evaluations import TaskEvaluation
 from mwork_jax.evaluate.table_run import SweepSettings, prepare
 from mwork_jax.evaluate.tasks import task_named
-from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.pipeline import DETECTION_COST, kept_for, kept_scores
 from mwork_jax.report import enhance_report, tuning_figure

@@ -24,8 +24,8 @@ from mwork_jax.evaluate.paper_tables import PaperTable, tables_named
 from mwork_jax.evaluate.table_run import Sweep, SweepSettings, prepare, prepare_table, run_grid, run_table
 from mwork_jax.evaluate.tasks import task_named
 from mwork_jax.intervene.stages import StageSplit
-from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.report import grid_report, table_report
 from mwork_jax.runtime.files import read_json, write_json, write_text

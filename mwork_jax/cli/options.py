@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 import jax
 
 from mwork_jax.errors import InputError
-from mwork_jax.load import Model, load_model, weight_bytes
+from mwork_jax.load import load_model, weight_bytes
+from mwork_jax.model.model import Model
 from mwork_jax.report import printable
 from mwork_jax.runtime.distributed import agreed, is_first, several, start
 from mwork_jax.runtime.files import output_folder, read_json

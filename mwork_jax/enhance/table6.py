@@ -20,8 +20,8 @@ from mwork_jax.enhance.train import TuneSettings
 from mwork_jax.enhance.tune import Run, TuningResult, fine_tune_many, ready
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, Evaluation, LossEvaluation, TaskEvaluation
-from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH, delta
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask, NeuronSet
 from mwork_jax.runtime.cache import ResultCache
 from mwork_jax.runtime.distributed import agreed

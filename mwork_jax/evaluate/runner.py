@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mwork_jax.evaluate.evaluations import Evaluation, Scores
-from mwork_jax.load import Model
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask, NeuronSet
 from mwork_jax.runtime.cache import ResultCache, fingerprint
 from mwork_jax.runtime.distributed import agreed

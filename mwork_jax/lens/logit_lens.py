@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.corpus import Batching, Document, Encoded, encoded, stream_batches
+from mwork_jax.corpus import Batching, Encoded, encoded, stream_batches
 from mwork_jax.detect.importance import counted_rows
 from mwork_jax.errors import InputError
 from mwork_jax.lens.vocabulary import RULES, VocabularyLabels, label_vocabulary
-from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, embedded, hidden_states, logits_of
+from mwork_jax.model.model import Model
+from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import NeuronMask, NeuronSet
 from mwork_jax.runtime.cache import ResultCache, fingerprint
 from mwork_jax.runtime.distributed import agreed

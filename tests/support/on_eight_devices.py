@@ -20,8 +20,8 @@ from mwork_jax.evaluate.likelihood import held_out_losses
 from mwork_jax.generate import generations
 from mwork_jax.lens.logit_lens import language_shares, top_tokens
 from mwork_jax.lens.vocabulary import VocabularyLabels
-from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
 from mwork_jax.select.rules import select_neurons
 from mwork_jax.sharding import make_mesh, put
