@@ -18,8 +18,6 @@ FLOORS = [
     ["neurons"],
     ["model"],
     ["corpus"],
-    ["prefill"],
-    ["generate"],
     ["load", "detect"],
     ["select", "intervene"],
     ["evaluate"],

@@ -15,9 +15,9 @@ from mwork_jax.errors import InputError
 from mwork_jax.metrics import NORMALISATIONS
 from mwork_jax.model.decoder import Decoder, logits_of
 from mwork_jax.model.model import Model
+from mwork_jax.model.prefill import Prefilled, PrefillRequest, prefill
 from mwork_jax.model.tokens import Document, shared_prefix_length
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.prefill import Prefilled, PrefillRequest, prefill
 from mwork_jax.sharding import DATA, MASK, constrain, fetch, mesh_of, on_mesh_of, put, size_of
 
 LOGIT_ROWS = 128  # positions whose logits exist at once: a vocabulary is too wide for a whole batch
