@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig, ending_too
@@ -23,7 +21,6 @@ from mwork_jax.load.hf_folder import SafetensorsFolder
 from mwork_jax.load.packaged import PACKAGED, packaged_gguf
 from mwork_jax.load.source import WeightSource
 from mwork_jax.load.tokenizer import folder_tokenizer
-from mwork_jax.model.decoder import parameter_specs
 from mwork_jax.model.model import Model
 from mwork_jax.runtime.files import read_json
 
@@ -53,11 +50,9 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
     return Model(decoder, read_tokenizer(), str(source))
 
 
-def weight_bytes(source: str, dtype: str | None = None) -> int:
-    """How many bytes the weights of a model take once they are loaded in `dtype`, however they are stored."""
-    _, config, _ = _open(source)
-    size = np.dtype(_DTYPES[dtype or default_dtype()]).itemsize
-    return sum(prod(spec.shape) * (4 if spec.keep_float32 else size) for spec in parameter_specs(config).values())
+def read_config(source: str | os.PathLike[str]) -> ModelConfig:
+    """The configuration of a model that `load_model` would load; no weight is read. Raises InputError as it does."""
+    return _open(str(source))[1]
 
 
 def default_dtype() -> str:

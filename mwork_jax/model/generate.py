@@ -17,7 +17,8 @@ from jax.custom_batching import custom_vmap
 
 from mwork_jax.errors import InputError
 from mwork_jax.model.buckets import bucket_length
-from mwork_jax.model.decoder import Decoder, KeyValueCache, embedded, extend, logits_of
+from mwork_jax.model.decoder import Decoder, embedded, logits_of
+from mwork_jax.model.kv_cache import KeyValueCache, extend
 from mwork_jax.model.model import Model
 from mwork_jax.model.prefill import Prefilled, PrefillRequest, prefill
 from mwork_jax.model.tokens import Document

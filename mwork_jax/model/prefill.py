@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mwork_jax.model.buckets import bucket_length
-from mwork_jax.model.decoder import Decoder, KeyValueCache, embedded, extend
+from mwork_jax.model.decoder import Decoder, embedded
+from mwork_jax.model.kv_cache import KeyValueCache, extend
 from mwork_jax.model.tokens import shared_prefix_length
 from mwork_jax.neurons import GROUPS, NeuronMask
 from mwork_jax.sharding import DATA, MASK, constrain, mesh_of, on_mesh_of, put, size_of

@@ -199,7 +199,9 @@ def traps(model, tokens):
     import jax
     import jax.numpy as jnp
 
-    from mwork_jax.model.decoder import hidden_states, product, rms_norm, rotate
+    from mwork_jax.model.attention import rotate
+    from mwork_jax.model.decoder import hidden_states
+    from mwork_jax.model.operations import product, rms_norm
     from mwork_jax.neurons import NeuronMask
 
     config = model.config

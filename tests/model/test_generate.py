@@ -11,8 +11,9 @@ import pytest
 import mwork_jax as mw
 import mwork_jax.model.generate as generation
 from mwork_jax.errors import InputError
-from mwork_jax.model.decoder import KeyValueCache, embedded, extend, forward_decoder, hidden_states, logits_of
+from mwork_jax.model.decoder import embedded, forward_decoder, hidden_states, logits_of
 from mwork_jax.model.generate import _first_tokens, decode_tokens, likeliest, run_steps
+from mwork_jax.model.kv_cache import KeyValueCache, extend
 from mwork_jax.neurons import NeuronMask
 from support.slow_deactivation import random_neurons, zero_neurons
 from support.tiny import decoder_of, hf_model, pair, tokens, torch
