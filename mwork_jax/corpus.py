@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from mwork_jax.errors import InputError
-from mwork_jax.load import Model
+from mwork_jax.model.buckets import bucket_length
+from mwork_jax.model.model import Model
+from mwork_jax.model.tokens import Document
 from mwork_jax.runtime.files import read_jsonl, read_text
 
 LANGUAGES = ("en", "de", "fr", "es", "ru", "zh", "vi", "th", "ar", "sw")  # of the project's own data set
-Document = str | np.ndarray
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
@@ -57,17 +58,6 @@ class Batching:
 
     def rows(self, bucket: int, multiple: int = 1) -> int:
         return max(1, self.tokens_per_batch // (bucket * multiple)) * multiple
-
-
-def bucket_length(length: int, longest: int, *, least: int = 16) -> int:
-    """The shape a document of `length` tokens runs in: `least` or more, at most a quarter longer, never over `longest`.
-
-    Buckets are the powers of two and three steps between each two: 16, 20, 24, 28, 32, 40 ...
-    """
-    step = 4
-    while step * 8 < length:
-        step *= 2
-    return min(max(least, -(-length // step) * step), longest)
 
 
 def encoded(

@@ -9,7 +9,7 @@ import mwork_jax as mw
 from mwork_jax.corpus import Batching, Encoded, encoded, read_corpus
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import held_out_loss
-from mwork_jax.load.tokenizer import encode
+from mwork_jax.model.tokens import encode
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.runtime.cache import ResultCache
 from mwork_jax.runtime.files import read_json, read_jsonl

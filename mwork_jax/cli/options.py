@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 import jax
 
 from mwork_jax.errors import InputError
-from mwork_jax.load import Model, load_model, weight_bytes
+from mwork_jax.load import default_dtype, load_model, read_config
+from mwork_jax.model.decoder import weight_bytes
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.report import printable
 from mwork_jax.results import FORMAT
@@ -67,7 +69,7 @@ def load_model_of(args: argparse.Namespace) -> Model:
     join_others(args)
     shape = None if args.mesh is None else parse_mesh(args.mesh)
     if shape is None and jax.device_count() > 1:
-        size = weight_bytes(args.model, args.dtype)
+        size = weight_bytes(read_config(args.model), args.dtype or default_dtype())
         shape = agreed(lambda: default_shape(jax.local_devices()[0], jax.device_count(), size))
     mesh = None if shape is None else make_mesh(shape)
     return load_model(args.model, dtype=args.dtype, mesh=mesh)

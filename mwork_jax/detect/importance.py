@@ -25,10 +25,11 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.corpus import Batching, Document, Encoded, encoded, list_batches, stream_batches
+from mwork_jax.corpus import Batching, Encoded, encoded, list_batches, stream_batches
 from mwork_jax.errors import InputError
-from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, LayerRecord, hidden_states
+from mwork_jax.model.model import Model
+from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import GROUPS, NeuronMask, group_widths
 from mwork_jax.runtime.files import write_tensors
 from mwork_jax.sharding import DATA, constrain, fetch, mesh_of, num_shards, on_mesh_of, per_device, put, size_of

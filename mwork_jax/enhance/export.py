@@ -23,9 +23,9 @@ from mwork_jax.config import FULL_ATTENTION, ModelConfig, Rope
 from mwork_jax.enhance import Tuned
 from mwork_jax.enhance.neuron_params import PARAMETERS, parameter_arrays
 from mwork_jax.errors import InputError
-from mwork_jax.load import Model
 from mwork_jax.load.assemble import checkpoint_names
 from mwork_jax.model.decoder import Decoder
+from mwork_jax.model.model import Model
 from mwork_jax.runtime.distributed import is_first
 from mwork_jax.runtime.files import write_json, write_tensors, write_text
 from mwork_jax.sharding import fetch, fetch_each

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.model.decoder import block_of_rows, product, rows_of, soft_cap
+from mwork_jax.model.bfloat16_bits import block_of_rows, rows_of
+from mwork_jax.model.operations import product, soft_cap
 from mwork_jax.sharding import constrain, num_shards
 
 _LOGITS = 1 << 24  # that exist at once: 64 MiB

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.corpus import Document, Encoded, encoded
+from mwork_jax.corpus import Encoded, encoded
 from mwork_jax.enhance.checkpoint import Checkpoints
 from mwork_jax.enhance.neuron_params import NeuronIndex, NeuronParams, check_fits, gather, index_of, scatter, widths
 from mwork_jax.enhance.optimizer import Rates
@@ -32,7 +32,8 @@ from mwork_jax.enhance.train import (
     validation_nats,
 )
 from mwork_jax.errors import InputError
-from mwork_jax.load import Model
+from mwork_jax.model.model import Model
+from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.runtime.cache import fingerprint
 from mwork_jax.settings import TuneSettings

@@ -13,8 +13,8 @@ from mwork_jax.corpus import Batching, Encoded, documents_key
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import held_out_losses, log_likelihoods
 from mwork_jax.evaluate.tasks import Choices, Item, Task, continuations, filtered
-from mwork_jax.generate import generations
-from mwork_jax.load import Model
+from mwork_jax.model.generate import generations
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.runtime.cache import fingerprint
 

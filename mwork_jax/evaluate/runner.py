@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mwork_jax.evaluate.evaluations import Evaluation, Scores
-from mwork_jax.load import Model
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask, NeuronSet
 from mwork_jax.runtime.cache import ResultCache
 from mwork_jax.runtime.distributed import agreed

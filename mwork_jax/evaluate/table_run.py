@@ -15,8 +15,8 @@ from mwork_jax.evaluate.paper_tables import PaperTable
 from mwork_jax.evaluate.runner import Measured, measure
 from mwork_jax.evaluate.tasks import NoData, Task, prompt, questions, task_named, with_examples
 from mwork_jax.intervene.stages import StageSplit
-from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.results import (
     DataInfo,

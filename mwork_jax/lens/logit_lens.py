@@ -21,8 +21,8 @@ from mwork_jax.corpus import Batching, Document, Encoded, documents_key, encoded
 from mwork_jax.detect.importance import counted_rows
 from mwork_jax.errors import InputError
 from mwork_jax.lens.vocabulary import RULES, VocabularyLabels, label_vocabulary
-from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, embedded, hidden_states, logits_of
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask, NeuronSet
 from mwork_jax.results import (
     DataInfo,

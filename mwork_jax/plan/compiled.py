@@ -16,12 +16,11 @@ from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.decoder import Decoder, weight_bytes
 from mwork_jax.plan.chips import Slice
 from mwork_jax.plan.stages import Size, StageProgram, programs
 from mwork_jax.plan.topology import abstract_mesh
 from mwork_jax.runtime.compiled import Cost, cost_of
-from mwork_jax.sharding import spec
 
 _GIB = 2.0**30
 _UNITS = {"K": 2.0**10, "M": 2.0**20, "G": _GIB, "T": 2.0**40, "": 1.0}
@@ -58,7 +57,7 @@ def compile_case(stage: str, config: ModelConfig, slice_: Slice, shape: Mapping[
     """Compiles every program of a stage. shape: the mesh's, as in `sharding.make_mesh`."""
     begin = time.monotonic()
     mesh = abstract_mesh(slice_, shape)
-    weights, limit = weight_bytes(config, mesh), slice_.chip.hbm_gib * _GIB
+    weights, limit = weight_bytes(config, mesh=mesh), slice_.chip.hbm_gib * _GIB
     if weights > limit:
         return Case(False, Memory(weights, 0, 0), limit, None, {}, 0.0)
     parts: dict[str, Cost] = {}
@@ -70,17 +69,6 @@ def compile_case(stage: str, config: ModelConfig, slice_: Slice, shape: Mapping[
             return Case(False, largest, limit, None, {}, time.monotonic() - begin)
         parts[program.name] = cost
     return Case(True, largest, limit, sum(parts.values(), Cost()), parts, time.monotonic() - begin)
-
-
-def weight_bytes(config: ModelConfig, mesh: Mesh, bytes_each: int = 2) -> float:
-    """Bytes of the weights on each chip."""
-    total = 0.0
-    for parameter in parameter_specs(config).values():
-        size = float(4 if parameter.keep_float32 else bytes_each)
-        for dimension, axis in zip(parameter.shape, spec(mesh, parameter.axes, parameter.shape), strict=True):
-            size *= dimension / (mesh.shape[axis] if axis else 1)
-        total += size
-    return total
 
 
 def _compiled(program: StageProgram, mesh: Mesh, weights: float) -> tuple[Memory, Cost | None]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.model.decoder import parameter_specs
+from mwork_jax.model.decoder import weight_bytes
 from mwork_jax.plan.chips import Slice
 from mwork_jax.plan.compiled import Case, compile_case
 from mwork_jax.plan.stages import Size, own_operations
@@ -125,7 +124,7 @@ def plan(
 def meshes(stage: str, config: ModelConfig, slice_: Slice) -> Iterator[Mapping[str, int]]:
     """Meshes of a slice, the model shared out over as few devices as its weights need, then over twice as many ...
     What is left goes to the documents: masks and runs are many on each device already."""
-    weights = _weights(config)
+    weights = weight_bytes(config)
     limit = slice_.chip.hbm_gib * 2.0**30 * _ROOM
     sizes = [n for n in (2**i for i in range(10)) if slice_.count % n == 0 and n <= _LARGEST_MODEL_AXIS]
     fitting = [n for n in sizes if weights / n <= limit]
@@ -133,16 +132,11 @@ def meshes(stage: str, config: ModelConfig, slice_: Slice) -> Iterator[Mapping[s
         yield {DATA: slice_.count // size, MODEL: size}
 
 
-def _weights(config: ModelConfig) -> float:
-    """Bytes of all weights, in bfloat16."""
-    return sum(2.0 * prod(spec.shape) for spec in parameter_specs(config).values())
-
-
 def smallest_that_fits(known: Plan, say: Say = lambda line: None) -> Plan | None:
     """The smallest usual slice of the chip of a plan on which its stage fits at its size, or None. Slices are asked
     from the smallest up until one fits; what is known is not compiled again."""
     stage, config, slice_, size = known.stage, known.config, known.slice, known.size
-    weights = _weights(config)
+    weights = weight_bytes(config)
     for candidate in slice_.siblings():
         if weights / candidate.count > slice_.chip.hbm_gib * 2.0**30 * _ROOM:
             continue

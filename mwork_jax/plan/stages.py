@@ -18,10 +18,10 @@ from mwork_jax.enhance.packing import PackedRows
 from mwork_jax.enhance.train import Frozen, Program, State, train_step
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import LOGIT_ROWS, losses_at
-from mwork_jax.generate import Decoded, DecodeState, run_steps
-from mwork_jax.model.decoder import KeyValueCache
+from mwork_jax.model.generate import Decoded, DecodeState, run_steps
+from mwork_jax.model.kv_cache import KeyValueCache
+from mwork_jax.model.prefill import advance
 from mwork_jax.plan.topology import abstract, abstract_decoder, abstract_masks
-from mwork_jax.prefill import advance
 from mwork_jax.runtime.compiled import Cost, Trips, no_unknown_loops
 from mwork_jax.sharding import DATA, MASK, MODEL
 

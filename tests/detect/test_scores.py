@@ -6,9 +6,10 @@ import pytest
 
 import mwork_jax.detect.importance as detect
 import mwork_jax.model.decoder
-from mwork_jax.corpus import Batching, bucket_length
+from mwork_jax.corpus import Batching
 from mwork_jax.detect.importance import NeuronScores, importance, score_neurons
 from mwork_jax.errors import InputError
+from mwork_jax.model.buckets import bucket_length
 from mwork_jax.neurons import GROUPS
 from mwork_jax.select.rules import select_neurons
 from support import planted
@@ -198,7 +199,9 @@ def traps(model, tokens):
     import jax
     import jax.numpy as jnp
 
-    from mwork_jax.model.decoder import hidden_states, product, rms_norm, rotate
+    from mwork_jax.model.attention import rotate
+    from mwork_jax.model.decoder import hidden_states
+    from mwork_jax.model.operations import product, rms_norm
     from mwork_jax.neurons import NeuronMask
 
     config = model.config

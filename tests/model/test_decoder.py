@@ -33,7 +33,7 @@ def test_query_blocks_change_nothing(family, monkeypatch):
     both = pair(family, 2)
     ids, keep = jnp.asarray(tokens(2, 23)), NeuronMask.keep_all(both.config)
     whole, _ = hidden_states(both.decoder, ids, keep)
-    monkeypatch.setattr("mwork_jax.model.decoder._QUERY_BLOCK", 5)
+    monkeypatch.setattr("mwork_jax.model.attention._QUERY_BLOCK", 5)
     blocked, _ = hidden_states(both.decoder, ids, keep)
     np.testing.assert_allclose(blocked, whole, atol=TOLERANCE, rtol=0)
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import mwork_jax as mw
-import mwork_jax.prefill as prefill_module
+import mwork_jax.model.prefill as prefill_module
 from mwork_jax.evaluate.likelihood import log_likelihoods
-from mwork_jax.generate import generations
 from mwork_jax.model.decoder import hidden_states
+from mwork_jax.model.generate import generations
+from mwork_jax.model.prefill import PrefillRequest, _families, _shared_beginning, first_layer, prefill, trees
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.prefill import PrefillRequest, _families, _shared_beginning, first_layer, prefill, trees
 from support.slow_deactivation import random_neurons
 from support.tiny import pair, tokens
 

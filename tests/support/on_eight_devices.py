@@ -17,11 +17,11 @@ from mwork_jax.detect.importance import importance, score_neurons
 from mwork_jax.enhance import Run, TuneSettings, fine_tune_many
 from mwork_jax.enhance.neuron_params import parameter_arrays
 from mwork_jax.evaluate.likelihood import held_out_losses
-from mwork_jax.generate import generations
 from mwork_jax.lens.logit_lens import language_shares, top_tokens
 from mwork_jax.lens.vocabulary import VocabularyLabels
-from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.generate import generations
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
 from mwork_jax.select.rules import select_neurons
 from mwork_jax.sharding import make_mesh, put

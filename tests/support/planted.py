@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import GROUPS, NeuronSet, group_widths
 
 LANGUAGES = ("en", "de", "th")

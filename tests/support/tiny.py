@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.load import Model
 from mwork_jax.load.assemble import assemble
 from mwork_jax.model.decoder import Decoder
+from mwork_jax.model.model import Model
 
 torch = pytest.importorskip("torch", reason="the oracle of these tests is HF PyTorch")
 transformers = pytest.importorskip("transformers")

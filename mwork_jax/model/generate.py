@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from mwork_jax.corpus import Document, bucket_length
 from mwork_jax.errors import InputError
-from mwork_jax.load import Model
-from mwork_jax.model.decoder import Decoder, KeyValueCache, embedded, extend, logits_of
+from mwork_jax.model.buckets import bucket_length
+from mwork_jax.model.decoder import Decoder, embedded, logits_of
+from mwork_jax.model.kv_cache import KeyValueCache, extend
+from mwork_jax.model.model import Model
+from mwork_jax.model.prefill import Prefilled, PrefillRequest, prefill
+from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.prefill import Prefilled, PrefillRequest, prefill
 from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, put
 
 _STOP_STEPS = 16  # how often the loop comes back to the host to look for stop strings

@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.corpus import bucket_length
-from mwork_jax.model.decoder import Decoder, KeyValueCache, embedded, extend
+from mwork_jax.model.buckets import bucket_length
+from mwork_jax.model.decoder import Decoder, embedded
+from mwork_jax.model.kv_cache import KeyValueCache, extend
+from mwork_jax.model.tokens import shared_prefix_length
 from mwork_jax.neurons import GROUPS, NeuronMask
 from mwork_jax.sharding import DATA, MASK, constrain, mesh_of, on_mesh_of, put, size_of
 
@@ -311,7 +313,7 @@ def _families(rows: Sequence[PrefillRequest], prefix: int) -> list[tuple[list[in
     long as what it does not, so that rests stay short: the longest one decides how far all are padded.
     """
     order = sorted(range(len(rows)), key=lambda place: (rows[place].tokens.astype(">u4").tobytes(), place))
-    alike = [0, *(_common(rows[a], rows[b]) - prefix for a, b in pairwise(order))]
+    alike = [0, *(shared_prefix_length(rows[a].tokens, rows[b].tokens) - prefix for a, b in pairwise(order))]
     saved, begins = [0], []  # by the families of the first so many rows; where the last of them begins
     for last, place in enumerate(order):
         best, begin = saved[last], last
@@ -339,11 +341,4 @@ def _families(rows: Sequence[PrefillRequest], prefix: int) -> list[tuple[list[in
 
 def _shared_beginning(rows: Sequence[PrefillRequest]) -> int:
     """How many tokens the rows begin with alike, leaving each what it needs of its own."""
-    return min([row.shareable for row in rows] + [_common(rows[0], row) for row in rows[1:]])
-
-
-def _common(a: PrefillRequest, b: PrefillRequest) -> int:
-    """How many tokens two rows begin with alike."""
-    size = min(a.tokens.size, b.tokens.size)
-    differ = np.flatnonzero(a.tokens[:size] != b.tokens[:size])
-    return int(differ[0]) if differ.size else size
+    return min([row.shareable for row in rows] + [shared_prefix_length(rows[0].tokens, row.tokens) for row in rows[1:]])
