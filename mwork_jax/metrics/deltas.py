@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from mwork_jax.errors import InputError
 
@@ -100,6 +99,8 @@ def _bootstrap(
     itself and 1 where there is only one item to resample."""
     if any(len(i) < 2 for i in items):
         return (point, point), 1.0
+    from scipy import stats  # slow to import, and loading a model needs none of it
+
     found = stats.bootstrap(
         items, statistic, n_resamples=_RESAMPLES, vectorized=True, method="percentile", rng=np.random.default_rng(seed)
     )

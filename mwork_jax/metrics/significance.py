@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from mwork_jax.errors import InputError
 
@@ -33,6 +32,8 @@ def mcnemar(before: Sequence[float] | np.ndarray, after: Sequence[float] | np.nd
     if not (np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all()):
         raise InputError("McNemar's test needs scores of 0 and 1; use the bootstrap interval of delta for others")
     lost, gained = int((before > after).sum()), int((before < after).sum())
+    from scipy import stats  # slow to import, and loading a model needs none of it
+
     p = float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
     return McNemar(lost, gained, p)
 
@@ -49,6 +50,8 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 def benjamini_hochberg(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Adjusted p values [cells] that hold the expected share of false loaded (Benjamini and Hochberg 1995)."""
+    from scipy import stats  # slow to import, and loading a model needs none of it
+
     p = _checked(p_values)
     return np.asarray(stats.false_discovery_control(p, method="bh")) if p.size else p
 
