@@ -30,6 +30,7 @@ from mwork_jax.runtime.distributed import everyone, is_first
 from mwork_jax.runtime.files import read_json, write_json
 from mwork_jax.runtime.progress import Progress
 from mwork_jax.select.rules import DEFAULT_RULE, Rule, select_neurons
+from mwork_jax.version import __version__
 
 DETECTION_COST = 1.5  # how much longer than evaluating a document scoring it takes, for the time left
 
@@ -242,7 +243,7 @@ Losses = Mapping[str, Mapping[str, Mapping[str, list[float]]]]  # condition -> l
 
 def _made_by(model: Model, chosen: Mapping[str, Corpus], settings: RunSettings, split: StageSplit) -> dict[str, Any]:
     """What a run is determined by: model, documents, settings, versions."""
-    packages = {p: version(p) for p in ("mwork-jax", "jax", "flax", "numpy", "transformers")}
+    packages = {p: version(p) for p in ("jax", "flax", "numpy", "transformers")}
     return {
         "model": model.identity,
         "settings": asdict(settings),
@@ -252,7 +253,7 @@ def _made_by(model: Model, chosen: Mapping[str, Corpus], settings: RunSettings, 
             for lang, c in chosen.items()
         },
         "evaluator": LOSS_VERSION,
-        "versions": packages | {"python": platform.python_version()},
+        "versions": {"mwork-jax": __version__, **packages, "python": platform.python_version()},
     }
 
 
