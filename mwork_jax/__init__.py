@@ -31,8 +31,8 @@ from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet
 from mwork_jax.report import Report, read_report
 from mwork_jax.select.rules import Rule, activated, select_neurons
 from mwork_jax.sharding import make_mesh, on_mesh_of
+from mwork_jax.version import __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "GROUPS",
     "Batching",
@@ -56,6 +56,7 @@ __all__ = [
     "TuneSettings",
     "Tuned",
     "VocabularyLabels",
+    "__version__",
     "activated",
     "apply_delta",
     "delta",

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mwork_jax.corpus import Batching, Corpus, Encoded, encoded
-from mwork_jax.detect.scores import DETECTION_COST, NeuronScores, load_or_score, scores_to_keep
+from mwork_jax.detect.scores import DETECTION_COST, NeuronScores, load_or_score, scores_key, scores_to_keep
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.delta_rows import (
     ORIGINAL,
@@ -68,8 +68,8 @@ def run_pipeline(
     """Finds each language's neurons, switches them off, measures the held-out loss, and writes `out/results.json`,
     `out/neurons/` and `out/scores/`.
 
-    corpora: {language: its documents}, with English. command: as it was typed, for the provenance. Raises InputError for
-    languages or documents that are missing, and for a folder with scores or neurons of another model.
+    corpora: {language: its documents}, with English. command: as it was typed, for the provenance. Raises InputError
+    for languages or documents that are missing, and for a folder with scores or neurons of another model.
     """
     out = Path(out)
     corpora = documents_of_run(corpora, settings)

@@ -22,10 +22,11 @@ from mwork_jax.metrics import McNemar, Spread
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.runtime.files import read_json, write_json
 from mwork_jax.settings import DetectSettings, EnhanceSettings, LensSettings, RunSettings, TableSettings
+from mwork_jax.version import __version__
 
 FORMAT = "mwork-results-2"
 _FORMATS_OF_0_1 = ("mwork-results-1", "mwork-lens-1")
-_PACKAGES = ("mwork-jax", "jax", "flax", "numpy", "scipy", "transformers")
+_PACKAGES = ("jax", "flax", "numpy", "scipy", "transformers")
 
 Interval = tuple[float, float]
 Neurons = Literal["random", "lang-spec"]
@@ -475,11 +476,11 @@ _CLASSES: Mapping[str, type[_Result]] = {
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that decide what comes out."""
-    known = {"python": platform.python_version()}
+    known = {"mwork-jax": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
             known[package] = version(package)
-        except PackageNotFoundError:  # a checkout that is not installed
+        except PackageNotFoundError:
             known[package] = "unknown"
     return known
 

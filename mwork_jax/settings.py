@@ -80,7 +80,7 @@ class TuneSettings:
     `accumulate` parts whose gradients are added up. max_tokens: length of a row; longer documents are cut.
     weight_decay, clip: of the selection alone. validation: share of the documents that are kept out of training and
     decide which step is best; validate_every: steps between validations, each with a checkpoint;
-    patience: so many validations without a lower loss end the run. remat: layers are computed again in the backward pass,
+    patience: so many validations without a lower loss end the run. remat: layers are computed again in backward passes,
     which takes a third more time and keeps memory from growing with depth. seed: order of the documents.
     """
 

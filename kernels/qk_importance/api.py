@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
 import jax
 
-from .gpu import qk_importance_gpu
-from .tpu import qk_importance_tpu
-from .xla import qk_importance_xla
-
-IMPLEMENTATIONS = {"xla": qk_importance_xla, "tpu": qk_importance_tpu, "gpu": qk_importance_gpu}
+IMPLEMENTATIONS = ("xla", "tpu", "gpu")
 
 
 def qk_importance(
@@ -47,12 +44,18 @@ def qk_importance(
             f"no implementation {implementation!r} of qk_importance; there are {', '.join(IMPLEMENTATIONS)}"
         )
     arrays = {"q_gain": q_gain, "k_gain": k_gain}
-    ready = {name: partial(f, scale=scale, softcap=softcap) for name, f in IMPLEMENTATIONS.items()}
 
     def of(name: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        return lambda *args: ready[name](*args[:-1], **args[-1])
+        kernel = partial(_implementation(name), scale=scale, softcap=softcap)
+        return lambda *args: kernel(*args[:-1], **args[-1])
 
     args = (q, k, cos, sin, rows, window, arrays)
     if implementation is not None:
         return of(implementation)(*args)
     return jax.lax.platform_dependent(*args, tpu=of("tpu"), cuda=of("gpu"), default=of("xla"))
+
+
+def _implementation(name: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """One of IMPLEMENTATIONS. Imported when a program first uses it: importing Pallas is slow."""
+    module = import_module(f".{name}", __package__)
+    return getattr(module, f"qk_importance_{name}")

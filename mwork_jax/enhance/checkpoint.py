@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
 from mwork_jax.enhance.train import State
 from mwork_jax.errors import InputError
@@ -24,6 +23,8 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]):
         """identity: what the work is determined by, as JSON: base model, neuron sets, documents, settings."""
+        from orbax.checkpoint import v1 as ocp  # slow to import, and only tuning with checkpoints needs it
+
         self.folder, self._identity = Path(folder).absolute(), dict(identity)
         self._saver = ocp.training.Checkpointer(
             self.folder,

@@ -65,8 +65,8 @@ class Evaluation(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LossEvaluation:
-    """Held-out documents of one language; their scores are "nats", "tokens" and "bytes". ids: of the documents, the same
-    for documents that are translations of each other."""
+    """Held-out documents of one language; their scores are "nats", "tokens" and "bytes". ids: of the documents, the
+    same for documents that are translations of each other."""
 
     documents: tuple[Encoded, ...]
     batching: Batching

@@ -85,8 +85,8 @@ def run_table(
     progress: Progress | None = None,
     command: Sequence[str] = (),
 ) -> TableResult:
-    """Every row of one of the paper's tables or, where the settings name several N1 or N2, its rows of language-specific
-    neurons for each of them: which split separates best is seen, not assumed.
+    """Every row of one of the paper's tables or, where the settings name several N1 or N2, its rows of
+    language-specific neurons for each of them: which split separates best is seen, not assumed.
 
     evaluations: of `prepare` or `prepare_table`. neurons: {language: its set}, for every language but English. Scores
     that the cache holds are not computed again. command: as it was typed, for the provenance. Raises InputError, before

@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from mwork_jax.errors import InputError
 from mwork_jax.metrics.contrasts import MIN_SEEDS
@@ -15,7 +14,7 @@ from mwork_jax.metrics.contrasts import MIN_SEEDS
 @dataclass(frozen=True)
 class McNemar:
     """lost, gained: items that were right before only and after only. p: two-sided, exact for independent items.
-    ignores_clusters: some items belong together (questions on one passage), so that p is too small. p_bh: corrected over
+    ignores_clusters: some items belong together (questions on one passage), so p is too small. p_bh: corrected over
     the tests of a table (Benjamini and Hochberg), None where it was not."""
 
     lost: int
@@ -46,6 +45,8 @@ def mcnemar(
     if groups is not None and len(ids) != before.size:
         raise InputError(f"McNemar's test: {len(ids)} ids of {before.size} items; one for each is needed")
     lost, gained = int((before > after).sum()), int((before < after).sum())
+    from scipy import stats  # slow to import, and loading a model needs none of it
+
     p = float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
     return McNemar(lost, gained, p, ignores_clusters=len(set(ids)) < len(ids))
 
@@ -62,6 +63,8 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 def benjamini_hochberg(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Adjusted p values [tests] that hold the expected share of false findings (Benjamini and Hochberg 1995)."""
+    from scipy import stats  # slow to import
+
     p = _checked(p_values)
     return np.asarray(stats.false_discovery_control(p, method="bh")) if p.size else p
 

@@ -45,8 +45,8 @@ class Report:
 
     def write(self) -> Path:
         """Writes `report.html` into the folder, each figure as `figures/NAME.svg` and each table as `figures/NAME.csv`.
-        Returns the page's path. Everything is made before anything is written. Raises InputError for a `figures` that is
-        a link, since what is written stays inside the folder."""
+        Returns the page's path. Everything is made before anything is written. Raises InputError for a `figures` that
+        is a link, since what is written stays inside the folder."""
         files = {f"{name}.svg": drawing.plain + "\n" for name, drawing in self.drawings.items()}
         files |= {f"{name}.csv": table.csv() for name, table in self.tables.items()}
         text, folder = self.html, self.results.folder
