@@ -8,20 +8,20 @@ import transformers
 
 from mwork_jax.config import FULL_ATTENTION
 from mwork_jax.errors import InputError
-from mwork_jax.families import FAMILIES, checkpoint_names, config_from_hf, hf_config
+from mwork_jax.families import checkpoint_names, config_from_hf, hf_config, registry
 from mwork_jax.families.base import LAYER_TENSORS
 from mwork_jax.families.llama import LLAMA
 from mwork_jax.model.decoder import parameter_specs
 from support.tiny import BASE, FAMILIES, hf_model
 
-LLAMA_CONFIG = {
+LLAMA_HF = {
     "model_type": "llama", "vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
     "num_attention_heads": 4,
 }  # fmt: skip
 
 
 def test_defaults_are_those_of_hf():
-    config = config_from_hf(LLAMA_CONFIG)
+    config = config_from_hf(LLAMA_HF)
     assert config.num_kv_heads == 4
     assert config.head_dim == 8
     assert config.norm_eps == 1e-6
@@ -34,7 +34,7 @@ def test_defaults_are_those_of_hf():
 def test_gemma3_in_the_format_of_transformers_4():
     config = config_from_hf(
         {
-            **LLAMA_CONFIG, "model_type": "gemma3_text", "num_hidden_layers": 12, "num_key_value_heads": 1, "head_dim": 256,
+            **LLAMA_HF, "model_type": "gemma3_text", "num_hidden_layers": 12, "num_key_value_heads": 1, "head_dim": 256,
             "sliding_window": 512, "sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
             "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "query_pre_attn_scalar": 256,
         }
@@ -55,7 +55,7 @@ def test_llama_31_in_the_format_of_transformers_4():
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }  # fmt: skip
-    config = config_from_hf({**LLAMA_CONFIG, "rope_theta": 5e5, "rope_scaling": scaling, "eos_token_id": [1, 2]})
+    config = config_from_hf({**LLAMA_HF, "rope_theta": 5e5, "rope_scaling": scaling, "eos_token_id": [1, 2]})
     (rope,) = config.ropes
     assert (rope.kind, rope.theta, rope.factor, rope.original_length) == ("llama3", 5e5, 8.0, 8192)
     assert config.eos_ids == (1, 2)
@@ -63,7 +63,7 @@ def test_llama_31_in_the_format_of_transformers_4():
 
 def test_qwen_windows_only_where_they_are_switched_on():
     qwen = {
-        **LLAMA_CONFIG,
+        **LLAMA_HF,
         "model_type": "qwen2",
         "num_key_value_heads": 4,
         "sliding_window": 7,
@@ -94,7 +94,7 @@ def test_qwen_windows_only_where_they_are_switched_on():
 )
 def test_what_is_not_understood_is_named(change, message):
     with pytest.raises(InputError, match=message) as error:
-        config_from_hf({**LLAMA_CONFIG, **change}, where="here/config.json")
+        config_from_hf({**LLAMA_HF, **change}, where="here/config.json")
     assert str(error.value).startswith("here/config.json: ")
     assert "\n" not in str(error.value)
 
@@ -162,16 +162,16 @@ def test_what_has_no_default_is_required_by_name(family):
 
 
 def test_null_is_not_absent():
-    mistral = {**LLAMA_CONFIG, "model_type": "mistral", "num_key_value_heads": 2}
+    mistral = {**LLAMA_HF, "model_type": "mistral", "num_key_value_heads": 2}
     assert config_from_hf(mistral).windows == (4096,) * 4
     assert config_from_hf({**mistral, "sliding_window": None}).windows == (FULL_ATTENTION,) * 4
-    gemma = {**LLAMA_CONFIG, "model_type": "gemma2"}
+    gemma = {**LLAMA_HF, "model_type": "gemma2"}
     assert config_from_hf(gemma).attn_softcap == 50.0
     assert config_from_hf(gemma).final_softcap == 30.0
     uncapped = config_from_hf({**gemma, "attn_logit_softcapping": None, "final_logit_softcapping": None})
     assert uncapped.attn_softcap is None
     assert uncapped.final_softcap is None
-    assert config_from_hf({**LLAMA_CONFIG, "bos_token_id": None, "eos_token_id": None}).eos_ids == ()
+    assert config_from_hf({**LLAMA_HF, "bos_token_id": None, "eos_token_id": None}).eos_ids == ()
 
 
 def yarn(**change):
@@ -208,7 +208,7 @@ def test_a_value_of_the_wrong_type_is_one_line(change):
     *_, name = change
     inner = list(change[name])[-1:] if isinstance(change[name], dict) else []
     with pytest.raises(InputError) as error:
-        config_from_hf({**LLAMA_CONFIG, **change}, where="here/config.json")
+        config_from_hf({**LLAMA_HF, **change}, where="here/config.json")
     message = str(error.value)
     assert message.startswith("here/config.json: ")
     assert "\n" not in message
@@ -220,9 +220,9 @@ def test_a_family_is_one_entry_of_the_registry(monkeypatch):
     """Reading, writing and the names of the weights follow from it, and nothing else is asked which family it is."""
     own = {**LAYER_TENSORS, "q": "attention.query.weight"}
     toy = replace(LLAMA, model_type="toy", hf_class="ToyForCausalLM", qk_norm=True, layer_tensors=own)
-    monkeypatch.setitem(FAMILIES, "toy", toy)
-    config = config_from_hf({**LLAMA_CONFIG, "model_type": "toy"})
-    assert config == replace(config_from_hf(LLAMA_CONFIG), family="toy", qk_norm=True)
+    monkeypatch.setitem(registry.FAMILIES, "toy", toy)
+    config = config_from_hf({**LLAMA_HF, "model_type": "toy"})
+    assert config == replace(config_from_hf(LLAMA_HF), family="toy", qk_norm=True)
     written = hf_config(config)
     assert config_from_hf(written) == config
     assert written["architectures"] == ["ToyForCausalLM"]
