@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mwork_jax.corpus import LANGUAGES, Batching, Corpus, Encoded, encoded
-from mwork_jax.detect.importance import DEFAULT_KEPT, DETECTOR_VERSION, NeuronScores, score_neurons
+from mwork_jax.detect.scores import DETECTION_COST, NeuronScores, load_or_score
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, LOSS_VERSION, LossEvaluation
 from mwork_jax.evaluate.runner import Condition, measure
@@ -26,12 +26,11 @@ from mwork_jax.metrics import ENGLISH, delta
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.runtime.cache import ResultCache, fingerprint
-from mwork_jax.runtime.distributed import everyone, is_first
+from mwork_jax.runtime.distributed import is_first
 from mwork_jax.runtime.files import read_json, write_json
 from mwork_jax.runtime.progress import Progress
-from mwork_jax.select.rules import DEFAULT_RULE, Rule, select_neurons
-
-DETECTION_COST = 1.5  # how much longer than evaluating a document scoring it takes, for the time left
+from mwork_jax.select.modes import select_neurons
+from mwork_jax.select.rules import DEFAULT_RULE, kept_needed
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,18 @@ def run(
     work = _work(chosen, settings)
     with progress or Progress(work) as bar:
         bar.total = work
-        kept = kept_for(settings.rule, settings.documents)
+        kept = kept_needed(settings.rule, settings.documents)
         scores = {
-            lang: kept_scores(model, lang, ready, chosen[lang].origin, settings.max_tokens, out, bar, kept=kept)
+            lang: load_or_score(
+                model,
+                ready,
+                out / "scores" / f"{lang}.safetensors",
+                bar,
+                language=lang,
+                origin=chosen[lang].origin,
+                max_tokens=settings.max_tokens,
+                kept=kept,
+            )
             for lang, (ready, _) in documents.items()
         }
         found = select_neurons(scores, settings.rule, settings.mode)
@@ -183,58 +191,6 @@ def _work(chosen: Mapping[str, Corpus], settings: RunSettings) -> float:
     masks = 1 + len(EACH_STAGE) + settings.seeds
     evaluated = settings.held_out * (len(chosen) + others * masks * 2)
     return DETECTION_COST * settings.documents * len(chosen) + evaluated
-
-
-def kept_scores(
-    model: Model,
-    language: str,
-    documents: Sequence[Encoded],
-    origin: str,
-    max_tokens: int,
-    out: Path,
-    bar: Progress,
-    *,
-    kept: int = DEFAULT_KEPT,
-    include_bos: bool = False,
-) -> NeuronScores:
-    """One language's scores: from `out/scores` where they were made of the same tokens by the same model and remember
-    at least `kept` documents, or made now."""
-    path = out / "scores" / f"{language}.safetensors"
-    key = fingerprint([DETECTOR_VERSION, model.key, _tokens(documents), max_tokens, include_bos])
-    bar.describe(f"detect {language}")
-    if everyone(_made_with(path, key, kept)):  # each process reads them; a folder may be the first one's alone
-        bar.add(DETECTION_COST * len(documents), free=True)
-        return NeuronScores.load(path)
-    scores = score_neurons(
-        model,
-        documents,
-        kept=kept,
-        include_bos=include_bos,
-        batching=Batching(max_tokens=max_tokens),
-        provenance={"language": language, "corpus": origin, "key": key},
-        progress=bar.callback(DETECTION_COST),
-    )
-    scores.save(path)
-    return scores
-
-
-def _made_with(path: Path, key: str, kept: int) -> bool:
-    """Whether there are scores with this key that remember enough; damaged ones are made again."""
-    try:
-        found = NeuronScores.load(path) if path.exists() else None
-    except InputError:
-        return False
-    return found is not None and found.provenance.get("key") == key and found.kept >= kept
-
-
-def kept_for(rule: str | Rule, documents: int) -> int:
-    """How many documents scores must remember for a rule to be asked of so many."""
-    rule = Rule.parse(rule) if isinstance(rule, str) else rule
-    return max(DEFAULT_KEPT, rule.missing(documents) + 1)
-
-
-def _tokens(documents: Sequence[Encoded]) -> list[Any]:
-    return [[d.tokens.tolist(), d.bytes] for d in documents]
 
 
 Losses = Mapping[str, Mapping[str, Mapping[str, list[float]]]]  # condition -> language -> nats, tokens, bytes

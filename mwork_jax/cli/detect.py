@@ -7,9 +7,8 @@ from typing import Any
 
 from mwork_jax.cli.options import add_model, at_least, command, load_model_of, pairs, print_result
 from mwork_jax.corpus import encoded, read_corpus
-from mwork_jax.detect.importance import DEFAULT_KEPT
+from mwork_jax.detect.scores import DEFAULT_KEPT, DETECTION_COST, load_or_score
 from mwork_jax.errors import InputError
-from mwork_jax.pipeline import DETECTION_COST, kept_scores
 from mwork_jax.runtime.files import output_folder
 from mwork_jax.runtime.progress import Progress
 
@@ -53,9 +52,18 @@ def _detect(args: argparse.Namespace) -> None:
     written = {}
     with Progress(DETECTION_COST * sum(map(len, ready.values()))) as bar:
         for lang, documents in ready.items():
-            how = {"kept": args.kept, "include_bos": args.include_bos}
-            scores = kept_scores(model, lang, documents, files[lang], args.max_tokens, out, bar, **how)
             path = out / "scores" / f"{lang}.safetensors"
+            scores = load_or_score(
+                model,
+                documents,
+                path,
+                bar,
+                language=lang,
+                origin=files[lang],
+                max_tokens=args.max_tokens,
+                kept=args.kept,
+                include_bos=args.include_bos,
+            )
             written[lang] = {"file": str(path), "documents": scores.documents, "tokens": scores.tokens}
     lines = [f"{lang}: {w['documents']} documents, {w['tokens']} tokens -> {w['file']}" for lang, w in written.items()]
     print_result(args, written, "\n".join(lines))

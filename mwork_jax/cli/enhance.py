@@ -21,6 +21,7 @@ from mwork_jax.cli.options import (
     results_folder,
 )
 from mwork_jax.corpus import LANGUAGES, encoded, own_corpus, read_corpus
+from mwork_jax.detect.scores import DETECTION_COST, load_or_score
 from mwork_jax.enhance import TuneSettings
 from mwork_jax.enhance.export import save_delta, save_folder
 from mwork_jax.enhance.table6 import EvaluationSuite, StudySettings, check, study
@@ -31,11 +32,11 @@ from mwork_jax.evaluate.tasks import task_named
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.pipeline import DETECTION_COST, kept_for, kept_scores
 from mwork_jax.report import enhance_report, tuning_figure
 from mwork_jax.runtime.files import write_json, write_text
 from mwork_jax.runtime.progress import Progress
-from mwork_jax.select.rules import MODES, Rule, select_neurons
+from mwork_jax.select.modes import MODES, select_neurons
+from mwork_jax.select.rules import Rule, kept_needed
 
 _DETECTION_DOCUMENTS = 32  # of each language, where no neuron sets are given
 _SWEEP = (100, 200, 400, 800)
@@ -224,7 +225,16 @@ def _detected(
     ready = {lang: list(encoded(model, d, longest, where=where[lang])) for lang, d in texts.items()}
     with Progress(DETECTION_COST * sum(map(len, ready.values()))) as bar:
         scores = {
-            lang: kept_scores(model, lang, d, where[lang], longest, out, bar, kept=kept_for(args.rule, len(d)))
+            lang: load_or_score(
+                model,
+                d,
+                out / "scores" / f"{lang}.safetensors",
+                bar,
+                language=lang,
+                origin=where[lang],
+                max_tokens=longest,
+                kept=kept_needed(args.rule, len(d)),
+            )
             for lang, d in ready.items()
         }
     found = select_neurons(scores, args.rule, args.mode)

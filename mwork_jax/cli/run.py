@@ -25,7 +25,8 @@ from mwork_jax.pipeline import RunSettings, choose_documents, run
 from mwork_jax.report import read_report, text_report
 from mwork_jax.runtime.distributed import is_first
 from mwork_jax.runtime.files import write_text
-from mwork_jax.select.rules import MODES, Rule
+from mwork_jax.select.modes import MODES
+from mwork_jax.select.rules import Rule
 
 
 def add(commands: Any) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mwork_jax.cli.options import add_rule, command, print_result
-from mwork_jax.detect.importance import NeuronScores
+from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.errors import InputError
 from mwork_jax.runtime.files import read_json
-from mwork_jax.select.rules import Rule, select_neurons
+from mwork_jax.select.modes import select_neurons
+from mwork_jax.select.rules import Rule
 
 
 def add(commands: Any) -> None:

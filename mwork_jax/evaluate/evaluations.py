@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mwork_jax.corpus import Batching, Encoded
+from mwork_jax.corpus import Batching, Encoded, documents_key
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import held_out_losses, log_likelihoods
 from mwork_jax.evaluate.tasks import Choices, Item, Task, continuations, filtered
@@ -56,8 +56,7 @@ class LossEvaluation:
 
     @cached_property
     def key(self) -> Mapping[str, Any]:
-        tokens = [[d.tokens.tolist(), d.bytes] for d in self.documents]
-        return {"evaluator": LOSS_VERSION, "documents": fingerprint(tokens)}
+        return {"evaluator": LOSS_VERSION, "documents": documents_key(self.documents)}
 
     @property
     def size(self) -> int:

@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.corpus import Batching, Encoded, encoded, stream_batches
-from mwork_jax.detect.importance import counted_rows
+from mwork_jax.corpus import Batching, Encoded, documents_key, encoded, measured_token_mask, stream_batches
 from mwork_jax.errors import InputError
 from mwork_jax.lens.vocabulary import RULES, VocabularyLabels, label_vocabulary
 from mwork_jax.model.decoder import Decoder, embedded, hidden_states, logits_of
@@ -78,9 +77,9 @@ def language_shares(
     table, off = put(jnp.asarray(labels.table()), mesh, None, None), put(mask, mesh, None, None)
     total, done, positions = 0.0, 0, 0
     for batch in stream_batches(encoded(model, documents, batching.max_tokens, where="prompts"), batching):
-        rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos=False)
-        flat = np.flatnonzero(rows)
-        places = np.zeros(-(-rows.size // _ROWS) * _ROWS, np.int32)
+        token_mask = measured_token_mask(model.config, batch.tokens, batch.lengths, include_bos=False)
+        flat = np.flatnonzero(token_mask)
+        places = np.zeros(-(-token_mask.size // _ROWS) * _ROWS, np.int32)
         places[: flat.size] = flat
         with on_mesh_of(model.decoder):
             tokens = put(batch.tokens, mesh, "batch", "time")
@@ -200,7 +199,7 @@ def run_lens(
         "settings": asdict(settings),
         "labels": {"columns": list(labels.columns), "counts": labels.counts(), **labels.provenance},
         "data": {
-            lang: {"origin": origins[lang], "documents": len(docs), "fingerprint": _fingerprint(docs)}
+            lang: {"origin": origins[lang], "documents": len(docs), "fingerprint": documents_key(docs)}
             for lang, docs in prompts.items()
         },
         "shares": shares,
@@ -249,7 +248,7 @@ def _kept_shares(
         "evaluator": EVALUATOR,
         "model": model.key,
         "language": language,
-        "documents": _fingerprint(documents),
+        "documents": documents_key(documents),
         "off": None if off is None else fingerprint({g: np.flatnonzero(m).tolist() for g, m in off.groups.items()}),
         "labels": fingerprint([labels.columns, labels.codes.tolist()]),
         "top": settings.top,
@@ -301,7 +300,3 @@ def _example(
 def _texts(model: Model, tokens: np.ndarray) -> Iterator[str]:
     for token in tokens.tolist():
         yield model.tokenizer.decode([token])  # pyright: ignore[reportOptionalMemberAccess]
-
-
-def _fingerprint(documents: Sequence[Encoded]) -> str:
-    return fingerprint([d.tokens.tolist() for d in documents])

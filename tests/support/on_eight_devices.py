@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from mwork_jax.corpus import Batching
-from mwork_jax.detect.importance import importance, score_neurons
+from mwork_jax.detect.importance import importance
+from mwork_jax.detect.scores import score_neurons
 from mwork_jax.enhance import Run, TuneSettings, fine_tune_many
 from mwork_jax.enhance.neuron_params import parameter_arrays
 from mwork_jax.evaluate.likelihood import held_out_losses
@@ -23,7 +24,7 @@ from mwork_jax.model.decoder import Decoder, parameter_specs
 from mwork_jax.model.generate import generations
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
-from mwork_jax.select.rules import select_neurons
+from mwork_jax.select.modes import select_neurons
 from mwork_jax.sharding import make_mesh, put
 
 CONFIG = config_from_hf({
