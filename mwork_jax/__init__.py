@@ -14,7 +14,8 @@ import jax
 from mwork_jax.analysis import Overlap, overlap, threshold_curves
 from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import Batching, read_corpus
-from mwork_jax.detect.importance import NeuronScores, importance, score_neurons
+from mwork_jax.detect.importance import importance
+from mwork_jax.detect.scores import NeuronScores, score_neurons
 from mwork_jax.enhance import Run, Tuned, TuneSettings, fine_tune, fine_tune_many
 from mwork_jax.enhance.export import apply_delta, save_delta, save_folder
 from mwork_jax.errors import InputError
@@ -29,7 +30,8 @@ from mwork_jax.model.generate import generate
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet
 from mwork_jax.report import Report, read_report
-from mwork_jax.select.rules import Rule, activated, select_neurons
+from mwork_jax.select.modes import select_neurons
+from mwork_jax.select.rules import Rule, activated
 from mwork_jax.sharding import make_mesh, on_mesh_of
 from mwork_jax.version import __version__
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.model.buckets import bucket_length
 from mwork_jax.model.model import Model
@@ -94,15 +95,6 @@ def _predicted_bytes(model: Model, document: Document, whole: np.ndarray, max_to
     return len(text.encode()) - len(first.encode())
 
 
-def documents_key(documents: Iterable[Encoded]) -> str:
-    """A fingerprint of tokenized documents, in their order."""
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(f"{document.tokens.size} {document.bytes}\n".encode())
-        digest.update(np.ascontiguousarray(document.tokens, np.int32).tobytes())
-    return digest.hexdigest()[:32]
-
-
 def stream_batches(documents: Iterable[Encoded], batching: Batching, multiple: int = 1) -> Iterator[Batch]:
     """Batches of a stream, each as soon as its bucket is full; what is left over at the end comes last. Every batch has
     a multiple of `multiple` rows, for so many devices that share it.
@@ -142,6 +134,28 @@ def _pad(documents: list[tuple[int, np.ndarray]], bucket: int, rows: int) -> Bat
         tokens[row, : document.size] = document
         lengths[row], places[row] = document.size, place
     return Batch(tokens, lengths, places)
+
+
+def measured_token_mask(config: ModelConfig, tokens: np.ndarray, lengths: np.ndarray, include_bos: bool) -> np.ndarray:
+    """Which tokens of a batch are measured: float32 [batch, time], 1 for real tokens, 0 for padding and, without
+    `include_bos`, for a BOS that begins a document.
+
+    tokens: int32 [batch, time], padded on the right; lengths: int32 [batch].
+    """
+    token_mask = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
+    if not include_bos and config.bos_id is not None:
+        token_mask[:, 0] &= tokens[:, 0] != config.bos_id
+    return token_mask.astype(np.float32)
+
+
+def documents_key(documents: Iterable[Encoded]) -> str:
+    """A short hash over the tokens of documents in their order, and the bytes that they stand for; for cache keys. One
+    document is hashed after the other, so nothing but the documents themselves is in memory."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(f"{document.tokens.size} {document.bytes}\n".encode())
+        digest.update(np.ascontiguousarray(document.tokens, "<i4").tobytes())
+    return digest.hexdigest()[:32]
 
 
 def read_corpus(path: str | Path) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mwork_jax.corpus import Batching, Corpus, Encoded, encoded
-from mwork_jax.detect.scores import DETECTION_COST, NeuronScores, load_or_score, scores_key, scores_to_keep
+from mwork_jax.detect.scores import DETECTION_COST, NeuronScores, load_or_score, scores_key
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.delta_rows import (
     ORIGINAL,
@@ -49,6 +49,7 @@ from mwork_jax.runtime.cache import CACHE_FOLDER, ResultCache, fingerprint
 from mwork_jax.runtime.distributed import is_first
 from mwork_jax.runtime.progress import Progress
 from mwork_jax.select.modes import select_neurons
+from mwork_jax.select.rules import kept_needed
 from mwork_jax.settings import DetectSettings, RunSettings
 
 _TOKENS_PER_BATCH = 2048
@@ -79,10 +80,17 @@ def run_pipeline(
     provenance = _provenance(model, corpora, settings, command)
     with progress or Progress() as bar:
         bar.expect(_work(documents, settings))
-        kept = scores_to_keep(settings.rule, settings.documents)
+        kept = kept_needed(settings.rule, settings.documents)
         scores = {
             lang: load_or_score(
-                model, lang, ready.detection, corpora[lang].origin, settings.max_tokens, out, bar, kept=kept
+                model,
+                ready.detection,
+                _scores_path(out, lang),
+                bar,
+                language=lang,
+                origin=corpora[lang].origin,
+                max_tokens=settings.max_tokens,
+                kept=kept,
             )
             for lang, ready in documents.items()
         }
@@ -122,14 +130,27 @@ def run_detection(
     with progress or Progress() as bar:
         bar.expect(DETECTION_COST * sum(map(len, ready.values())))
         for lang, texts in ready.items():
-            options = {"kept": settings.kept, "include_bos": settings.include_bos}
-            scores = load_or_score(model, lang, texts, origins[lang], settings.max_tokens, out, bar, **options)
-            written[lang] = ScoresInfo(f"scores/{lang}.safetensors", scores.documents, scores.tokens)
+            scores = load_or_score(
+                model,
+                texts,
+                _scores_path(out, lang),
+                bar,
+                language=lang,
+                origin=origins[lang],
+                max_tokens=settings.max_tokens,
+                kept=settings.kept,
+                include_bos=settings.include_bos,
+            )
+            written[lang] = ScoresInfo(str(_scores_path(Path(), lang)), scores.documents, scores.tokens)
     data = {lang: DataInfo(origins[lang], len(texts), fingerprint(list(texts))) for lang, texts in documents.items()}
     provenance = Provenance(ModelInfo(**model.identity), data, settings, versions(), tuple(command))
     results = DetectResults("detect", provenance, written)
     write_results(out / "results.json", results)
     return results
+
+
+def _scores_path(out: Path, language: str) -> Path:
+    return out / "scores" / f"{language}.safetensors"
 
 
 def documents_of_run(corpora: Mapping[str, Corpus], settings: RunSettings) -> dict[str, Corpus]:
@@ -217,7 +238,7 @@ def _refuse_stale_neurons(
         path = out / "neurons" / f"{language}.json"
         if path.exists():
             key = NeuronSet.load(path).provenance.get("key")
-            if key != scores_key(model, texts, settings.max_tokens, settings.include_bos):
+            if key != scores_key(model, texts, max_tokens=settings.max_tokens, include_bos=settings.include_bos):
                 raise InputError(
                     f"{path}: selected from other scores, which would be replaced; choose another output folder with "
                     "--out, or delete it first"

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import config_from_hf
 from mwork_jax.load import _open
 from mwork_jax.load.hf_folder import SafetensorsFolder
 from mwork_jax.model.decoder import parameter_specs
@@ -64,7 +64,7 @@ class FakeMesh:
 
 
 def test_the_table_shares_out_what_splits_evenly():
-    config = ModelConfig.from_hf(NAMED["mistral-7b"])
+    config = config_from_hf(NAMED["mistral-7b"])
     specs, mesh = parameter_specs(config), FakeMesh(data=2, model=16)
     assert tuple(spec(mesh, specs["layers.q"].axes, specs["layers.q"].shape)) == (None, "model", None, None)
     assert tuple(spec(mesh, specs["layers.k"].axes, specs["layers.k"].shape)) == (None, None, None, None)  # 8 heads

@@ -16,7 +16,7 @@ FLOORS = [
     ["runtime"],
     ["config", "metrics", "sharding"],
     ["neurons"],
-    ["model"],
+    ["model", "families"],
     ["corpus"],
     ["load", "detect"],
     ["select", "intervene"],

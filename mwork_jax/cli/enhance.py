@@ -25,7 +25,7 @@ from mwork_jax.cli.options import (
     results_folder,
 )
 from mwork_jax.corpus import LANGUAGES, corpus_of_file, encoded, own_corpus, read_corpus
-from mwork_jax.detect.scores import DETECTION_COST, load_or_score, scores_to_keep
+from mwork_jax.detect.scores import DETECTION_COST, load_or_score
 from mwork_jax.enhance.export import save_delta, save_folder
 from mwork_jax.enhance.table6 import EvaluationSuite, HeldOut, Job, check, run_enhancement
 from mwork_jax.enhance.tune import TuningResult
@@ -41,7 +41,7 @@ from mwork_jax.results import EnhanceResults, write_results
 from mwork_jax.runtime.files import write_text
 from mwork_jax.runtime.progress import Progress
 from mwork_jax.select.modes import MODES, select_neurons
-from mwork_jax.select.rules import Rule
+from mwork_jax.select.rules import Rule, kept_needed
 from mwork_jax.settings import EnhanceSettings, TableSettings, TuneSettings
 
 _DETECTION_DOCUMENTS = 32  # of each language, where no neuron sets are given
@@ -249,8 +249,17 @@ def _detected(
     with Progress() as bar:
         bar.expect(DETECTION_COST * sum(map(len, ready.values())))
         scores = {
-            lang: load_or_score(model, lang, d, where[lang], longest, out, bar, kept=scores_to_keep(args.rule, len(d)))
-            for lang, d in ready.items()
+            lang: load_or_score(
+                model,
+                documents,
+                out / "scores" / f"{lang}.safetensors",
+                bar,
+                language=lang,
+                origin=where[lang],
+                max_tokens=longest,
+                kept=kept_needed(args.rule, len(documents)),
+            )
+            for lang, documents in ready.items()
         }
     selected = select_neurons(scores, args.rule, args.mode)
     return {lang: selected[lang] for lang in corpora}

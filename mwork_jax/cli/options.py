@@ -22,7 +22,8 @@ from mwork_jax.report import printable
 from mwork_jax.results import FORMAT
 from mwork_jax.runtime.distributed import agreed, is_first, several, start
 from mwork_jax.runtime.files import output_folder, read_json
-from mwork_jax.select.rules import DEFAULT_RULE, MODES
+from mwork_jax.select.modes import MODES
+from mwork_jax.select.rules import DEFAULT_RULE
 from mwork_jax.sharding import default_shape, make_mesh, parse_mesh
 
 _COMMANDS = {"tables": "evaluate"}  # the others have the name of their command

@@ -19,11 +19,10 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mwork_jax.config import FULL_ATTENTION, ModelConfig, Rope
 from mwork_jax.enhance import Tuned
 from mwork_jax.enhance.neuron_params import PARAMETERS, parameter_arrays
 from mwork_jax.errors import InputError
-from mwork_jax.load.assemble import checkpoint_names
+from mwork_jax.families import checkpoint_names, hf_config
 from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.model import Model
 from mwork_jax.runtime.distributed import is_first
@@ -34,84 +33,6 @@ _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloa
 _SHARD_BYTES = 4 << 30  # no file of weights is larger than about this
 _INDEX = "model.safetensors.index.json"
 _DELTA_FORMAT = "mwork-delta-1"
-_CLASSES = {
-    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
-}  # fmt: skip
-
-
-def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
-    """The `config.json` of a model: `ModelConfig.from_hf` reads the same configuration back."""
-    c, gemma = config, config.family.startswith("gemma")
-    described: dict[str, Any] = {
-        "architectures": [_CLASSES[c.family]],
-        "model_type": c.family,
-        "dtype": dtype,
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden_size,
-        "intermediate_size": c.intermediate_size,
-        "num_hidden_layers": c.num_layers,
-        "num_attention_heads": c.num_heads,
-        "num_key_value_heads": c.num_kv_heads,
-        "head_dim": c.head_dim,
-        "rms_norm_eps": c.norm_eps,
-        "max_position_embeddings": c.max_length,
-        "tie_word_embeddings": c.tie_embeddings,
-        "bos_token_id": c.bos_id,
-        "eos_token_id": list(c.eos_ids) if len(c.eos_ids) > 1 else next(iter(c.eos_ids), None),
-        "hidden_activation" if gemma else "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(
-            c.activation, c.activation
-        ),
-        "rope_parameters": _rope_parameters(c),
-    }
-    return described | _family_attributes(c)
-
-
-def _family_attributes(c: ModelConfig) -> dict[str, Any]:
-    """What only some families have."""
-    slides = [window != FULL_ATTENTION for window in c.windows]
-    window = max(c.windows) or None
-    layer_types = ["sliding_attention" if slide else "full_attention" for slide in slides]
-    if c.family == "llama":
-        return {"attention_bias": c.qkv_bias, "mlp_bias": c.mlp_bias}
-    if c.family == "mistral":
-        return {"sliding_window": window}
-    if c.family in ("qwen2", "qwen3"):
-        sliding = {"use_sliding_window": any(slides), "sliding_window": window, "layer_types": layer_types}
-        return sliding | ({"attention_bias": c.qkv_bias} if c.family == "qwen3" else {})
-    return {
-        "attention_bias": c.qkv_bias,
-        "query_pre_attn_scalar": _whole(c.attn_scale**-2),
-        "sliding_window": window or 4096,
-        "layer_types": layer_types,
-        "attn_logit_softcapping": c.attn_softcap,
-        "final_logit_softcapping": c.final_softcap,
-    }
-
-
-def _whole(value: float) -> int | float:
-    """A number that stands for a whole one, as that."""
-    return round(value) if abs(value - round(value)) < 1e-6 * value else value
-
-
-def _rope_parameters(c: ModelConfig) -> dict[str, Any]:
-    if c.family != "gemma3_text":
-        return _rope(c.ropes[0])
-    return {"sliding_attention": _rope(c.ropes[0]), "full_attention": _rope(c.ropes[1])}
-
-
-def _rope(rope: Rope) -> dict[str, Any]:
-    described: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
-    if rope.kind != "default":
-        described["factor"] = rope.factor
-    if rope.kind in ("llama3", "yarn"):
-        described["original_max_position_embeddings"] = rope.original_length
-    if rope.kind == "llama3":
-        described |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
-    if rope.kind == "yarn":
-        described |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
-        described["attention_factor"] = rope.attention_factor
-    return described
 
 
 def save_folder(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.corpus import Encoded, encoded
+from mwork_jax.corpus import Encoded, documents_key, encoded
 from mwork_jax.enhance.checkpoint import Checkpoints
 from mwork_jax.enhance.neuron_params import NeuronIndex, NeuronParams, check_fits, gather, index_of, scatter, widths
 from mwork_jax.enhance.optimizer import Rates
@@ -228,8 +228,7 @@ class Packed:
                 f"{steps_per_epoch(training, settings.batch)} batches, {most} in {settings.epochs} epochs; ask for "
                 "fewer steps or more epochs, or give more documents"
             )
-        described = fingerprint([d.tokens.tolist() for d in cut])
-        return cls(training, validation, settings.steps or most, run.seed, described)
+        return cls(training, validation, settings.steps or most, run.seed, documents_key(cut))
 
 
 class _Work:

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
-from mwork_jax.corpus import Batching, Document, Encoded, documents_key, encoded, stream_batches
-from mwork_jax.detect.importance import counted_rows
+from mwork_jax.corpus import Batching, Document, Encoded, documents_key, encoded, measured_token_mask, stream_batches
 from mwork_jax.errors import InputError
 from mwork_jax.lens.vocabulary import RULES, VocabularyLabels, label_vocabulary
 from mwork_jax.model.decoder import Decoder, embedded, hidden_states, logits_of
@@ -87,9 +86,9 @@ def language_shares(
     table, off = put(jnp.asarray(labels.table()), mesh, None, None), put(mask, mesh, None, None)
     total, done, positions = 0.0, 0, 0
     for batch in stream_batches(encoded(model, documents, batching.max_tokens, where="prompts"), batching):
-        rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos=False)
-        flat = np.flatnonzero(rows)
-        places = np.zeros(-(-rows.size // _ROWS) * _ROWS, np.int32)
+        token_mask = measured_token_mask(model.config, batch.tokens, batch.lengths, include_bos=False)
+        flat = np.flatnonzero(token_mask)
+        places = np.zeros(-(-token_mask.size // _ROWS) * _ROWS, np.int32)
         places[: flat.size] = flat
         with on_mesh_of(model.decoder):
             tokens = put(batch.tokens, mesh, "batch", "time")

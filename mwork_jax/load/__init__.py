@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mwork_jax.config import ModelConfig, ending_too
+from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import config_from_hf, with_generation_config
 from mwork_jax.load.assemble import assemble, assemble_on
 from mwork_jax.load.bucket import BucketFolder, is_bucket
 from mwork_jax.load.flax_checkpoint import FlaxCheckpoint
@@ -94,14 +95,14 @@ def _located(source: str) -> Path:
 
 def _open_gguf(path: Path) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
     checkpoint = GGUFCheckpoint(path)
-    return checkpoint, ModelConfig.from_hf(checkpoint.hf_config(), where=str(path)), checkpoint.tokenizer
+    return checkpoint, config_from_hf(checkpoint.hf_config(), where=str(path)), checkpoint.tokenizer
 
 
 def _open_bucket(url: str) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
     bucket = BucketFolder(url)
     config = _config_of(bucket.json("config.json"), f"{bucket.where}/config.json")
     if bucket.holds(_GENERATION):
-        config = ending_too(config, bucket.json(_GENERATION), f"{bucket.where}/{_GENERATION}")
+        config = with_generation_config(config, bucket.json(_GENERATION), f"{bucket.where}/{_GENERATION}")
 
     def tokenizer() -> Any | None:
         with bucket.without_weights() as folder:
@@ -113,7 +114,7 @@ def _open_bucket(url: str) -> tuple[WeightSource, ModelConfig, Callable[[], Any 
 def _config_of(hf: Any, where: str) -> ModelConfig:
     if not isinstance(hf, dict):
         raise InputError(f"{where}: a JSON object is needed")
-    return ModelConfig.from_hf(hf, where=where)
+    return config_from_hf(hf, where=where)
 
 
 def _open_folder(folder: Path) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
@@ -121,7 +122,7 @@ def _open_folder(folder: Path) -> tuple[WeightSource, ModelConfig, Callable[[], 
         raise InputError(f"{folder}: no config.json; a model folder in Hugging Face layout has one")
     config = _config_of(read_json(folder / "config.json"), str(folder / "config.json"))
     if (folder / _GENERATION).is_file():
-        config = ending_too(config, read_json(folder / _GENERATION), str(folder / _GENERATION))
+        config = with_generation_config(config, read_json(folder / _GENERATION), str(folder / _GENERATION))
     if SafetensorsFolder.holds(folder):
         weights: WeightSource = SafetensorsFolder(folder)
     elif FlaxCheckpoint.holds(folder):

@@ -13,39 +13,16 @@ from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import checkpoint_names
+from mwork_jax.families.base import WHOLE_TENSORS
 from mwork_jax.load.source import SlicedSource, WeightSource
 from mwork_jax.model.decoder import Decoder, ParameterSpec, parameter_specs
 from mwork_jax.sharding import sharding
 
 Index = tuple[slice, ...]
 
-# Where each parameter stands in a Hugging Face checkpoint. Gemma has four norms per layer and names them its own way.
-_WHOLE = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
-_LAYER = {
-    "attn_norm": "input_layernorm.weight",
-    "ffn_norm": "post_attention_layernorm.weight",
-    "q_norm": "self_attn.q_norm.weight",
-    "k_norm": "self_attn.k_norm.weight",
-    **{n: f"self_attn.{n}_proj.weight" for n in "qkvo"},
-    **{f"{n}_bias": f"self_attn.{n}_proj.bias" for n in "qkvo"},
-    **{n: f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")},
-    **{f"{n}_bias": f"mlp.{n}_proj.bias" for n in ("gate", "up", "down")},
-}
-_LAYER_WITH_POST_NORMS = _LAYER | {
-    "attn_post_norm": "post_attention_layernorm.weight",
-    "ffn_norm": "pre_feedforward_layernorm.weight",
-    "ffn_post_norm": "post_feedforward_layernorm.weight",
-}
 # Buffers that some checkpoints carry and that the configuration determines anyway.
 _DERIVED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
-
-
-def checkpoint_names(config: ModelConfig, parameter: str) -> list[str]:
-    """The checkpoint's tensor names for one entry of `parameter_specs`: one, or one per layer."""
-    if not parameter.startswith("layers."):
-        return [_WHOLE[parameter]]
-    table = _LAYER_WITH_POST_NORMS if config.post_norms else _LAYER
-    return [f"model.layers.{i}.{table[parameter.removeprefix('layers.')]}" for i in range(config.num_layers)]
 
 
 def assemble(
@@ -165,7 +142,7 @@ def _check_names(config: ModelConfig, source: WeightSource) -> None:
 
 
 def _tied_copy(config: ModelConfig, name: str) -> bool:
-    return config.tie_embeddings and name == _WHOLE["head"]
+    return config.tie_embeddings and name == WHOLE_TENSORS["head"]
 
 
 def _some(names: list[str]) -> str:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
-from mwork_jax.detect.importance import DEFAULT_KEPT, OrderStatistics, order_statistics_axes, score_batch
+from mwork_jax.detect.order_statistics import OrderStatistics, order_statistics_axes
+from mwork_jax.detect.scores import DEFAULT_KEPT, score_batch
 from mwork_jax.enhance.neuron_params import PARAMETERS
 from mwork_jax.enhance.optimizer import Rates, adamw
 from mwork_jax.enhance.packing import PackedRows

@@ -208,13 +208,13 @@ def _decoder() -> Any:
     """The model without its tokenizer, which no side needs and which takes memory."""
     import jax.numpy as jnp
 
-    from mwork_jax.config import ModelConfig
+    from mwork_jax.families import config_from_hf
     from mwork_jax.load.assemble import assemble
     from mwork_jax.load.gguf_file import GGUFCheckpoint
     from mwork_jax.load.packaged import packaged_gguf
 
     checkpoint = GGUFCheckpoint(packaged_gguf(MODEL))
-    config = ModelConfig.from_hf(checkpoint.hf_config(), where=MODEL)
+    config = config_from_hf(checkpoint.hf_config(), where=MODEL)
     return assemble(config, checkpoint, jnp.float32, lambda name, array: jnp.asarray(array))
 
 
@@ -240,10 +240,10 @@ def _torch_masked(tokens: np.ndarray) -> tuple[Step, int]:
     import torch
 
     hf = _torch_model()
-    from mwork_jax.config import ModelConfig
+    from mwork_jax.families import config_from_hf
 
     config = hf.config.to_dict() | {"architectures": None}
-    neurons = _neurons(ModelConfig.from_hf({k: v for k, v in config.items() if v is not None}))
+    neurons = _neurons(config_from_hf({k: v for k, v in config.items() if v is not None}))
     masks: dict[str, Any] = {}
     names = {
         "attn_q": ("self_attn.q_proj",), "attn_k": ("self_attn.k_proj",), "attn_v": ("self_attn.v_proj",),

@@ -22,6 +22,7 @@ from mwork_jax.evaluate.likelihood import log_likelihoods
 from mwork_jax.evaluate.table_run import SweepSettings, prepare
 from mwork_jax.evaluate.tasks import TASKS
 from mwork_jax.evaluate.tasks.base import gap
+from mwork_jax.families import config_from_hf
 from mwork_jax.intervene.stages import EACH_STAGE, StageSplit
 from mwork_jax.load.packaged import packaged_gguf
 from mwork_jax.model.decoder import Decoder, forward_decoder, hidden_states, logits_of
@@ -175,7 +176,7 @@ def _unmasked(decoder: Decoder, tokens: jax.Array) -> jax.Array:
 
 def _masking(rounds: int) -> dict[str, Any]:
     """What the mask itself costs: the forward pass with and without one."""
-    config = ModelConfig.from_hf(SMOLLM2)
+    config = config_from_hf(SMOLLM2)
     decoder = Decoder.random(config, jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (8, 256)).astype(np.int32)
     mask = NeuronMask.keep_all(config).drop(_sets(config, 1)[0])
@@ -192,7 +193,7 @@ def _masking(rounds: int) -> dict[str, Any]:
 
 def _generations(rounds: int) -> Iterator[dict[str, Any]]:
     """Greedy decoding of 64 new tokens for 16 prompts of 64 tokens, against `generate` with its cache."""
-    config = ModelConfig.from_hf(SMOLLM2)
+    config = config_from_hf(SMOLLM2)
     decoders = {d: Decoder.random(config, jax.random.key(0), d) for d in DTYPES}
     hf = {d: torch_model(config, decoders["float32"], d) for d in DTYPES}
     yield _generation("SmolLM2-135M", decoders, hf, rounds)

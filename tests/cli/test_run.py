@@ -103,7 +103,7 @@ def test_running_again_computes_nothing(finished, tiny_folder, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("mwork_jax.pipeline.score_neurons", never)
+    monkeypatch.setattr("mwork_jax.detect.scores.score_neurons", never)
     monkeypatch.setattr("mwork_jax.evaluate.evaluations.held_out_losses", never)
     mwork("run", "--model", tiny_folder, "--out", finished, *QUICK)
     assert (finished / "results.json").read_bytes() == before
@@ -113,7 +113,7 @@ def test_other_settings_recompute_what_changed(finished, tiny_folder, tmp_path, 
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
     monkeypatch.setattr(
-        "mwork_jax.pipeline.score_neurons", lambda *a, **k: pytest.fail("scores do not depend on the rule")
+        "mwork_jax.detect.scores.score_neurons", lambda *a, **k: pytest.fail("scores do not depend on the rule")
     )
     mwork("run", "--model", tiny_folder, "--out", out, *QUICK[:-1], "top_k:5")
     assert results(out)["languages"]["de"]["neurons"] != results(finished)["languages"]["de"]["neurons"]
@@ -399,7 +399,7 @@ def test_detecting_again_computes_nothing(tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "en.txt").write_text("some text\nand more\n")
     command = ("detect", "--model", tiny_folder, "--corpus", f"en={tmp_path}/en.txt", "--out", tmp_path / "out")
     mwork(*command)
-    monkeypatch.setattr("mwork_jax.pipeline.score_neurons", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr("mwork_jax.detect.scores.score_neurons", lambda *a, **k: pytest.fail("computed again"))
     mwork(*command)
 
 

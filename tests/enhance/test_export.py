@@ -12,12 +12,12 @@ from safetensors.numpy import load_file, save_file
 
 import mwork_jax as mw
 from mwork_jax.cli import main
-from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import own_corpus
 from mwork_jax.enhance import Run, Tuned, TuningResult
 from mwork_jax.enhance.export import hf_config
 from mwork_jax.enhance.neuron_params import gather, index_of, parameter_arrays, widths
 from mwork_jax.enhance.tune import History
+from mwork_jax.families import config_from_hf
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
 from mwork_jax.report import read_report
 from support.tiny import DISTINCT, FAMILIES, pair, tokens, torch, transformers
@@ -40,7 +40,7 @@ def tuned_model(family: str, kv_heads: int = 2, seed: int = 0) -> Tuned:
 def test_config_round_trip(family, kv_heads):
     config = pair(family, kv_heads).config
     written = json.loads(json.dumps(hf_config(config)))
-    assert ModelConfig.from_hf(written) == config
+    assert config_from_hf(written) == config
 
 
 @pytest.mark.parametrize("family", DISTINCT)

@@ -10,8 +10,8 @@ import pytest
 from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import config_from_hf
 from mwork_jax.load.assemble import assemble
 from mwork_jax.load.flax_checkpoint import FlaxCheckpoint
 from mwork_jax.model.decoder import forward_decoder
@@ -63,7 +63,7 @@ def test_weights_are_those_of_the_original(family, dtype, tmp_path):
 def test_the_model_computes_the_same(tmp_path):
     original = pair("mistral", 2)
     checkpoint = FlaxCheckpoint(written(tmp_path, original.hf))
-    config = ModelConfig.from_hf(original.hf.config.to_dict(), where="tiny")
+    config = config_from_hf(original.hf.config.to_dict(), where="tiny")
     decoder = assemble(config, checkpoint, jnp.float32, lambda name, array: jnp.asarray(array))
     ids, mask = tokens(2, 11), NeuronMask.keep_all(config)
     np.testing.assert_array_equal(forward_decoder(decoder, ids, mask), forward_decoder(original.decoder, ids, mask))

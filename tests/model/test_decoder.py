@@ -107,10 +107,10 @@ def test_parameters_of_another_shape_are_refused():
 
 
 def test_seven_billion_parameters_trace_without_memory():
-    from mwork_jax.config import ModelConfig
+    from mwork_jax.families import config_from_hf
     from mwork_jax.model.decoder import parameter_specs
 
-    config = ModelConfig.from_hf(
+    config = config_from_hf(
         {
             "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
             "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "sliding_window": 4096,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from mwork_jax.cli import main
-from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import config_from_hf
 from mwork_jax.model.decoder import Decoder, weight_bytes
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.plan import NAMED, Plan, Slice, config_of, plan_report
@@ -29,7 +29,7 @@ SMALL = {
 
 
 def small(**other):
-    return ModelConfig.from_hf({**SMALL, **other})
+    return config_from_hf({**SMALL, **other})
 
 
 def layers_by_hand(weights, x, unroll):

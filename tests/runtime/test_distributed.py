@@ -14,9 +14,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from mwork_jax.cli import main
-from mwork_jax.detect.importance import NeuronScores
+from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.neurons import GROUPS
-from mwork_jax.select.rules import select_neurons
+from mwork_jax.select.modes import select_neurons
 from support.paths import ROOT
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mwork_jax.detect.importance import NeuronScores
+from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.neurons import GROUPS
 from support.paths import TEST_DATA
 
