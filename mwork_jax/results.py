@@ -25,7 +25,7 @@ from mwork_jax.settings import DetectSettings, EnhanceSettings, LensSettings, Ru
 from mwork_jax.version import __version__
 
 FORMAT = "mwork-results-2"
-_FORMATS_OF_0_1 = ("mwork-results-1", "mwork-lens-1")
+FORMATS_OF_0_1 = ("mwork-results-1", "mwork-lens-1")
 _PACKAGES = ("jax", "flax", "numpy", "scipy", "transformers")
 
 Interval = tuple[float, float]
@@ -495,7 +495,7 @@ def read_results(path: str | Path) -> AnyResults:
     or of version 0.1."""
     body = read_json(path)
     form = body.get("format") if isinstance(body, Mapping) else None
-    if form in _FORMATS_OF_0_1:
+    if form in FORMATS_OF_0_1:
         raise InputError(
             f"{path}: written by version 0.1, whose intervals took parallel items for independent; run the command "
             "again, with another output folder"

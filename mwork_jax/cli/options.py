@@ -19,7 +19,7 @@ from mwork_jax.model.decoder import weight_bytes
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.report import printable
-from mwork_jax.results import FORMAT
+from mwork_jax.results import FORMAT, FORMATS_OF_0_1
 from mwork_jax.runtime.distributed import agreed, is_first, several, start
 from mwork_jax.runtime.files import output_folder, read_json
 from mwork_jax.select.modes import MODES
@@ -128,13 +128,14 @@ def results_folder(path: str, *kinds: str) -> Path:
         body = read_json(existing)
     except InputError:  # damaged, so nothing is lost
         return out
-    kind = body.get("kind") if isinstance(body, dict) and body.get("format") == FORMAT else None
+    form = body.get("format") if isinstance(body, dict) else None
+    kind = body["kind"] if form == FORMAT and isinstance(body.get("kind"), str) else None
     if kind not in kinds:
-        whose = (
-            f"the results of `mwork {_COMMANDS.get(str(kind), kind)}`"
-            if kind
-            else "a results.json that is not of this version"
-        )
+        whose = "a results.json that is not of this project"
+        if form in FORMATS_OF_0_1:
+            whose = "results of version 0.1"
+        elif kind is not None:
+            whose = f"the results of `mwork {_COMMANDS.get(kind, kind)}`"
         raise InputError(f"{out}: holds {whose}; choose another output folder with --out")
     return out
 
