@@ -239,8 +239,9 @@ def loops(own, random, groups):
     clusters = (influence**2).sum() * size / (size - 1)
     draw_degrees = sum(between) ** 2 / sum(v**2 / (seeds - 1) for v in between)
     variance = clusters + sum(between) - sum(noise)
-    parts = ((clusters, size - 1), (sum(between), draw_degrees), (sum(noise), draw_degrees * (size - 1)))
-    return variance, variance**2 / sum(v**2 / f for v, f in parts)
+    between = sum(between) - sum(noise)
+    share = between / variance
+    return variance, 1 / ((1 - share) / (size - 1) + share / draw_degrees)
 
 
 def own_and_random(rng, clusters=8, seeds=5, spread=0.5, shift=0.0):
