@@ -22,7 +22,7 @@ from mwork_jax.cli.options import (
 )
 from mwork_jax.corpus import LANGUAGES, encoded, own_corpus, read_corpus
 from mwork_jax.enhance import TuneSettings
-from mwork_jax.enhance.export import save_delta, save_folder
+from mwork_jax.enhance.export import check_folder, save_delta, save_folder
 from mwork_jax.enhance.table6 import EvaluationSuite, StudySettings, check, study
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.evaluations import TaskEvaluation
@@ -116,6 +116,8 @@ def _enhance(args: argparse.Namespace) -> None:
     corpora = {lang: documents[:used] for lang, documents in corpora.items()}
     suite = EvaluationSuite(_held_out(args, languages), _evaluations(args, languages))
     out = results_folder(args.out, "enhance")
+    if not args.sweep:
+        check_folder(out / "model")
     given = _given_neurons(args, languages)
     model = load_model_of(args)
     for language, documents in corpora.items():
