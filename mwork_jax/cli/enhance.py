@@ -26,7 +26,7 @@ from mwork_jax.cli.options import (
 )
 from mwork_jax.corpus import LANGUAGES, corpus_of_file, encoded, own_corpus, read_corpus
 from mwork_jax.detect.scores import DETECTION_COST, load_or_score
-from mwork_jax.enhance.export import save_delta, save_folder
+from mwork_jax.enhance.export import check_folder, save_delta, save_folder
 from mwork_jax.enhance.table6 import EvaluationSuite, HeldOut, Job, check, run_enhancement
 from mwork_jax.enhance.tune import TuningResult
 from mwork_jax.errors import InputError
@@ -118,6 +118,8 @@ def _enhance(args: argparse.Namespace) -> None:
     corpora = {lang: documents[:used] for lang, documents in corpora.items()}
     suite = EvaluationSuite(_held_out(args, languages), _task_evaluations(args, languages))
     out = results_folder(args.out, "enhance")
+    if not args.sweep:
+        check_folder(out / "model")
     given = neurons_of(args.neurons, languages) if args.neurons is not None else {}
     model = load_model_of(args)
     check_sets(args, model, given)

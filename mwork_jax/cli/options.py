@@ -20,7 +20,7 @@ from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.report import printable
 from mwork_jax.results import FORMAT, FORMATS_OF_0_1
-from mwork_jax.runtime.distributed import agreed, is_first, several, start
+from mwork_jax.runtime.distributed import agreed, is_first, meet, several, start
 from mwork_jax.runtime.files import output_folder, read_json
 from mwork_jax.select.modes import MODES
 from mwork_jax.select.rules import DEFAULT_RULE
@@ -58,16 +58,34 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16"), help="of weights and matrix operands; default: what is fast here"
     )
 
+    _add_joining(parser)
     devices = "the devices to share the work out over, data=N,model=N,mask=N"
     parser.add_argument("--mesh", help=f"{devices} (default: documents over all; the model where it is too large)")
+
+
+def _add_joining(parser: argparse.ArgumentParser) -> None:
+    """The options that join several processes."""
     parser.add_argument("--coordinator", help="several processes: host:port of the first, or auto (see docs/pods.md)")
     parser.add_argument("--processes", type=int, help="how many processes there are")
     parser.add_argument("--process-id", type=int, help="which of them this one is, from 0")
 
 
+def joining_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of `_add_joining` alone, whatever else is among the arguments: a process whose arguments cannot be
+    used can still tell the others. Without them where they cannot be used themselves."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    _add_joining(parser)
+    try:
+        args = parser.parse_known_args(list(arguments))[0]
+    except InputError:
+        return argparse.Namespace()
+    return args if args.coordinator else argparse.Namespace()
+
+
 def load_model_of(args: argparse.Namespace) -> Model:
     """The model that the options of `add_model` name, on the devices that they ask for."""
     join_others(args)
+    meet()
     shape = None if args.mesh is None else parse_mesh(args.mesh)
     if shape is None and jax.device_count() > 1:
         size = weight_bytes(read_config(args.model), args.dtype or default_dtype())
