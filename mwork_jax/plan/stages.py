@@ -136,7 +136,7 @@ def _evaluate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
         abstract_decoder(config, mesh),
         abstract(mesh, (masks, rows, time, config.hidden_size), jnp.float32, "masks", "batch", "time", "hidden"),
         abstract(mesh, (rows, time), jnp.int32, "batch", "time"),
-        abstract(mesh, (of_masks, of_rows, positions), jnp.int32, "masks", "batch", "places"),
+        abstract(mesh, (of_masks, of_rows, positions), jnp.int32, "masks", "batch", "positions"),
         abstract(mesh, (), jnp.int32),
     )
     chunks = positions // LOGIT_ROWS
