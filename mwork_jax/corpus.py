@@ -71,17 +71,17 @@ def encoded(
     """
     if isinstance(documents, str | bytes | Encoded):
         raise InputError(f"{where}: documents come as a list, also when there is only one")
-    place, longest = -1, min(max_tokens, model.config.max_length)
-    for place, document in enumerate(documents):
+    index, longest = -1, min(max_tokens, model.config.max_length)
+    for index, document in enumerate(documents):
         if isinstance(document, Encoded):
             yield document if document.tokens.size <= longest else Encoded(document.tokens[:longest], 0)
             continue
-        name = f"{where}: document {place + 1}"
+        name = f"{where}: document {index + 1}"
         whole = model.encode(document, where=name)
         if whole.size < 2:
             raise InputError(f"{name} has {whole.size} token{'s' * (whole.size != 1)}; at least two are needed")
         yield Encoded(whole[:longest], _predicted_bytes(model, document, whole, longest))
-    if place < 0:
+    if index < 0:
         raise InputError(f"{where}: no documents; at least one is needed")
 
 
@@ -102,10 +102,10 @@ def stream_batches(documents: Iterable[Encoded], batching: Batching, multiple: i
     Holds at most one batch per bucket, however many documents come, and every batch of a bucket has the same shape.
     """
     waiting: dict[int, list[tuple[int, np.ndarray]]] = {}
-    for place, document in enumerate(documents):
+    for index, document in enumerate(documents):
         bucket = bucket_length(document.tokens.size, batching.max_tokens)
         rows = waiting.setdefault(bucket, [])
-        rows.append((place, document.tokens))
+        rows.append((index, document.tokens))
         if len(rows) == batching.rows(bucket, multiple):
             yield _pad(waiting.pop(bucket), bucket, batching.rows(bucket, multiple))
     # From the longest down, shorter documents fill the rows that longer ones leave empty: fewer batches in all.
@@ -129,11 +129,11 @@ def list_batches(documents: Sequence[Encoded], batching: Batching) -> Iterator[B
 
 def _pad(documents: list[tuple[int, np.ndarray]], bucket: int, rows: int) -> Batch:
     tokens = np.zeros((rows, bucket), np.int32)
-    lengths, places = np.zeros(rows, np.int32), np.full(rows, -1, np.int32)
-    for row, (place, document) in enumerate(documents):
+    lengths, indices = np.zeros(rows, np.int32), np.full(rows, -1, np.int32)
+    for row, (index, document) in enumerate(documents):
         tokens[row, : document.size] = document
-        lengths[row], places[row] = document.size, place
-    return Batch(tokens, lengths, places)
+        lengths[row], indices[row] = document.size, index
+    return Batch(tokens, lengths, indices)
 
 
 def measured_token_mask(config: ModelConfig, tokens: np.ndarray, lengths: np.ndarray, include_bos: bool) -> np.ndarray:

@@ -43,9 +43,9 @@ def index_of(neurons: NeuronSet, room: Mapping[str, int]) -> NeuronIndex:
     index = {}
     for group, members in neurons.groups.items():
         padded = np.full((members.shape[0], room[group]), members.shape[1], np.int32)
-        for row, chosen in zip(padded, members, strict=True):
-            places = np.flatnonzero(chosen)
-            row[: places.size] = places
+        for row, members_of_layer in zip(padded, members, strict=True):
+            positions = np.flatnonzero(members_of_layer)
+            row[: positions.size] = positions
         index[group] = jnp.asarray(padded)
     return index
 
@@ -73,8 +73,8 @@ def gather(decoder: Decoder, index: NeuronIndex) -> NeuronParams:
         matrix = _matrix(decoder, name)
         rows = jnp.swapaxes(matrix, 1, 2) if axis == 2 else matrix
         padded = index[group][:, :, None]
-        found = jnp.take_along_axis(rows, padded, axis=1, mode="fill", fill_value=0).astype(jnp.float32)
-        return constrain(found, "layers", "tuned", "hidden")
+        values = jnp.take_along_axis(rows, padded, axis=1, mode="fill", fill_value=0).astype(jnp.float32)
+        return constrain(values, "layers", "tuned", "hidden")
 
     return {name: taken(name) for name in PARAMETERS}
 

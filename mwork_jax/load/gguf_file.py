@@ -224,8 +224,8 @@ class GGUFCheckpoint:
     def _embedding_shape(self) -> tuple[int, int]:
         hidden, table = self._count("embedding_length"), self._file.tensors.get("token_embd.weight")
         if table is None or len(table.shape) != 2 or table.shape[1] != hidden:
-            found = "is missing" if table is None else f"has shape {table.shape}"
-            raise InputError(f"{self.where}: token_embd.weight {found}; [vocabulary, {hidden}] is needed")
+            problem = "is missing" if table is None else f"has shape {table.shape}"
+            raise InputError(f"{self.where}: token_embd.weight {problem}; [vocabulary, {hidden}] is needed")
         return table.shape[0], hidden
 
     def _unpermuted(self, array: np.ndarray, heads: int, name: str) -> np.ndarray:

@@ -140,8 +140,8 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Any:
 def _normal_scores(vocabulary: _Vocabulary) -> np.ndarray:
     scores = vocabulary.get("scores")
     if np.shape(scores) != (len(vocabulary.texts),):
-        found = "no" if scores is None else np.size(scores)
-        raise InputError(f"{vocabulary.where}: {found} {_PREFIX}scores for {len(vocabulary.texts)} tokens")
+        count = "no" if scores is None else np.size(scores)
+        raise InputError(f"{vocabulary.where}: {count} {_PREFIX}scores for {len(vocabulary.texts)} tokens")
     return np.asarray(scores)[vocabulary.types == _NORMAL]
 
 

@@ -92,13 +92,13 @@ def generations(
     results: list[list] = [[None] * len(rows) for _ in masks]
     done = 0
     for run in prefill(model.decoder, rows, masks, tokens_per_batch=tokens_per_batch, room=room):
-        found = _new_tokens(model, run, ready, max_new_tokens, room, stop)
+        new_tokens = _new_tokens(model, run, ready, max_new_tokens, room, stop)
         # What fills the devices up comes last, and is left out.
-        for mask, of_mask in zip(run.masks, found, strict=False):
-            for place, tokens in zip(run.tree.places, of_mask, strict=False):
-                text = tokens if model.tokenizer is None else _cut(_text(model, ready[place], tokens), stop)
-                results[mask][place] = text
-        done += len(run.masks) * len(run.tree.places)
+        for mask, of_mask in zip(run.masks, new_tokens, strict=False):
+            for index, tokens in zip(run.tree.indices, of_mask, strict=False):
+                text = tokens if model.tokenizer is None else _cut(_text(model, ready[index], tokens), stop)
+                results[mask][index] = text
+        done += len(run.masks) * len(run.tree.indices)
         if progress is not None:
             progress(done)
     return results
@@ -221,7 +221,7 @@ def _new_tokens(
     """The new tokens of each row under each mask. Stop strings are looked for every few steps; a row may run past one
     by then."""
     positions, mesh = run.tree.positions(room), mesh_of(model.decoder)
-    rows = len(run.tree.places)
+    rows = len(run.tree.indices)
     every = _STOP_STEPS if stop else max_new_tokens
     new: list[list[np.ndarray]] = []
     with on_mesh_of(model.decoder):
@@ -232,7 +232,7 @@ def _new_tokens(
             done, tokens, lengths = map(np.array, fetch((state.done, state.decoded.tokens, state.decoded.lengths)))
         new = [[row[:n] for row, n in zip(*of_mask, strict=True)] for of_mask in zip(tokens, lengths, strict=True)]
         for mask, row in zip(*np.nonzero(~done[:, :rows]), strict=True) if stop else ():
-            text = _text(model, prompts[run.tree.places[row]], new[mask][row])
+            text = _text(model, prompts[run.tree.indices[row]], new[mask][row])
             done[mask, row] = any(s in text for s in stop)
         if done.all():
             break
@@ -274,8 +274,8 @@ def _check(model: Model, prompts: Sequence[Document], max_new_tokens: int, stop:
 
 def _encoded_prompts(model: Model, prompts: Sequence[Document], max_new_tokens: int) -> Iterator[np.ndarray]:
     longest = model.config.max_length - max_new_tokens
-    for place, prompt in enumerate(prompts):
-        name = f"prompt {place + 1}"
+    for index, prompt in enumerate(prompts):
+        name = f"prompt {index + 1}"
         tokens = model.encode(prompt, where=name)
         if not tokens.size:
             raise InputError(f"{name} is empty; at least one token is needed")

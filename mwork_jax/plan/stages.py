@@ -147,7 +147,7 @@ def _generate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
     masks, rows = size.masks * mesh.shape[MASK], size.batch * mesh.shape[DATA]
 
     def whole(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return abstract(mesh, shape, dtype, *("masks", "batch", "new")[: len(shape)])
+        return abstract(mesh, shape, dtype, *("masks", "batch", "time")[: len(shape)])
 
     decoded = Decoded(
         whole((masks, rows, size.new), jnp.int32), whole((masks, rows), jnp.int32), abstract(mesh, (), jnp.int32)
@@ -178,10 +178,10 @@ def _enhance(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     optimizer = jax.tree.map(lambda x: of_runs(x.shape[1:], x.dtype), optimizer)
     number, count = of_runs((), jnp.float32), of_runs((), jnp.int32)
     state = State(values, optimizer, count, values, number, count, of_runs((), jnp.bool_))
-    places = {"tokens": jnp.int32, "targets": jnp.int32, "counts": jnp.float32, "start": jnp.int32}
+    dtypes = {"tokens": jnp.int32, "targets": jnp.int32, "counts": jnp.float32, "start": jnp.int32}
     axes = ("runs", None, "batch", "time")
     shape = (runs, 1, rows, size.length)
-    batch = PackedRows(**{name: abstract(mesh, shape, dtype, *axes) for name, dtype in places.items()})
+    batch = PackedRows(**{name: abstract(mesh, shape, dtype, *axes) for name, dtype in dtypes.items()})
     arguments = (
         Program(True, 3),
         Frozen(abstract_decoder(config, mesh), index, values, rates),

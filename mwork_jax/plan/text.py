@@ -111,13 +111,13 @@ def _fitting(plan: Plan) -> list[str]:
     assert cost is not None
     assert hours is not None
     own = own_operations(plan.stage, plan.config, plan.size)
-    found = cost.flops * plan.slice.count / plan.tokens
+    compiled = cost.flops * plan.slice.count / plan.tokens
     kinds = "; ".join(
         f"{entry['count']:,.0f} {kind}, {entry['bytes'] / _GB:.3g} GB" for kind, entry in _by_kind(plan).items()
     )
     limits = ", ".join(f"{name} {1e3 * s:,.3g} ms" for name, s in plan.limits.items())
     lines = [
-        f"  compiled: {found / _GB:,.2f} GFLOP per token, {plan.operations_ratio:.3f} of the model's own "
+        f"  compiled: {compiled / _GB:,.2f} GFLOP per token, {plan.operations_ratio:.3f} of the model's own "
         f"{own / _GB:,.2f}; {cost.bytes / _GB:,.1f} GB between memory and chip per step",
         f"  compiled: collectives per chip and step: {kinds or 'none'}",
         f"  computed: a step takes at least {limits}",

@@ -37,12 +37,12 @@ def described(slice_: Slice) -> list[Any]:
         raise InputError("mwork plan compiles with libtpu, which is not installed: pip install libtpu") from None
     single = {"chips_per_host_bounds": [1, 1, 1]} if slice_.count == 1 else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=slice_.name, **single)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=slice_.name, **single)
     except Exception as error:  # libtpu raises several kinds for a shape that does not exist
         reason = " ".join(str(error).split())[:160]
         shapes = ", ".join(slice_.chip.slices)
         raise InputError(f"--topology {slice_.name}: libtpu cannot describe it ({reason}); usual: {shapes}") from None
-    return list(found.devices)
+    return list(topology.devices)
 
 
 def abstract_mesh(slice_: Slice, shape: Mapping[str, int]) -> Mesh:
