@@ -108,8 +108,8 @@ def step(target: str, batch: int, time: int) -> dict[str, Any]:
     """The whole detection step on one chip: GiB, and per document bytes and operations outside of the kernel."""
     topology, count = TARGETS[target]
     mesh, config = _one_chip(topology), share(config_of(MODEL), count)
-    few = replace(config, num_layers=2, windows=config.windows[:2], layer_rope=config.layer_rope[:2])
-    compiled = [lowered_step(c, mesh, batch, time).compile() for c in (few, config)]
+    two_layers = replace(config, num_layers=2, windows=config.windows[:2], layer_rope=config.layer_rope[:2])
+    compiled = [lowered_step(c, mesh, batch, time).compile() for c in (two_layers, config)]
     costs = [{name: c.cost_analysis()[name] for name in ("flops", "bytes accessed")} for c in compiled]
     memory, total = compiled[1].memory_analysis(), of_all_layers(*costs, config.num_layers)
     room = Slice.parse(topology).chip.hbm_gib

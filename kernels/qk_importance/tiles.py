@@ -40,8 +40,8 @@ def expm1_ratio(unit: float, reach: float, degree: int) -> list[float]:
         v = reach * x
         return np.where(v == 0, unit, np.expm1(unit * v) / np.where(v == 0, 1.0, v))
 
-    found = np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebinterpolate(at, degree))
-    return (found / reach ** np.arange(degree + 1)).tolist()
+    polynomial = np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebinterpolate(at, degree))
+    return (polynomial / reach ** np.arange(degree + 1)).tolist()
 
 
 _RATIO = expm1_ratio(1.0, _SMALL, 4)  # right to 1e-7

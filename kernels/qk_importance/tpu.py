@@ -40,7 +40,7 @@ def qk_importance_tpu(
     k: jax.Array,
     cos: jax.Array,
     sin: jax.Array,
-    rows: jax.Array,
+    token_mask: jax.Array,
     window: jax.Array,
     *,
     scale: float,
@@ -59,11 +59,11 @@ def qk_importance_tpu(
 
     # A query that does not count is 0: so are its scores and their changes. Padding keys repeat the last one, which
     # widens no bound; nobody sees them.
-    q = heads_first(q * rows[:, :, None, None], "constant")
+    q = heads_first(q * token_mask[:, :, None, None], "constant")
     k, cos, sin = heads_first(k, "edge"), *(heads_first(x[:, :, None], "edge") for x in (cos, sin))
     gains = None
     if q_gain is not None and k_gain is not None:
-        gains = heads_first(q_gain * rows[:, :, None, None], "constant"), heads_first(k_gain, "edge")
+        gains = heads_first(q_gain * token_mask[:, :, None, None], "constant"), heads_first(k_gain, "edge")
     columns = columns_of(k, cos, sin, gains and gains[1])
     sides = rows_of(q, cos, sin, gains and gains[0], scale)
     bound = bounds(sides, columns, gains, QUERIES, softcap)

@@ -106,8 +106,8 @@ def _tokens(model: Any) -> np.ndarray:
 
 
 def _scores(model: Any, ids: np.ndarray) -> Callable[[], Any]:
-    counted = np.ones(ids.shape, np.float32)
-    return lambda: jax.block_until_ready(importance_batch(model.decoder, ids, counted))
+    token_mask = np.ones(ids.shape, np.float32)
+    return lambda: jax.block_until_ready(importance_batch(model.decoder, ids, token_mask))
 
 
 def _forward(model: Any, ids: np.ndarray) -> Callable[[], Any]:
