@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
     tokens: np.ndarray  # int32 [rows, bucket], padded on the right with 0
     lengths: np.ndarray  # int32 [rows]
-    documents: np.ndarray  # int32 [rows], the document's place in the stream, -1 for an empty row
+    documents: np.ndarray  # int32 [rows], the document's index in the stream, -1 for an empty row
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def encoded(
     """Tokenizes a stream of documents, cut at `max_tokens` and at the model's context. What is encoded already passes
     through.
 
-    Raises InputError for a document of fewer than two tokens, for an empty stream, and for one document in its place.
+    Raises InputError for a document of fewer than two tokens, for an empty stream, and for one document instead of a
+    list.
     """
     if isinstance(documents, str | bytes | Encoded):
         raise InputError(f"{where}: documents come as a list, also when there is only one")
@@ -118,7 +119,7 @@ def stream_batches(documents: Iterable[Encoded], batching: Batching, multiple: i
 
 
 def list_batches(documents: Sequence[Encoded], batching: Batching) -> Iterator[Batch]:
-    """Batches of documents that are all there: sorted by length, so that little is padded and no row is empty."""
+    """Batches of a list of documents, sorted by length, so that little is padded and no row is empty."""
     order = sorted(range(len(documents)), key=lambda i: -documents[i].tokens.size)
     while order:
         bucket = bucket_length(documents[order[0]].tokens.size, batching.max_tokens)
@@ -189,7 +190,7 @@ def _text_of(row: dict, where: str) -> str:
 
 @dataclass(frozen=True)
 class Corpus:
-    """One language's documents: those that neurons are found on, and others that the effect is measured on."""
+    """One language's documents: those that neurons are detected on, and others that effects are measured on."""
 
     language: str
     detection: tuple[str, ...]

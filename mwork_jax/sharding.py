@@ -52,8 +52,8 @@ TABLE: Mapping[str, str | None] = {
 
 
 def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over devices (all there are, unless given). shape: {axis: size}; an axis that is missing has size 1, and
-    without any all devices are on `data`. Raises InputError where the sizes do not multiply to the devices."""
+    """A mesh over devices (by default all of them). shape: {axis: size}; an axis that is missing has size 1, and
+    without any axis all devices are on `data`. Raises InputError where the sizes do not multiply to the devices."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = [(shape or {DATA: len(devices)}).get(axis, 1) for axis in MESH_AXES]
     if prod(sizes) != len(devices):

@@ -4,7 +4,7 @@ The grid goes over documents, query heads and blocks of queries; the keys of a g
 and their blocks pass. A step makes its attention weights [t, s] from the queries and keys (a window's empty blocks of
 keys are skipped, and blocks of queries that do not count), then takes the neurons one by one: queries lie along
 sublanes and keys along lanes, so that a neuron's side of the queries is a column, spread over lanes once for all keys,
-and its side of the keys a row. Bounds in SMEM say which form of the sums (see `tiles`) a neuron needs here.
+and its side of the keys a row. Bounds in SMEM decide which form of the sums (see `tiles`) a neuron needs.
 """
 
 from __future__ import annotations
@@ -184,7 +184,8 @@ def _product(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
 
 
 def _attend(refs: SimpleNamespace, queries: jax.Array, first: jax.Array, reach: Any, softcap: float | None) -> None:
-    """Stores this block's attention weights, their logarithms, and the scores where they are asked for."""
+    """Stores this block's attention weights, their logarithms, and the scores where a soft cap or a q/k-norm needs
+    them."""
     row = first + jax.lax.broadcasted_iota(jnp.int32, (QUERIES, KEYS), 0)
     lane = jax.lax.broadcasted_iota(jnp.int32, (QUERIES, KEYS), 1)
 

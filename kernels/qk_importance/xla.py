@@ -9,7 +9,7 @@ as `tiles` has it, takes a product, which costs more here than to pick out one.)
 
 XLA's expm1 would be most of the work: a polynomial and a power of two put together from its bits take its place, right
 to 2e-7 of u however small that is. A bound on |change| for every query of a block, key and neuron (Cauchy-Schwarz on
-the two outer products) says where that could overflow, and there the softmax of the changed scores is taken outright.
+the two outer products) shows where that could overflow, and there the softmax of the changed scores is taken outright.
 Scores and changes are in units of log 2, because a power of two is what is computed. Causality and sliding windows
 bound the keys that a block of queries visits.
 """
@@ -195,7 +195,7 @@ def _block(
 
 
 def _keys_at(columns: _Keys, at: jax.Array) -> _Keys:
-    """The columns [n, m, s, c] of one key for each query, [n, m, t, c]; at [n, t] says which."""
+    """The columns [n, m, s, c] of one key for each query, [n, m, t, c]; at [n, t] are the keys' indices."""
 
     def rows(y: jax.Array) -> jax.Array:
         return jax.vmap(lambda y, at: y[:, at])(y, at)

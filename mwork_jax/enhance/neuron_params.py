@@ -1,6 +1,6 @@
 """The compact form: a neuron set's rows and columns apart from the model, as one small pytree.
 
-A neuron is a row of W_Q, W_K, W_V, or of both W_gate and W_up, or a column of W_down. The chosen ones of every layer
+A neuron is a row of W_Q, W_K, W_V, or of both W_gate and W_up, or a column of W_down. The set's neurons of every layer
 are gathered at one width per group, padded, with traced indices: neuron sets of other languages, random controls and
 seeds share one program and stack for `jax.vmap`. In the forward pass the difference to the model's own values is a
 small product beside the frozen one (`changes`), so a gradient and an optimizer state exist for the selection alone.
@@ -28,7 +28,7 @@ PARAMETERS = {
 }  # fmt: skip
 _STEP = 8  # widths are multiples of it: sets of about the same size share a program
 
-NeuronParams = dict[str, jax.Array]  # {parameter: float32 [layers, w, hidden]}, one row per chosen row or column
+NeuronParams = dict[str, jax.Array]  # {parameter: float32 [layers, w, hidden]}, one row per row or column of the set
 NeuronIndex = dict[str, jax.Array]  # {group: int32 [layers, w]}; an index just past the group is padding
 
 

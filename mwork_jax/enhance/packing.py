@@ -2,7 +2,7 @@
 
 Several short documents share a row; each token knows where its document begins, attends to its own document only, and
 counts its positions from there, so a packed document has the loss that it has alone. The order is a function of a seed
-and the step: a step number is all there is to remember of the position in the data.
+and the step: the step number alone determines the position in the data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class PackedRows(NamedTuple):
 
 
 def pack(documents: Sequence[Encoded], time: int) -> PackedRows:
-    """The documents in as few rows of `time` tokens as filling the best place first gives. No document is split;
+    """The documents in rows of `time` tokens: the longest first, each into the row where the least is left over
+    (best fit decreasing). No document is split;
     none may be longer than `time`."""
     left: list[int] = []  # free tokens of each row
     members: list[list[np.ndarray]] = []

@@ -34,9 +34,9 @@ class TuneSettings:
     that training sees every document; steps: fewer or exactly so many steps instead. batch: packed rows per step, in
     `accumulate` parts whose gradients are added up. max_tokens: length of a row; longer documents are cut.
     weight_decay, clip: of the selection alone. validation: share of the documents that are kept out of training and
-    decide which step is best; validate_every: steps between two looks at them, each of which is a checkpoint;
-    patience: so many looks without a better one end the run. remat: layers are computed again in the backward pass,
-    which takes a third more time and keeps memory from growing with depth. seed: order of the documents.
+    decide which step is best; validate_every: steps between two validations, each of which is a checkpoint; patience:
+    so many validations without a better one end the run. remat: layers are computed again in the backward pass, which
+    takes a third more time and keeps memory from growing with depth. seed: order of the documents.
     """
 
     learning_rate: float = 1e-4
@@ -81,7 +81,7 @@ class State(NamedTuple):
     step: jax.Array  # int32, updates made
     best: NeuronParams  # the values with the lowest validation loss so far
     best_loss: jax.Array  # float32, nats per token
-    stale: jax.Array  # int32, looks at the validation documents since the best
+    stale: jax.Array  # int32, validations since the best one
     diverged: jax.Array  # bool, whether the loss or the gradient was not finite
 
 
@@ -192,7 +192,7 @@ def validation_nats(program: Program, frozen: Frozen, values: NeuronParams, rows
 
 @jax.jit
 def note_validation(state: State, loss: jax.Array) -> State:
-    """The state after a look at the validation documents: loss float32 [runs]."""
+    """The state after a validation: loss float32 [runs]."""
 
     def note(state: State, loss: jax.Array) -> State:
         better = loss < state.best_loss

@@ -54,8 +54,8 @@ class Run:
 @dataclass(frozen=True)
 class History:
     """How one run went: nats per token. `train[i]` is the loss of step i before its update; `validation` is [steps
-    made, loss] pairs, the first of them before any step. Losses that are not finite are in neither; `diverged` says
-    that there was one."""
+    made, loss] pairs, the first of them before any step. Losses that are not finite are in neither; `diverged` is
+    True where there was one."""
 
     train: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
@@ -128,7 +128,7 @@ def fine_tune(
     share of the documents is kept out and decides which step's values are returned. checkpoints: a folder; the same
     call goes on from the newest checkpoint in it. progress is called with (steps made, steps in all).
 
-    Raises InputError for an empty or foreign neuron set, too few documents for the steps asked, a checkpoint of other
+    Raises InputError for an empty or foreign neuron set, too few documents for `steps`, a checkpoint of other
     work, and a loss that is no longer finite.
     """
     run = Run(neurons, documents)
@@ -146,7 +146,7 @@ def fine_tune_many(
 ) -> list[TuningResult]:
     """`fine_tune` for several runs in one program; each gets what it would get on its own.
 
-    A run that diverges stays at its best values and says so in its history, while others go on; where all do,
+    A run that diverges stays at its best values and is marked in its history, while others go on; where all do,
     InputError. Otherwise as `fine_tune`.
     """
     data = ready(model, runs, settings)

@@ -31,7 +31,7 @@ def assemble(
     """Reads every parameter into its stacked form, one after the other, so that little more than the weights is in
     memory.
 
-    place(parameter name, host array) puts one finished parameter on the devices. Raises InputError for a tensor that is
+    put(parameter name, host array) puts one finished parameter on the devices. Raises InputError for a tensor that is
     missing, left over, or of another shape than the configuration says.
     """
     _check_names(config, source)
@@ -42,8 +42,8 @@ def assemble(
 
 
 def assemble_on(config: ModelConfig, source: WeightSource, dtype: Any, mesh: Mesh) -> Decoder:
-    """`assemble` onto a mesh, as `sharding.TABLE` says. Of a checkpoint that gives parts, every process reads the parts
-    that its own devices hold and nothing else; of another, each parameter is whole on the host for a moment."""
+    """`assemble` onto a mesh, laid out by `sharding.TABLE`. Of a checkpoint that gives parts, every process reads the
+    parts that its own devices hold and nothing else; of another, each parameter is whole on the host for a moment."""
     _check_names(config, source)
     arrays = {}
     for name, spec in parameter_specs(config).items():

@@ -1,7 +1,7 @@
 """Checkpoints in a bucket, or wherever else fsspec reaches: `gs://…`, `s3://…`, `memory://…`.
 
-The format of safetensors is simple: eight bytes that say how long the header is, the header as JSON, then the tensors.
-So the header tells which bytes a part of a tensor has, and nothing else is asked for.
+A safetensors file begins with eight bytes, the length of its header, then the header as JSON, then the tensors. The
+header gives the bytes of every tensor, so that a part of one is read without the rest of the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def is_bucket(source: str) -> bool:
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where a tensor is: its file, its first byte there, its dtype as safetensors names it, and its shape."""
+    """Where a tensor is: its file, its first byte in the file, its dtype as safetensors names it, and its shape."""
 
     file: str
     begin: int
@@ -150,7 +150,7 @@ class BucketFolder:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """What reads the address, and the folder's name there."""
+    """The file system of an address, and the folder's path in it."""
     import fsspec
 
     try:

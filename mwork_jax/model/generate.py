@@ -25,8 +25,8 @@ from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, put
 
-_STOP_STEPS = 16  # how often the loop comes back to the host to look for stop strings
-_TILE = 128  # tokens of the vocabulary whose likeliest is looked for together
+_STOP_STEPS = 16  # steps after which the host searches the text for stop strings
+_TILE = 128  # entries of the vocabulary that are searched together for the likeliest one
 _TAIL = 8  # tokens of the prompt that new ones are decoded with
 
 
@@ -186,9 +186,9 @@ def _append(decoder: Decoder, state: DecodeState, x: jax.Array) -> DecodeState:
 def likeliest(logits: jax.Array) -> jax.Array:
     """The first token of the highest logit: float32 [batch, vocabulary] -> int32 [batch].
 
-    XLA for CPUs makes vectors of a maximum, but looks for where it is one number after the other: 10 ms for 16 rows of
-    Gemma's vocabulary, whose product takes 36. There, first the tile and then the token within it, 0.7 ms. Elsewhere
-    tiles would only be in the way of a vocabulary that is shared out over devices.
+    XLA for CPUs computes a maximum with vector instructions, but an argmax one number after the other: 10 ms for 16
+    rows of Gemma's vocabulary, whose product takes 36. There, first the tile and then the token within it, 0.7 ms.
+    Elsewhere tiles would only be in the way of a vocabulary that is shared out over devices.
     """
     token = jax.lax.platform_dependent(logits, cpu=_likeliest_by_tiles, default=partial(jnp.argmax, axis=-1))
     return token.astype(jnp.int32)
@@ -241,14 +241,14 @@ def _new_tokens(
 
 
 def _text(model: Model, prompt: np.ndarray, new: np.ndarray) -> str:
-    """What the new tokens say after the prompt. The prompt's end is decoded with them: on their own, some tokenizers
-    take the space before the first word away."""
+    """The text of the new tokens after the prompt. The end of the prompt is decoded with them, because some tokenizers
+    drop the space before the first word of a text."""
 
     def decode(tokens: np.ndarray) -> str:
         return model.tokenizer.decode(tokens, skip_special_tokens=True)  # pyright: ignore[reportOptionalMemberAccess]
 
     before, whole = decode(prompt[-_TAIL:]), decode(np.concatenate([prompt[-_TAIL:], new]))
-    # A prompt may end within a character; then its end reads otherwise with the rest than without.
+    # A prompt may end within a character; then its end decodes differently with the new tokens than without.
     return whole[len(before) :] if whole.startswith(before) else decode(new)
 
 

@@ -41,7 +41,7 @@ class PrefillRequest(NamedTuple):
 
     @property
     def shareable(self) -> int:
-        """How many tokens from its beginning may be another row's too."""
+        """How many tokens from its beginning another row may share."""
         return self.tokens.size - self.needed
 
 
@@ -74,7 +74,7 @@ class Prefilled(NamedTuple):
     stacked: NeuronMask  # those masks and, to fill the devices up, the last of them again; with a leading axis
     tree: Tree
     x: jax.Array  # float32 [masks, rows, time of the last level, hidden], before the final norm
-    cache: KeyValueCache  # each [masks, layers, rows, g, times, k], with room for new tokens where it was asked for
+    cache: KeyValueCache  # each [masks, layers, rows, g, times, k], with room for new tokens if `room` was given
 
 
 def prefill(
@@ -85,7 +85,7 @@ def prefill(
     tokens_per_batch: int,
     room: int = 0,
 ) -> Iterator[Prefilled]:
-    """Runs every row under every mask. tokens_per_batch bounds the rows times the times of a batch, `room` for new
+    """Runs every request under every mask. tokens_per_batch bounds the rows times the time of a batch, `room` for new
     tokens included; MASKS_AT_ONCE such batches are in memory together. On a mesh, that is for each group of devices,
     and rows and masks are filled up so that they split evenly.
 

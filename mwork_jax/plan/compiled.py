@@ -43,7 +43,7 @@ class Memory:
 @dataclass(frozen=True)
 class Case:
     """A stage on a mesh of a slice, compiled. cost is None where it does not fit; memory is then what the compiler
-    said that it would need, or, where the weights alone are too large, the weights."""
+    reported that it would need, or, where the weights alone are too large, the weights."""
 
     fits: bool
     memory: Memory

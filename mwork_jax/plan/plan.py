@@ -105,7 +105,7 @@ def plan(
     mesh: Mapping[str, int] | None = None,
     log: Log = lambda line: None,
 ) -> Plan:
-    """Compiles a stage for a slice. mesh: as asked, or the one with the fewest devices to a model that fits and does
+    """Compiles a stage for a slice. mesh: as given, or the one with the fewest devices to a model that fits and does
     little work twice; where none does, the first that fits, or else the last that was tried. Raises InputError where
     libtpu is missing, or the mesh is not of the slice's size."""
     tried = first = None
@@ -133,8 +133,8 @@ def meshes(stage: str, config: ModelConfig, slice_: Slice) -> Iterator[Mapping[s
 
 
 def smallest_that_fits(known: Plan, log: Log = lambda line: None) -> Plan | None:
-    """The smallest usual slice of the chip of a plan on which its stage fits at its size, or None. Slices are asked
-    from the smallest up until one fits; what is known is not compiled again."""
+    """The smallest usual slice of the chip of a plan on which its stage fits at its size, or None. Slices are tried
+    from the smallest up until one fits; the known one is not compiled again."""
     stage, config, slice_, size = known.stage, known.config, known.slice, known.size
     weights = weight_bytes(config)
     for candidate in slice_.siblings():

@@ -67,7 +67,7 @@ _NOTHING = Cost()
 @dataclass(frozen=True)
 class StageProgram:
     """A function to lower and compile on a mesh, how often the loops run whose bounds it gets as arguments, and what a
-    call of a kernel does inside, at least, which the program's text does not say."""
+    call of a kernel does inside, at least, which the program's text does not show."""
 
     name: str
     function: Any
@@ -229,5 +229,5 @@ def _keys_seen(length: int, window: int) -> float:
 
 
 def with_given(size: Size, given: Mapping[str, int | None]) -> Size:
-    """The size with what is given in place of its own."""
+    """The size with the given values (other than None) instead of its own."""
     return replace(size, **{name: value for name, value in given.items() if value is not None})

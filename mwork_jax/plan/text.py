@@ -76,7 +76,7 @@ def _computed(plan: Plan) -> dict[str, Any]:
 
 
 def plan_report(plan: Plan, name: str, smallest: Plan | None = None, *, searched: bool = True) -> str:
-    """The plan in lines. searched: the smallest slice that fits was looked for, and is None where there is none."""
+    """The plan in lines. searched: whether `smallest` None means that no slice fits, not that none was searched for."""
     size, chip, memory = plan.size, plan.slice.chip, plan.case.memory
     what = {"detect": "documents", "evaluate": "texts x masks", "generate": "prompts x masks", "enhance": "rows x runs"}
     axes = ", ".join(f"{axis} {n}" for axis, n in plan.mesh.items())
