@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
     tokens: np.ndarray  # int32 [rows, bucket], padded on the right with 0
     lengths: np.ndarray  # int32 [rows]
-    documents: np.ndarray  # int32 [rows], the document's place in the stream, -1 for an empty row
+    documents: np.ndarray  # int32 [rows], the document's index in the stream, -1 for an empty row
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,22 @@ def encoded(
     """Tokenizes a stream of documents, cut at `max_tokens` and at the model's context. What is encoded already passes
     through.
 
-    Raises InputError for a document of fewer than two tokens, for an empty stream, and for one document in its place.
+    Raises InputError for a document of fewer than two tokens, for an empty stream, and for one document instead of a
+    list.
     """
     if isinstance(documents, str | bytes | Encoded):
         raise InputError(f"{where}: documents come as a list, also when there is only one")
-    place, longest = -1, min(max_tokens, model.config.max_length)
-    for place, document in enumerate(documents):
+    index, longest = -1, min(max_tokens, model.config.max_length)
+    for index, document in enumerate(documents):
         if isinstance(document, Encoded):
             yield document if document.tokens.size <= longest else Encoded(document.tokens[:longest], 0)
             continue
-        name = f"{where}: document {place + 1}"
+        name = f"{where}: document {index + 1}"
         whole = model.encode(document, where=name)
         if whole.size < 2:
             raise InputError(f"{name} has {whole.size} token{'s' * (whole.size != 1)}; at least two are needed")
         yield Encoded(whole[:longest], _predicted_bytes(model, document, whole, longest))
-    if place < 0:
+    if index < 0:
         raise InputError(f"{where}: no documents; at least one is needed")
 
 
@@ -102,10 +103,10 @@ def stream_batches(documents: Iterable[Encoded], batching: Batching, multiple: i
     Holds at most one batch per bucket, however many documents come, and every batch of a bucket has the same shape.
     """
     waiting: dict[int, list[tuple[int, np.ndarray]]] = {}
-    for place, document in enumerate(documents):
+    for index, document in enumerate(documents):
         bucket = bucket_length(document.tokens.size, batching.max_tokens)
         rows = waiting.setdefault(bucket, [])
-        rows.append((place, document.tokens))
+        rows.append((index, document.tokens))
         if len(rows) == batching.rows(bucket, multiple):
             yield _pad(waiting.pop(bucket), bucket, batching.rows(bucket, multiple))
     # From the longest down, shorter documents fill the rows that longer ones leave empty: fewer batches in all.
@@ -118,7 +119,7 @@ def stream_batches(documents: Iterable[Encoded], batching: Batching, multiple: i
 
 
 def list_batches(documents: Sequence[Encoded], batching: Batching) -> Iterator[Batch]:
-    """Batches of documents that are all there: sorted by length, so that little is padded and no row is empty."""
+    """Batches of a list of documents, sorted by length, so that little is padded and no row is empty."""
     order = sorted(range(len(documents)), key=lambda i: -documents[i].tokens.size)
     while order:
         bucket = bucket_length(documents[order[0]].tokens.size, batching.max_tokens)
@@ -129,11 +130,11 @@ def list_batches(documents: Sequence[Encoded], batching: Batching) -> Iterator[B
 
 def _pad(documents: list[tuple[int, np.ndarray]], bucket: int, rows: int) -> Batch:
     tokens = np.zeros((rows, bucket), np.int32)
-    lengths, places = np.zeros(rows, np.int32), np.full(rows, -1, np.int32)
-    for row, (place, document) in enumerate(documents):
+    lengths, indices = np.zeros(rows, np.int32), np.full(rows, -1, np.int32)
+    for row, (index, document) in enumerate(documents):
         tokens[row, : document.size] = document
-        lengths[row], places[row] = document.size, place
-    return Batch(tokens, lengths, places)
+        lengths[row], indices[row] = document.size, index
+    return Batch(tokens, lengths, indices)
 
 
 def measured_token_mask(config: ModelConfig, tokens: np.ndarray, lengths: np.ndarray, include_bos: bool) -> np.ndarray:
@@ -189,7 +190,7 @@ def _text_of(row: dict, where: str) -> str:
 
 @dataclass(frozen=True)
 class Corpus:
-    """One language's documents: those that neurons are found on, and others that the effect is measured on."""
+    """One language's documents: those that neurons are detected on, and others that effects are measured on."""
 
     language: str
     detection: tuple[str, ...]

@@ -20,6 +20,8 @@ FLOORS = [
     ["corpus"],
     ["load", "detect"],
     ["select", "intervene"],
+    ["settings"],
+    ["results"],
     ["evaluate"],
     ["analysis", "lens", "pipeline"],
     ["enhance"],

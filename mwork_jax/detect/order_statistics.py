@@ -53,7 +53,7 @@ class OrderStatistics:
             return jax.jit(lambda: cls.empty(config, kept, size_of(mesh, DATA)).constrained())()
 
     def constrained(self) -> OrderStatistics:
-        """Laid out on the mesh; `order_statistics_axes` says how."""
+        """Laid out on the mesh by `order_statistics_axes`."""
         return jax.tree.map(lambda x: constrain(x, *order_statistics_axes(x.ndim)), self)
 
 

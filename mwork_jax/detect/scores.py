@@ -43,7 +43,7 @@ _ACTIVITY = ("active", "activation")
 
 @dataclass(frozen=True, eq=False)
 class NeuronScores:
-    """What a stream of documents of one language says about every neuron.
+    """Scores of every neuron over a stream of documents of one language.
 
     Per group, with n = `kept` documents at most remembered per neuron:
     lowest [n, layers, width], float32: the n smallest importances over the documents, ascending;
@@ -51,8 +51,8 @@ class NeuronScores:
     most important neuron; mean [layers, width], float32.
     Of the feed-forward, over the tokens that count in the norms: active [layers, f], float32, the share with
     act(gate) > 0 (what LAPE needs); activation [layers, f], float32, the mean of act(gate) * up.
-    `lowest[0] >= epsilon` and `worst_rank[0] < K` say that a neuron is activated for every document; entry m says it
-    for all but m of them.
+    A neuron is activated for every document where `lowest[0] >= epsilon`, or `worst_rank[0] < K`; for all but m of
+    them where that holds for entry m.
     """
 
     lowest: Mapping[str, np.ndarray]

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from mwork_jax.config import ModelConfig
 from mwork_jax.enhance import Tuned
 from mwork_jax.enhance.neuron_params import PARAMETERS, parameter_arrays
 from mwork_jax.errors import InputError

@@ -31,7 +31,7 @@ class State(NamedTuple):
     step: jax.Array  # int32, updates made
     best: NeuronParams  # the values with the lowest validation loss so far
     best_loss: jax.Array  # float32, nats per token
-    stale: jax.Array  # int32, looks at the validation documents since the best
+    stale: jax.Array  # int32, validations since the best one
     diverged: jax.Array  # bool, whether the loss or the gradient was not finite
 
 
@@ -142,7 +142,7 @@ def validation_nats(program: Program, frozen: Frozen, values: NeuronParams, rows
 
 @jax.jit
 def note_validation(state: State, loss: jax.Array) -> State:
-    """The state after a look at the validation documents: loss float32 [runs]."""
+    """The state after a validation: loss float32 [runs]."""
 
     def note(state: State, loss: jax.Array) -> State:
         better = loss < state.best_loss

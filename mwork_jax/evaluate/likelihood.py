@@ -191,13 +191,13 @@ def _nats(
     mesh, done = mesh_of(decoder), 0
     for run in prefill(decoder, rows, masks, tokens_per_batch=tokens_per_batch):
         shards = tuple(size_of(mesh, axis) for axis in (MASK, DATA))
-        positions, predicted = _predicting(run, [rows[place].needed for place in run.tree.places], shards)
+        positions, predicted = _predicting(run, [rows[place].needed for place in run.tree.indices], shards)
         targets = np.roll(run.tree.levels[-1].tokens, -1, axis=1)
         with on_mesh_of(decoder):
             placed = put(targets, mesh, "batch", None), put(positions, mesh, "masks", "batch", None)
             found = fetch(losses_at(decoder, run.x, *placed, np.int32(predicted)))
-        nats[np.ix_(run.masks, run.tree.places)] = found[: len(run.masks), : len(run.tree.places)]
-        done += len(run.masks) * len(run.tree.places)
+        nats[np.ix_(run.masks, run.tree.indices)] = found[: len(run.masks), : len(run.tree.indices)]
+        done += len(run.masks) * len(run.tree.indices)
         if progress is not None:
             progress(done)
     return nats

@@ -81,12 +81,14 @@ class Family:
     defaults: its own values of attributes that a config.json leaves out, before COMMON_DEFAULTS.
     hf_attributes: the attributes beside the common ones that a config.json of a model of this family has.
     windows: per layer, how many past positions a query sees, from the attributes and the number of layers.
-    ropes: the rotary embeddings, from the attributes and the windows. hf_ropes: `rope_parameters`, the other way.
+    ropes: the rotary embeddings, from the attributes and the windows.
+    hf_ropes: `rope_parameters`, the other way.
     head_dim_may_be_null: a null is then hidden_size / num_attention_heads.
     kv_heads_may_be_null: a null is then num_attention_heads.
     activation: the attribute that names the activation function.
     attention_scale: the attribute whose inverse root multiplies q . k; None where that is the head size.
-    norm_offset, post_norms, qk_norm, qkv_bias: as in ModelConfig; qkv_bias: without an attribute that says so.
+    norm_offset, post_norms, qk_norm: as in ModelConfig.
+    qkv_bias: whether queries, keys and values have biases whatever `attention_bias` is.
     scaled_embeddings: whether embeddings are multiplied by the root of the hidden size.
     layer_tensors: the names of a layer's weights in a checkpoint.
     """

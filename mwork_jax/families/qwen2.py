@@ -22,7 +22,7 @@ def _windows(read: Reader, layers: int) -> Windows:
 
 
 def sliding_attributes(config: ModelConfig) -> dict[str, Any]:
-    """The attributes that say which layers have a window."""
+    """The attributes that describe which layers have a window."""
     return {
         "use_sliding_window": any(window != FULL_ATTENTION for window in config.windows),
         "sliding_window": max(config.windows) or None,

@@ -1,4 +1,4 @@
-"""Qwen 3: Qwen 2 with a norm on queries and keys, a head size of its own, and biases only if an attribute says so."""
+"""Qwen 3: Qwen 2 with a norm on queries and keys, a head size of its own, and biases as an option."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Reader:
         self.values, self.where = values, where
 
     def refusal(self, name: str, needed: str) -> InputError:
-        """The error that says what an attribute is and what is needed."""
+        """The error for an attribute's value: what it is, and what is needed."""
         return InputError(f"{self.where}: {name} is {self.values.get(name)!r:.80}; {needed} is needed")
 
     def count(self, name: str, *, if_null: int | None = None, minimum: int = 1) -> int:

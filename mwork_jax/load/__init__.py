@@ -37,8 +37,7 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
     (`gs://…`, `s3://…`), a `.gguf` file, the name of a packaged model ("gemma3-270m"), or a Hub id. dtype: "float32" or
     "bfloat16", of the weights and of matrix products' operands (results, norms and scores are float32 always); None
     picks what is fast on this machine. mesh: one of `mw.make_mesh`, to share out the weights and the work over its
-    devices. Raises InputError with one line that says
-    what is wrong, where, and what would be right.
+    devices. Raises InputError, one line with what is wrong, where, and what would be right.
     """
     if dtype is not None and dtype not in _DTYPES:
         raise InputError(f"dtype {dtype!r} is not supported; use {' or '.join(_DTYPES)}")

@@ -26,24 +26,24 @@ _DERIVED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 
 
 def assemble(
-    config: ModelConfig, source: WeightSource, dtype: Any, place: Callable[[str, np.ndarray], jax.Array]
+    config: ModelConfig, source: WeightSource, dtype: Any, put: Callable[[str, np.ndarray], jax.Array]
 ) -> Decoder:
     """Reads every parameter into its stacked form, one after the other, so that little more than the weights is in
     memory.
 
-    place(parameter name, host array) puts one finished parameter on the devices. Raises InputError for a tensor that is
+    put(parameter name, host array) puts one finished parameter on the devices. Raises InputError for a tensor that is
     missing, left over, or of another shape than the configuration says.
     """
     _check_names(config, source)
     arrays = {}
     for name, spec in parameter_specs(config).items():
-        arrays[name] = place(name, _parameter(config, source, name, spec.shape, _dtype(spec, dtype)))
+        arrays[name] = put(name, _parameter(config, source, name, spec.shape, _dtype(spec, dtype)))
     return Decoder(config, arrays)
 
 
 def assemble_on(config: ModelConfig, source: WeightSource, dtype: Any, mesh: Mesh) -> Decoder:
-    """`assemble` onto a mesh, as `sharding.TABLE` says. Of a checkpoint that gives parts, every process reads the parts
-    that its own devices hold and nothing else; of another, each parameter is whole on the host for a moment."""
+    """`assemble` onto a mesh, laid out by `sharding.TABLE`. Of a checkpoint that gives parts, every process reads the
+    parts that its own devices hold and nothing else; of another, each parameter is whole on the host for a moment."""
     _check_names(config, source)
     arrays = {}
     for name, spec in parameter_specs(config).items():
@@ -135,16 +135,18 @@ def _check_names(config: ModelConfig, source: WeightSource) -> None:
     present = source.names()
     missing = sorted(needed - present)
     if missing:
-        raise InputError(f"{source.where}: {_some(missing)} missing; is it complete, and of this config?")
+        raise InputError(f"{source.where}: {_first_names(missing)} missing; is it complete, and of this config?")
     extra = sorted(n for n in present - needed if not n.endswith(_DERIVED) and not _tied_copy(config, n))
     if extra:
-        raise InputError(f"{source.where}: {_some(extra)} in the checkpoint that the configuration does not explain")
+        raise InputError(
+            f"{source.where}: {_first_names(extra)} in the checkpoint that the configuration does not explain"
+        )
 
 
 def _tied_copy(config: ModelConfig, name: str) -> bool:
     return config.tie_embeddings and name == WHOLE_TENSORS["head"]
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     shown: Iterator[str] = iter(names[:3])
     return f"tensors {', '.join(shown)}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")

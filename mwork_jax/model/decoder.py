@@ -184,13 +184,13 @@ def hidden_states(
     observe: Callable[[LayerRecord], Any] | None = None,
     remat: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """The residual stream after the last layer, and what `observe` made of every layer.
+    """The residual stream after the last layer, and what `observe` returned for every layer.
 
     tokens: int32 [batch, time]. Padding on the right needs no care (attention is causal); for padding elsewhere give
-    `positions`, int32 [batch, time]: each token's place in its row, -1 for one that nobody may see. documents: int32
-    [batch, time], where a row holds several documents: tokens see those of the same number only. changes: added to the
-    weights, as small products beside the unchanged ones. remat: each layer is computed again in the backward pass
-    instead of keeping what it computed. Returns (float32 [batch, time, hidden] before the final norm, observe's
+    `positions`, int32 [batch, time]: each token's position in its row, -1 for one that no query may see. documents:
+    int32 [batch, time], where a row holds several documents: tokens see those of the same number only. changes: added
+    to the weights, as small products beside the unchanged ones. remat: each layer is computed again in the backward
+    pass instead of keeping what it computed. Returns (float32 [batch, time, hidden] before the final norm, observe's
     results stacked over layers, or None).
     """
     config = decoder.config

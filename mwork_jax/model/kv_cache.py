@@ -64,11 +64,11 @@ def extend(
     see the earlier times that the cache holds.
 
     x: float32 [batch, time, hidden], the residual stream that enters layer `first`, `embedded` tokens for layer 0.
-    positions: int32 [batch or 1, times of the cache], each token's place in its row, -1 where there is none to see.
-    Returns (the residual stream that leaves layer `last` - 1, the cache with these layers and times written). `first`
-    and `last` may be traced, so one program serves any part of the model; a `now` that is a Python number spares
-    attention the times after it. The cache must have room: where it has none, the last times are overwritten. Not for
-    training: a bfloat16 cache passes no gradient on.
+    positions: int32 [batch or 1, times of the cache], each token's position in its row, -1 where no token is to be
+    seen. Returns (the residual stream that leaves layer `last` - 1, the cache with these layers and times written).
+    `first` and `last` may be traced, so one program serves any part of the model; a `now` that is a Python number
+    spares attention the times after it. The cache must have room: where it has none, the last times are overwritten.
+    Not for training: a bfloat16 cache passes no gradient on.
     """
     config = decoder.config
     layer_inputs = stacked_inputs(decoder, mask)

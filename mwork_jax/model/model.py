@@ -49,7 +49,7 @@ class Model:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What results say about the model: where it came from, and its `key`."""
+        """The model's entry in results: where it came from, and its `key`."""
         return {"source": self.source, **self.key}
 
     @cached_property

@@ -39,11 +39,11 @@ def chat_prompt(tokenizer: Any | None, text: str) -> str:
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise InputError("the model has no chat template (models tuned to follow instructions have one); leave it off")
     message = [{"role": "user", "content": text}]
-    # Where a template knows thinking, the answer is to begin at once; others do not look at this.
+    # A template for thinking models must begin the answer at once; other templates ignore this option.
     options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
     rendered = tokenizer.apply_chat_template(message, **options)
     bos = tokenizer.bos_token
-    # `encode` puts the tokens there that a text begins with; a BOS in the template would be a second one.
+    # `encode` adds the tokens that a text begins with; the template's own BOS would be a second one.
     adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return rendered.removeprefix(bos) if adds_bos else rendered
 

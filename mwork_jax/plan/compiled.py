@@ -43,7 +43,7 @@ class Memory:
 @dataclass(frozen=True)
 class Case:
     """A stage on a mesh of a slice, compiled. cost is None where it does not fit; memory is then what the compiler
-    said that it would need, or, where the weights alone are too large, the weights."""
+    reported that it would need, or, where the weights alone are too large, the weights."""
 
     fits: bool
     memory: Memory
@@ -87,11 +87,11 @@ def _compiled(program: StageProgram, mesh: Mesh, weights: float) -> tuple[Memory
             return Memory(weights, 0, total - weights), None
         texts = sorted(Path(folder).glob("*.after_codegen.txt"))
         text = texts[-1].read_text() if texts else compiled.as_text()
-    found = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     # Weights that a program does not read are no arguments of it, but stay where they are.
-    state = _argument_bytes(program) + found.output_size_in_bytes - found.alias_size_in_bytes
+    state = _argument_bytes(program) + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     cost = cost_of(text, program.trips)
-    return Memory(weights, state, found.temp_size_in_bytes), cost + program.inside.times(cost.custom_calls)
+    return Memory(weights, state, analysis.temp_size_in_bytes), cost + program.inside.times(cost.custom_calls)
 
 
 def _argument_bytes(program: StageProgram) -> float:
@@ -111,8 +111,8 @@ class Needed(NamedTuple):
 def _needed(message: str) -> Needed | None:
     """Read from the compiler's refusal; None where it refused for another reason than memory."""
     size = r"([\d.]+)([KMGT]?)(?:i?B)?"
-    found = re.search(rf"[Uu]sed {size} of {size} hbm", message)
-    if found:
-        return Needed(float(found[1]) * _UNITS[found[2]], True)
-    found = re.search(rf"memory required for (\w+(?: \w+)*) \({size}\) exceeds available HBM", message)
-    return Needed(float(found[2]) * _UNITS[found[3]], "temporaries" not in found[1]) if found else None
+    match = re.search(rf"[Uu]sed {size} of {size} hbm", message)
+    if match:
+        return Needed(float(match[1]) * _UNITS[match[2]], True)
+    match = re.search(rf"memory required for (\w+(?: \w+)*) \({size}\) exceeds available HBM", message)
+    return Needed(float(match[2]) * _UNITS[match[3]], "temporaries" not in match[1]) if match else None

@@ -67,7 +67,7 @@ _NOTHING = Cost()
 @dataclass(frozen=True)
 class StageProgram:
     """A function to lower and compile on a mesh, how often the loops run whose bounds it gets as arguments, and what a
-    call of a kernel does inside, at least, which the program's text does not say."""
+    call of a kernel does inside, at least, which the program's text does not show."""
 
     name: str
     function: Any
@@ -136,7 +136,7 @@ def _evaluate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
         abstract_decoder(config, mesh),
         abstract(mesh, (masks, rows, time, config.hidden_size), jnp.float32, "masks", "batch", "time", "hidden"),
         abstract(mesh, (rows, time), jnp.int32, "batch", "time"),
-        abstract(mesh, (of_masks, of_rows, positions), jnp.int32, "masks", "batch", "places"),
+        abstract(mesh, (of_masks, of_rows, positions), jnp.int32, "masks", "batch", "positions"),
         abstract(mesh, (), jnp.int32),
     )
     chunks = positions // LOGIT_ROWS
@@ -147,7 +147,7 @@ def _generate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
     masks, rows = size.masks * mesh.shape[MASK], size.batch * mesh.shape[DATA]
 
     def whole(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return abstract(mesh, shape, dtype, *("masks", "batch", "new")[: len(shape)])
+        return abstract(mesh, shape, dtype, *("masks", "batch", "time")[: len(shape)])
 
     decoded = Decoded(
         whole((masks, rows, size.new), jnp.int32), whole((masks, rows), jnp.int32), abstract(mesh, (), jnp.int32)
@@ -178,10 +178,10 @@ def _enhance(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     optimizer = jax.tree.map(lambda x: of_runs(x.shape[1:], x.dtype), optimizer)
     number, count = of_runs((), jnp.float32), of_runs((), jnp.int32)
     state = State(values, optimizer, count, values, number, count, of_runs((), jnp.bool_))
-    places = {"tokens": jnp.int32, "targets": jnp.int32, "counts": jnp.float32, "start": jnp.int32}
+    dtypes = {"tokens": jnp.int32, "targets": jnp.int32, "counts": jnp.float32, "start": jnp.int32}
     axes = ("runs", None, "batch", "time")
     shape = (runs, 1, rows, size.length)
-    batch = PackedRows(**{name: abstract(mesh, shape, dtype, *axes) for name, dtype in places.items()})
+    batch = PackedRows(**{name: abstract(mesh, shape, dtype, *axes) for name, dtype in dtypes.items()})
     arguments = (
         Program(True, 3),
         Frozen(abstract_decoder(config, mesh), index, values, rates),
@@ -229,5 +229,5 @@ def _keys_seen(length: int, window: int) -> float:
 
 
 def with_given(size: Size, given: Mapping[str, int | None]) -> Size:
-    """The size with what is given in place of its own."""
+    """The size with the given values (other than None) instead of its own."""
     return replace(size, **{name: value for name, value in given.items() if value is not None})

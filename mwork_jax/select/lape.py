@@ -11,7 +11,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.neurons import FFN_GROUPS, GROUPS, NeuronSet
 from mwork_jax.select.rules import Rule
 
-_OFTEN = 0.95  # LAPE: a neuron acts in a language when it acts more often there than this share of all probabilities
+_OFTEN = 0.95  # a neuron acts often in a language where its probability is above this quantile of all probabilities
 
 
 def lape_neurons(scores: Mapping[str, NeuronScores], rule: Rule) -> dict[str, NeuronSet]:

@@ -22,7 +22,7 @@ class Rule:
     """When a neuron counts as activated, and for which share of the documents it must be.
 
     epsilon: Imp >= value (the paper). top_k: among the `value` most important of its layer and group. top_fraction:
-    among that fraction of them, rounded, at least one. lape (Tang et al., ACL 2024) looks at all languages at once:
+    among that fraction of them, rounded, at least one. lape (Tang et al., ACL 2024) compares all languages:
     that fraction of the feed-forward neurons whose activation probabilities are the most unequal between languages.
     """
 
