@@ -6,7 +6,6 @@ class as a whole when it is read, so whoever holds a result may use every field 
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -26,9 +25,11 @@ from mwork_jax.version import __version__
 
 FORMAT = "mwork-results-2"
 FORMATS_OF_0_1 = ("mwork-results-1", "mwork-lens-1")
+_ROUNDING = 1e-4  # by how much a share that was computed in float32 may leave 0 to 1
+_TOO_LARGE = 1e30  # far beyond any score, loss or count, and sums and products of such numbers are still finite
 _PACKAGES = ("jax", "flax", "numpy", "scipy", "transformers")
 
-Interval = tuple[float, float]
+Interval = tuple[float, float]  # its lower and its upper end
 Neurons = Literal["random", "lang-spec"]
 S = TypeVar("S")
 
@@ -46,6 +47,10 @@ class ModelInfo:
     weights: str
     tokenizer: str | None
     revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers < 1 or self.hidden_size < 1:
+            raise ValueError("layers and hidden_size should be 1 or more")
 
     def is_same_as(self, other: ModelInfo) -> bool:
         """Whether both are one model, in whatever dtype and from wherever."""
@@ -79,6 +84,9 @@ class Provenance(Generic[S]):
     versions: Mapping[str, str]
     command: tuple[str, ...] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _need(self, "data")
 
 
 @dataclass(frozen=True)
@@ -191,34 +199,52 @@ class _Result:
     def from_json(cls, value: object, where: str) -> Self:
         """The result that `to_json` described. Raises InputError, one line that names `where` and the field, for a
         value that is not one."""
-        if not isinstance(value, Mapping):
-            raise InputError(f"{where}: not a result of this project (a JSON object is needed)")
-        body = {name: inner for name, inner in value.items() if name != "format"}
+        body = {name: inner for name, inner in _of_this_version(value, where).items() if name != "format"}
         try:
             result = msgspec.convert(body, cls)
         except (msgspec.ValidationError, OverflowError, RecursionError) as error:
             raise InputError(f"{where}: damaged ({' '.join(str(error).split()):.200})") from None
-        _refuse_unknown_fields(result, body, where, "$")
+        _check_values(result, body, where, "$")
         return result
 
 
-def _refuse_unknown_fields(result: object, value: object, where: str, path: str) -> None:
-    """Raises InputError for fields that the class does not have: a newer version's, or a foreign file's; and for
-    numbers that are not finite."""
+def _of_this_version(value: object, where: str) -> Mapping[str, object]:
+    """The value, if it is a result of this format. Raises InputError for one of version 0.1 and for all else."""
+    form = value.get("format") if isinstance(value, Mapping) else None
+    if form in FORMATS_OF_0_1:
+        raise InputError(
+            f"{where}: written by version 0.1, whose intervals took parallel items for independent; run the command "
+            "again, with another output folder"
+        )
+    if not isinstance(value, Mapping) or form != FORMAT:
+        raise InputError(f"{where}: not a result of this project (its 'format' should be {FORMAT!r})")
+    return value
+
+
+def _check_values(result: object, value: object, where: str, path: str) -> None:
+    """Raises InputError for what a conversion lets through: fields that the class does not have, as a newer version's
+    or a foreign file's; numbers that are not finite or so large that no figure could hold them."""
     if is_dataclass(result) and isinstance(value, Mapping):
         known = {f.name for f in fields(result)}
         for name, inner in value.items():
             if name not in known:
-                raise InputError(f"{where}: {path}.{name!s:.40} is not known; was it written by a newer version?")
-            _refuse_unknown_fields(getattr(result, name), inner, where, f"{path}.{name}")
+                raise InputError(f"{where}: {path}.{f'{name}'!r:.40} is not known; was it written by a newer version?")
+            _check_values(getattr(result, name), inner, where, f"{path}.{name}")
     elif isinstance(result, Mapping) and isinstance(value, Mapping):
         for name, inner in value.items():
-            _refuse_unknown_fields(result[name], inner, where, f"{path}[...]")
+            _check_values(result[name], inner, where, f"{path}[{name!r:.40}]")
     elif isinstance(result, tuple) and isinstance(value, Sequence):
-        for one, inner in zip(result, value, strict=True):
-            _refuse_unknown_fields(one, inner, where, f"{path}[...]")
-    elif isinstance(result, float) and not math.isfinite(result):
-        raise InputError(f"{where}: damaged ({path} is not a finite number)")
+        for i, (one, inner) in enumerate(zip(result, value, strict=True)):
+            _check_values(one, inner, where, f"{path}[{i}]")
+    elif isinstance(result, int | float) and not abs(result) < _TOO_LARGE:
+        raise InputError(f"{where}: damaged ({path} is not a finite number below {_TOO_LARGE:g})")
+
+
+def _need(result: object, *names: str) -> None:
+    """Raises ValueError for fields of a result that are empty; what shows results counts on them."""
+    for name in names:
+        if not getattr(result, name):
+            raise ValueError(f"{name} should have something in it")
 
 
 @dataclass(frozen=True)
@@ -269,6 +295,9 @@ class RunResults(_Result):
     languages: Mapping[str, LanguageChange]
     rows: tuple[DeltaRow, ...]
 
+    def __post_init__(self) -> None:
+        _need(self, "original", "languages", "rows")
+
 
 @dataclass(frozen=True)
 class TaskInfo:
@@ -294,6 +323,16 @@ class TableResult(_Result):
     original: Mapping[str, Mapping[str, float]]
     rows: tuple[DeltaRow, ...]
 
+    def __post_init__(self) -> None:
+        _need(self, "original", "rows")
+        if any(self.task.score not in scores for scores in self.original.values()):
+            raise ValueError("original should have the task's score for every language")
+        of_grid = [None not in (row.understanding, row.generation) for row in self.rows]
+        if self.kind == "grid" and not (self.stages is None and all(of_grid)):
+            raise ValueError("a grid has N1 and N2 (understanding, generation) in every row, and no stages of its own")
+        if self.kind == "table" and (self.stages is None or any(of_grid)):
+            raise ValueError("a table has stages of its own, and no N1 and N2 in its rows")
+
     @property
     def identity(self) -> tuple[str, int, str]:
         """What there is one of in a folder."""
@@ -308,6 +347,11 @@ class TablesResults(_Result):
     provenance: Provenance[TableSettings]
     tables: tuple[TableResult, ...]
     rows: tuple[DeltaRow, ...]
+
+    def __post_init__(self) -> None:
+        _need(self, "tables")
+        if self.rows != tuple(row for table in self.tables for row in table.rows):
+            raise ValueError("rows should be those of the tables, in their order")
 
     @classmethod
     def of(cls, tables: Sequence[TableResult]) -> TablesResults:
@@ -389,6 +433,9 @@ class EnhanceResults(_Result):
     runs: Mapping[str, TuningRun]
     rows: tuple[TuningRow, ...]
 
+    def __post_init__(self) -> None:
+        _need(self, "runs", "rows")
+
 
 @dataclass(frozen=True)
 class LabelsInfo:
@@ -440,14 +487,24 @@ class LensResults(_Result):
 
     def __post_init__(self) -> None:
         columns, layers = len(self.labels.columns), self.provenance.model.layers + 1
-        if not self.shares:
-            raise ValueError("shares is empty")
+        if all(shares.neurons_off for shares in self.shares):
+            raise ValueError("shares should have something of the original model in it")
         for shares in self.shares:
             for table in (shares.top_k, shares.top_1):
                 if len(table) != layers or any(len(row) != columns for row in table):
                     raise ValueError(
                         f"the shares of {shares.language!r:.20} are not {layers} rows of {columns} columns"
                     )
+                if any(not -_ROUNDING <= share <= 1 + _ROUNDING for row in table for share in row):
+                    raise ValueError(f"the shares of {shares.language!r:.20} are not all from 0 to 1")
+        for example in self.examples:
+            positions = len(example.tokens)
+            if len(example.layers) != layers or any(len(row) != positions for row in example.layers):
+                raise ValueError(
+                    f"the example of {example.language!r:.20} is not {layers} rows of {positions} positions"
+                )
+            if any(not 0 <= token.probability <= 1 + _ROUNDING for row in example.layers for token in row):
+                raise ValueError(f"the probabilities of {example.language!r:.20} are not all from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -493,15 +550,7 @@ def write_results(path: str | Path, results: _Result) -> None:
 def read_results(path: str | Path) -> AnyResults:
     """The result in a file, of whatever kind. Raises InputError, one line, for a file that is missing, damaged, foreign
     or of version 0.1."""
-    body = read_json(path)
-    form = body.get("format") if isinstance(body, Mapping) else None
-    if form in FORMATS_OF_0_1:
-        raise InputError(
-            f"{path}: written by version 0.1, whose intervals took parallel items for independent; run the command "
-            "again, with another output folder"
-        )
-    if not isinstance(body, Mapping) or form != FORMAT:
-        raise InputError(f"{path}: not a result of this project (its 'format' should be {FORMAT!r})")
+    body = _of_this_version(read_json(path), str(path))
     kind = body.get("kind")
     if not isinstance(kind, str) or kind not in _CLASSES:
         raise InputError(f"{path}: damaged ('kind' should be one of {', '.join(_CLASSES)}, it is {kind!r:.40})")

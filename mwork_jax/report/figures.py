@@ -14,7 +14,7 @@ from mwork_jax.analysis import Overlap
 from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import GROUPS, NeuronSet
-from mwork_jax.report.language_names import name_of
+from mwork_jax.report.language_names import name_of, shown_name
 from mwork_jax.report.tables import ALIKE, STAGE_TITLES, against_random, own_english_rest, parts_off, score_of
 from mwork_jax.results import DeltaRow, LanguageChange, LensResults, LensShares, TuningRow
 
@@ -38,6 +38,7 @@ STYLE = {
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "text.color": INK,
     "xtick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -60,7 +61,7 @@ def plot_layer_languages(ax: Axes, lens: LensResults, shares: LensShares, split:
         parts = [(own, OWN), (english, ENGLISH_COLOUR), (others, OTHERS), (rest, REST_COLOUR)]
     ax.stackplot(layers, *(p for p, _ in parts), colors=[c for _, c in parts], linewidth=0.6, edgecolor=PAPER)
     ax.set(xlim=(0, layers[-1]), ylim=(0, 100), xlabel="layer", ylabel="% of top tokens")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(ax)
     _stages(ax, split, first=0)
 
 
@@ -72,7 +73,7 @@ def plot_neurons(ax: Axes, neurons: NeuronSet, split: StageSplit, full: float | 
     _squares(ax, shares / full, OWN)
     ax.set(ylim=(len(GROUPS) - 0.5, -0.5), xlim=(0.5, shares.shape[1] + 0.5), xlabel="layer")
     ax.set_yticks(range(len(GROUPS)), GROUPS)
-    ax.xaxis.get_major_locator().set_params(integer=True, nbins=7, min_n_ticks=3)
+    _whole_numbers(ax, nbins=7, min_n_ticks=3)
     ax.tick_params(length=0)
     _bare(ax)
     _stages(ax, split, first=1)
@@ -130,7 +131,7 @@ def plot_importance(ax: Axes, quantiles: np.ndarray, split: StageSplit) -> None:
     ax.plot(layers, top, color=OWN, linewidth=1.2, linestyle=":")
     ax.set_yscale("log")
     ax.set(xlim=(1, layers[-1]), xlabel="layer", ylabel="Imp")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(ax)
     ax.grid(axis="y")
     _stages(ax, split, first=1)
 
@@ -188,8 +189,8 @@ def plot_enhancement(ax: Axes, rows: Sequence[TuningRow]) -> None:
             ax.plot(*zip(*shown, strict=True), color=colour, linewidth=1.6, marker=mark, markersize=5, label=name)
     ax.axhline(0, color=MUTED, linewidth=0.7)
     ax.set_xticks(counts)
-    ax.set_title(rows[0].task, fontsize=9, loc="left")
-    ax.set(xlabel="documents", ylabel=f"change, {score_of(rows[0]['task'])}")
+    ax.set_title(shown_name(rows[0].task), fontsize=9, loc="left")
+    ax.set(xlabel="documents", ylabel=f"change, {score_of(rows[0].task)}")
     ax.margins(x=0.06)
     ax.grid(axis="y")
     ax.legend(loc="best")
@@ -231,6 +232,15 @@ def _squares(ax: Axes, strength: np.ndarray, colour: str, first: int = 1) -> Non
     corners = [(j + first - 0.47, i - 0.46) for i in range(strength.shape[0]) for j in range(strength.shape[1])]
     tints = [to_rgba(colour, 0.06 + 0.74 * float(s)) for s in strength.ravel()]
     ax.add_collection(PatchCollection([Rectangle(p, 0.94, 0.92) for p in corners], facecolors=tints, edgecolors="none"))
+
+
+def _whole_numbers(ax: Axes, **limits: int) -> None:
+    """Marks whole layers only along the axis. limits: as matplotlib's MaxNLocator takes them."""
+    from matplotlib.ticker import AutoLocator
+
+    locator = AutoLocator()
+    locator.set_params(integer=True, **limits)
+    ax.xaxis.set_major_locator(locator)
 
 
 def _bare(ax: Axes) -> None:

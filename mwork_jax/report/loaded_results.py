@@ -15,6 +15,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import NeuronSet
+from mwork_jax.report.names import check_distinct
 from mwork_jax.results import (
     AnyResults,
     DetectResults,
@@ -118,12 +119,19 @@ def load_results(folder: str | Path) -> LoadedResults:
             f"{folder}: nothing to report; results.json (of `mwork run`, `evaluate`, `enhance`), lens.json, scores/ or "
             "neurons/ is needed"
         )
-    run, tuning, lens = (_only(files, kind) for kind in (RunResults, EnhanceResults, LensResults))
+    run, tuning, lens = _only(files, RunResults), _only(files, EnhanceResults), _only(files, LensResults)
     tables = _tables(files)
+    for names in (
+        (*neurons, *scores),
+        [table.task.name for table in tables],
+        [row.task for row in tuning.rows] if tuning else (),
+        [shares.language for shares in lens.shares] if lens else (),
+    ):
+        check_distinct(names, str(folder))
     if run is not None:
         _check_neurons(folder, run.neurons, neurons)
     order = [*(run.original if run else ()), *(lens.provenance.data if lens else ())]
-    return LoadedResults(
+    loaded = LoadedResults(
         folder,
         _one_model(models),
         run,
@@ -134,6 +142,11 @@ def load_results(folder: str | Path) -> LoadedResults:
         _in_order(neurons, order),
         _in_order(scores, order),
     )
+    try:
+        Rule.parse(loaded.rule)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+    return loaded
 
 
 def _result_files(folder: Path) -> Iterator[tuple[Path, AnyResults]]:

@@ -12,6 +12,7 @@ import msgspec
 
 from mwork_jax.report.language_names import direction_of, full_name, name_of
 from mwork_jax.report.loaded_results import LoadedResults
+from mwork_jax.report.names import one_line
 from mwork_jax.report.sections import LENS_KEY, Figure, Section
 from mwork_jax.report.table import Table
 from mwork_jax.results import LensExample, LensToken, Provenance
@@ -60,7 +61,7 @@ def page(loaded: LoadedResults, parts: Iterable[Section]) -> str:
 
 
 def _text(text: object) -> str:
-    return html.escape(str(text))
+    return html.escape(one_line(str(text)))
 
 
 def _short(source: str) -> str:
@@ -183,8 +184,8 @@ def _provenance(loaded: LoadedResults) -> str:
         facts.append((f"{title}: data", "; ".join(f"{lang}: {d.origin}" for lang, d in provenance.data.items())))
         facts.append((f"{title}: versions", ", ".join(f"{name} {v}" for name, v in provenance.versions.items())))
     rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts if value)
-    commands = "\n".join(repeat_commands(loaded))
-    again = f"<h3>To repeat it</h3><pre><code>{_text(commands)}</code></pre>" if commands else ""
+    commands = "\n".join(map(_text, repeat_commands(loaded)))
+    again = f"<h3>To repeat it</h3><pre><code>{commands}</code></pre>" if commands else ""
     return (
         '<section id="made" aria-labelledby="made-title"><h2 id="made-title">What made this</h2>'
         f'<dl class="made">{rows}</dl>{again}</section>'
@@ -203,9 +204,9 @@ def _values(settings: object) -> str:
     values = msgspec.to_builtins(settings)
     values |= values.pop("tune", {})
     return ", ".join(
-        f"{name} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        f"{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
         for name, value in values.items()
-        if value is not None and value != []
+        if value is not None and value != ()
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from mwork_jax.report.language_names import name_of
+from mwork_jax.report.names import one_line
 from mwork_jax.report.tables import delta_table, grid_tables, language_table, lens_sentence, lens_table, tuning_tables
 from mwork_jax.results import EnhanceResults, LensResults, ModelInfo, RunResults, TableResult
 
@@ -44,6 +45,11 @@ def _model(model: ModelInfo) -> str:
     return f"{model.source} ({model.dtype})"
 
 
+def _lines(*lines: str) -> str:
+    """Lines with names from files in them: each stays one line."""
+    return "\n".join(map(one_line, lines))
+
+
 def _span(start: int, stop: int) -> str:
     """Layers start <= layer < stop as people count them."""
     return f"{start + 1}-{stop}" if start < stop else "none"
@@ -61,7 +67,7 @@ def printable(text: str, encoding: str | None) -> str:
 def table_report(table: TableResult) -> str:
     """One of Tables 2 to 5 in the paper's layout, with intervals and the original scores; of a grid, Delta for every N1
     (down) and N2 (across), the highest marked."""
-    return _grid_report(table) if table.stages is None else _one_table_report(table)
+    return _grid_report(table) if table.kind == "grid" else _one_table_report(table)
 
 
 def _one_table_report(table: TableResult) -> str:
@@ -69,18 +75,18 @@ def _one_table_report(table: TableResult) -> str:
     original = ", ".join(f"{name_of(lang)} {scores[task.score]:.1f}" for lang, scores in table.original.items())
     items = next(iter(provenance.data.values())).items
     split = f", N1 = {stages.understanding}, N2 = {stages.generation}" if stages else ""
-    title = (
-        f"Table {table.table}: {table.stage}, {task.name} ({task.score}, points), {items} items per language{split}\n"
-        f"{_model(provenance.model)}; original: {original}"
+    title = _lines(
+        f"Table {table.table}: {table.stage}, {task.name} ({task.score}, points), {items} items per language{split}",
+        f"{_model(provenance.model)}; original: {original}",
     )
     shown = delta_table(table.rows, 1)
     return f"{title}\n\n{shown.text(left=0)}\n\n{textwrap.fill(shown.note, 110)}"
 
 
 def _grid_report(grid: TableResult) -> str:
-    title = (
-        f"Table {grid.table}: {grid.stage}, {grid.task.name}, Δ in points for N1 (down) and N2\n"
-        "(across); * the highest of each setting"
+    title = _lines(
+        f"Table {grid.table}: {grid.stage}, {grid.task.name}, Δ in points for N1 (down) and N2",
+        "(across); * the highest of each setting",
     )
     return "\n\n".join([title, *(f"{table.title}\n{table.text(left=0)}" for table in grid_tables(grid))])
 
