@@ -20,7 +20,7 @@ from mwork_jax.cli.options import (
     pairs,
     print_result,
 )
-from mwork_jax.corpus import encoded, own_corpus, read_corpus
+from mwork_jax.corpus import own_corpus, read_corpus
 from mwork_jax.errors import InputError
 from mwork_jax.lens.logit_lens import run_lens
 from mwork_jax.lens.vocabulary import LABELLERS
@@ -72,9 +72,8 @@ def _lens(args: argparse.Namespace) -> None:
     neurons = {} if args.neurons is None else neurons_of(args.neurons, tuple(texts), needed=False)
     model = load_model_of(args)
     check_sets(args, model, neurons)
-    prompts = {lang: list(encoded(model, t, args.max_tokens, where=origins[lang])) for lang, t in texts.items()}
     settings = LensSettings(args.top, args.max_tokens, args.labeller, more)
-    results = run_lens(model, prompts, origins, neurons, settings, out, command=command_of(args))
+    results = run_lens(model, texts, origins, neurons, settings, out, command=command_of(args))
     write_results(out / "lens.json", results)
     print_result(args, results.to_json(), f"{lens_report(results)}\n\nEverything is in {out / 'lens.json'}.")
 

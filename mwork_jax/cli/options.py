@@ -173,11 +173,21 @@ def check_sets(args: argparse.Namespace, model: Model, neurons: Mapping[str, Neu
     can have the same shape; with --allow-other-model it only warns."""
     for language, own in neurons.items():
         identity = own.provenance.get("model")
-        if isinstance(identity, Mapping) and not model.is_of(identity):
-            line = f"the neurons of {language} were found in {identity.get('source')}, the model is {model.source}"
+        if isinstance(identity, Mapping) and not _is_of(model, identity):
+            theirs, ours = (f"{one.get('source')} (weights {one.get('weights')})" for one in (identity, model.identity))
+            line = f"the neurons of {language} were found in {theirs}, the model is {ours}"
             if not args.allow_other_model:
                 raise InputError(f"{line}; find them in this model, or use --allow-other-model")
             log(f"warning: {line}")
+
+
+def _is_of(model: Model, identity: Mapping[str, Any]) -> bool:
+    """Whether an identity is this model's. Loaded in another dtype its weights are rounded and have another
+    fingerprint, so there the source decides."""
+    if model.is_of(identity) or identity.get("dtype") == model.identity["dtype"]:
+        return model.is_of(identity)
+    theirs, ours = ({**one, "dtype": None, "weights": None} for one in (identity, model.identity))
+    return theirs == ours
 
 
 def print_result(args: argparse.Namespace, value: Any, text: str) -> None:

@@ -17,7 +17,7 @@ from mwork_jax.evaluate.tasks import NoData, Task, prompt, questions, task_named
 from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.model.model import Model
-from mwork_jax.neurons import NeuronSet
+from mwork_jax.neurons import NeuronMask, NeuronSet
 from mwork_jax.results import (
     DataInfo,
     ModelInfo,
@@ -131,6 +131,10 @@ def ready_evaluations(
     missing = [lang for lang in evaluations if lang != ENGLISH and lang not in neurons]
     if missing:
         raise InputError(f"no neurons of {', '.join(missing)}; find them first, or leave the language out")
+    if settings.seeds < 1:
+        raise InputError(f"{settings.seeds} random sets per language asked; a table's random rows need at least 1")
+    for own in neurons.values():
+        NeuronMask.keep_all(model.config).drop(own)  # a set of another shape is found before any work
     ready = {lang: e.as_chat(model) if settings.chat else e for lang, e in evaluations.items()}
     for evaluation in ready.values():
         evaluation.check_fits(model)

@@ -172,7 +172,7 @@ def _top_tokens(decoder: Decoder, tokens: jax.Array, mask: NeuronMask, k: int) -
 
 def run_lens(
     model: Model,
-    prompts: Mapping[str, Sequence[Encoded]],
+    documents: Mapping[str, Sequence[Document | Encoded]],
     origins: Mapping[str, str],
     neurons: Mapping[str, NeuronSet],
     settings: LensSettings,
@@ -182,11 +182,16 @@ def run_lens(
     command: Sequence[str] = (),
 ) -> LensResults:
     """The shares for the prompts of each language, on the original model and, where `neurons` has a set for the
-    language, with that set switched off. Finished parts are kept in `out/cache`, the labels in `out/labels`. origins:
-    {language: where its prompts are from}. Raises InputError for sets of another shape and a model without a
-    tokenizer."""
+    language, with that set switched off. Finished parts are kept in `out/cache`, the labels in `out/labels`.
+
+    documents: {language: its prompts}, cut at `settings.max_tokens`; origins: {language: where they are from}. Raises
+    InputError, before any work, for prompts that cannot be used, sets of another shape and a model without a
+    tokenizer.
+    """
     out = Path(out)
-    for neurons_of in neurons.values():  # a set of another model is found before any work
+    # Cut here, as the cached shares are found by the tokens that were counted.
+    prompts = {lang: list(encoded(model, d, settings.max_tokens, where=origins[lang])) for lang, d in documents.items()}
+    for neurons_of in neurons.values():
         NeuronMask.keep_all(model.config).drop(neurons_of)
     languages = tuple(dict.fromkeys((*prompts, *settings.label_languages)))
     labels = kept_labels(model, languages, settings.labeller, out)
