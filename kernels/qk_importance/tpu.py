@@ -34,6 +34,8 @@ QUERIES = 64
 KEYS = 128  # keys in a tile, one register wide
 _KINDS = 2  # query neurons, key neurons
 
+Reach = tuple[jax.Array, jax.Array]  # the first tile of keys that is visited, and the one after the last
+
 
 def qk_importance_tpu(
     q: jax.Array,
@@ -183,7 +185,7 @@ def _product(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
     )
 
 
-def _attend(refs: SimpleNamespace, queries: jax.Array, first: jax.Array, reach: Any, softcap: float | None) -> None:
+def _attend(refs: SimpleNamespace, queries: jax.Array, first: jax.Array, reach: Reach, softcap: float | None) -> None:
     """Stores this block's attention weights, their logarithms, and the scores where a soft cap or a q/k-norm needs
     them."""
     row = first + jax.lax.broadcasted_iota(jnp.int32, (QUERIES, KEYS), 0)
@@ -218,7 +220,7 @@ def _attend(refs: SimpleNamespace, queries: jax.Array, first: jax.Array, reach: 
 
 
 def _store_rows(
-    refs: SimpleNamespace, kinds: list[Factors], gain: jax.Array | None, reach: Any, softcap: float | None
+    refs: SimpleNamespace, kinds: list[Factors], gain: jax.Array | None, reach: Reach, softcap: float | None
 ) -> None:
     """Stores the queries' side of all neurons, with minus the change at the query's mean key (see `tiles`) as its
     shift."""
@@ -249,7 +251,7 @@ def _store_rows(
         refs.shift[kind] = -change_of_score(kinds[kind], columns[kind], score, softcap)
 
 
-def _squares(refs: SimpleNamespace, kind: int, j: jax.Array, reach: Any, softcap: float | None) -> jax.Array:
+def _squares(refs: SimpleNamespace, kind: int, j: jax.Array, reach: Reach, softcap: float | None) -> jax.Array:
     """The squared change of each query's weights by neuron j of a kind, [t, 1]."""
     size = refs.first.shape[2]
     lane = jax.lax.broadcasted_iota(jnp.int32, (QUERIES, size), 1)

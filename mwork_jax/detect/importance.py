@@ -75,7 +75,8 @@ def _query_key_importance(
     k, (q_gain, k_gain), groups = record.k, gains, config.num_kv_heads
     if num_shards("heads", config.num_heads) != num_shards("kv_heads", groups):
         # More devices than key heads: every query head gets keys of its own, whose squares are summed afterwards.
-        k, k_gain = (x if x is None else jnp.repeat(x, config.queries_per_group, axis=2) for x in (k, k_gain))
+        k = jnp.repeat(k, config.queries_per_group, axis=2)
+        k_gain = None if k_gain is None else jnp.repeat(k_gain, config.queries_per_group, axis=2)
 
     def on_one_device(q: jax.Array, k: jax.Array, *rest: Any) -> tuple[jax.Array, jax.Array]:
         *others, q_gain, k_gain = rest

@@ -135,8 +135,8 @@ def score_neurons(
         token_mask = measured_token_mask(model.config, batch.tokens, batch.lengths, include_bos)
         is_document = batch.documents >= 0
         with on_mesh_of(model.decoder):
-            arrays = put((batch.tokens, token_mask), mesh, "batch", "time")
-            state = score_batch(model.decoder, state, *arrays, put(is_document, mesh, "batch"))
+            tokens_on_mesh, mask_on_mesh = put((batch.tokens, token_mask), mesh, "batch", "time")
+            state = score_batch(model.decoder, state, tokens_on_mesh, mask_on_mesh, put(is_document, mesh, "batch"))
         count += int(is_document.sum())
         tokens += int(batch.lengths.sum())
         counted += int(token_mask.sum())

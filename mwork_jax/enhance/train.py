@@ -36,10 +36,10 @@ class State(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """What training does not change. `decoder` is shared; `index`, `base` and `rates` have a leading axis over runs."""
+    """What training does not change. `decoder` is shared; the others have a leading axis over runs."""
 
     decoder: Decoder
-    index: NeuronIndex
+    neuron_index: NeuronIndex
     base: NeuronParams
     rates: Rates
 
@@ -82,9 +82,10 @@ def _nats(
     """Summed loss of packed rows [b, t] of one run; `block` as in `summed_nats`."""
     config = decoder.config
     added, keep = changes(index, base, values), NeuronMask.keep_all(config)
-    positions = jnp.arange(rows.tokens.shape[1], dtype=jnp.int32) - rows.start
+    tokens, start = jnp.asarray(rows.tokens), jnp.asarray(rows.start)
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32) - start
     x, _ = hidden_states(
-        decoder, rows.tokens, keep, positions=positions, documents=rows.start, changes=added, remat=program.remat
+        decoder, tokens, keep, positions=positions, documents=start, changes=added, remat=program.remat
     )
     x = rms_norm(x, decoder.final_norm[...], config).reshape(-1, config.hidden_size)
     head = decoder.embed[...] if decoder.head is None else decoder.head[...]
@@ -101,7 +102,7 @@ def _block(rows: PackedRows) -> int:
 def train_step(program: Program, frozen: Frozen, state: State, rows: PackedRows) -> tuple[State, StepReport]:
     """One step of every run. rows: [runs, accumulate, b, t]; the loss is the mean over all tokens of all parts."""
     one = partial(_one_step, program, _block(rows), frozen.decoder)
-    return jax.vmap(one)(frozen.index, frozen.base, frozen.rates, state, rows)
+    return jax.vmap(one)(frozen.neuron_index, frozen.base, frozen.rates, state, rows)
 
 
 def _one_step(
@@ -137,7 +138,7 @@ def _one_step(
 def validation_nats(program: Program, frozen: Frozen, values: NeuronParams, rows: PackedRows) -> jax.Array:
     """Summed loss of every run on its validation rows [runs, b, t]: float32 [runs]."""
     nats = partial(_nats, program, _block(rows), frozen.decoder)
-    return jax.vmap(nats)(frozen.index, frozen.base, rows, values)
+    return jax.vmap(nats)(frozen.neuron_index, frozen.base, rows, values)
 
 
 @jax.jit

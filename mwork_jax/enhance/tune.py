@@ -184,8 +184,8 @@ def _stack(trees: Sequence[Any]) -> Any:
 def _rates(run: Run, data: Packed, settings: TuneSettings) -> Rates:
     highest = settings.learning_rate if run.learning_rate is None else run.learning_rate
     return Rates(
-        np.float32(highest), np.int32(data.steps), np.float32(settings.warmup), np.float32(settings.weight_decay),
-        np.float32(settings.clip),
+        jnp.float32(highest), jnp.int32(data.steps), jnp.float32(settings.warmup), jnp.float32(settings.weight_decay),
+        jnp.float32(settings.clip),
     )  # fmt: skip
 
 
@@ -265,7 +265,7 @@ class _Work:
 
     def of(self, run: int) -> tuple[NeuronIndex, NeuronParams, History]:
         """One run's index, its best values, and how it went."""
-        index, values = fetch(jax.tree.map(lambda x: x[run], (self.frozen.index, self.state.best)))
+        index, values = fetch(jax.tree.map(lambda x: x[run], (self.frozen.neuron_index, self.state.best)))
         # A run that has ended is validated as long as others go on, but stays as it was after its last update.
         updates = int(fetch(self.state.step)[run])
         validation = {min(step, updates): losses[run] for step, losses in self.validation if np.isfinite(losses[run])}

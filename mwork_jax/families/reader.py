@@ -26,13 +26,13 @@ class Reader:
         value = self.values.get(name)
         if value is None and if_null is not None:
             return if_null
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < minimum:
+        if not _is_whole(value) or value < minimum:
             raise self.refusal(name, "a positive whole number" if minimum else "a whole number from 0")
         return int(value)
 
     def number(self, name: str) -> float:
         value = self.values.get(name)
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < 1e300:  # NaN is not either
+        if not _is_number(value) or not 0 < value < 1e300:  # NaN is not either
             raise self.refusal(name, "a positive number")
         return float(value)
 
@@ -49,7 +49,7 @@ class Reader:
         """Token ids: none, one or a list."""
         value = self.values.get(name)
         ids = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-        if not all(isinstance(i, Integral) and not isinstance(i, bool) and i >= 0 for i in ids):
+        if not all(_is_whole(i) and i >= 0 for i in ids):
             raise self.refusal(name, "a token id, a list of token ids or null")
         return tuple(int(i) for i in ids)
 
@@ -68,3 +68,11 @@ class Reader:
         if value is not None and not isinstance(value, Mapping):
             raise self.refusal(name, "an object or null")
         return value or {}
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

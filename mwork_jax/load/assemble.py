@@ -51,7 +51,7 @@ def assemble_on(config: ModelConfig, source: WeightSource, dtype: Any, mesh: Mes
             read = partial(_part, config, source, name, spec.shape, _dtype(spec, dtype))
         else:
             read = _parameter(config, source, name, spec.shape, _dtype(spec, dtype)).__getitem__
-        arrays[name] = jax.make_array_from_callback(spec.shape, sharding(mesh, spec.axes, spec.shape), _once(read))
+        arrays[name] = jax.make_array_from_callback(spec.shape, sharding(mesh, spec.axes, spec.shape), _once(read))  # pyright: ignore[reportArgumentType]
     return Decoder(config, arrays)
 
 

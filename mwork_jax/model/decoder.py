@@ -143,7 +143,7 @@ class NeuronChange(NamedTuple):
     An index just past the matrix is padding: every layer has as many.
     """
 
-    index: jax.Array  # int32 [w]
+    indices: jax.Array  # int32 [w]
     values: jax.Array  # float32 [w, in] for rows, [w, out] for columns
 
 
@@ -325,7 +325,7 @@ def add_rows(out: jax.Array, x: jax.Array, change: NeuronChange | None, dtype: A
     if change is None:
         return out
     added = constrain(product("btm,wm->btw", x, change.values.astype(dtype)), "batch", "time", "tuned")
-    return out.at[:, :, change.index].add(added, mode="drop")
+    return out.at[:, :, change.indices].add(added, mode="drop")
 
 
 def add_columns(out: jax.Array, x: jax.Array, change: NeuronChange | None, dtype: Any) -> jax.Array:
@@ -333,7 +333,7 @@ def add_columns(out: jax.Array, x: jax.Array, change: NeuronChange | None, dtype
     columns."""
     if change is None:
         return out
-    changed = constrain(jnp.take(x, change.index, axis=2, mode="fill", fill_value=0), "batch", "time", "tuned")
+    changed = constrain(jnp.take(x, change.indices, axis=2, mode="fill", fill_value=0), "batch", "time", "tuned")
     return out + product("btw,wm->btm", changed, change.values.astype(dtype))
 
 

@@ -231,7 +231,7 @@ def _new_tokens(
             state = run_steps(model.decoder, state, positions, run.stacked, np.int32(until))
             done, tokens, lengths = map(np.array, fetch((state.done, state.decoded.tokens, state.decoded.lengths)))
         new = [[row[:n] for row, n in zip(*of_mask, strict=True)] for of_mask in zip(tokens, lengths, strict=True)]
-        for mask, row in zip(*np.nonzero(~done[:, :rows]), strict=True) if stop else ():
+        for mask, row in np.argwhere(~done[:, :rows]).tolist() if stop else ():
             text = _text(model, prompts[run.tree.indices[row]], new[mask][row])
             done[mask, row] = any(s in text for s in stop)
         if done.all():

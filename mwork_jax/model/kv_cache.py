@@ -82,7 +82,8 @@ def extend(
 
         def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValueCache]:
             written = cache.write(layer, now, heads_first(k), heads_first(v))
-            return attend(config, q, *written.read(layer), inputs.window, own, positions, decoder.dtype, now), written
+            keys, values = written.read(layer)
+            return attend(config, q, keys, values, inputs.window, own, positions, decoder.dtype, now), written
 
         x, cache, _ = decoder_layer(config, x, inputs, tables, attention)
         return x, cache

@@ -86,7 +86,7 @@ class _Static:
 jax.tree_util.register_pytree_with_keys(
     Model,
     lambda model: (((jax.tree_util.GetAttrKey("decoder"), model.decoder),), _Static(model.tokenizer, model.source)),
-    lambda static, children: Model(children[0], static.tokenizer, static.source),
+    lambda static, children: Model(*children, static.tokenizer, static.source),
 )
 
 

@@ -146,7 +146,7 @@ def _evaluate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
 def _generate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     masks, rows = size.masks * mesh.shape[MASK], size.batch * mesh.shape[DATA]
 
-    def whole(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    def whole(shape: tuple[int, ...], dtype: Any) -> Any:
         return abstract(mesh, shape, dtype, *("masks", "batch", "time")[: len(shape)])
 
     decoded = Decoded(
@@ -167,7 +167,7 @@ def _generate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
 def _enhance(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     runs, rows, layers = size.masks * mesh.shape[MASK], size.batch * mesh.shape[DATA], config.num_layers
 
-    def of_runs(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    def of_runs(shape: tuple[int, ...], dtype: Any) -> Any:
         axes = ("layers", "tuned", "hidden") if len(shape) == 3 else (None,) * len(shape)
         return abstract(mesh, (runs, *shape), dtype, "runs", *axes)
 

@@ -50,8 +50,9 @@ def abstract_mesh(slice_: Slice, shape: Mapping[str, int]) -> Mesh:
     return make_mesh(shape, described(slice_))
 
 
-def abstract(mesh: Mesh, shape: Sequence[int], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
-    """An array as a shape with its layout on the mesh, its axes named as in `sharding.TABLE`."""
+def abstract(mesh: Mesh, shape: Sequence[int], dtype: Any, *axes: str | None) -> Any:
+    """A `jax.ShapeDtypeStruct` that stands for an array: its shape, and its layout on the mesh with its axes named as
+    in `sharding.TABLE`."""
     names = axes if axes else (None,) * len(shape)
     return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding(mesh, names, shape))
 
@@ -62,7 +63,7 @@ def abstract_decoder(config: ModelConfig, mesh: Mesh, dtype: Any = jnp.bfloat16)
         name: abstract(mesh, spec.shape, jnp.float32 if spec.keep_float32 else dtype, *spec.axes)
         for name, spec in parameter_specs(config).items()
     }
-    return Decoder(config, arrays)  # type: ignore[arg-type]
+    return Decoder(config, arrays)
 
 
 def abstract_masks(config: ModelConfig, mesh: Mesh, masks: int) -> NeuronMask:
@@ -70,4 +71,4 @@ def abstract_masks(config: ModelConfig, mesh: Mesh, masks: int) -> NeuronMask:
     return NeuronMask(**{
         group: abstract(mesh, (masks, config.num_layers, width), jnp.float32, "masks", "layers", "neurons")
         for group, width in group_widths(config).items()
-    })  # type: ignore[arg-type]  # fmt: skip
+    })  # fmt: skip
