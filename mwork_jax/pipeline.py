@@ -53,8 +53,9 @@ from mwork_jax.select.rules import kept_needed
 from mwork_jax.settings import DetectSettings, RunSettings
 
 _TOKENS_PER_BATCH = 2048
-_PARTS = {"everywhere": EVERYWHERE, **EACH_STAGE}  # what a run switches off, each with own and with random neurons
-_ROWS = tuple(RowSpec(setting, kind) for setting in _PARTS.values() for kind in ("random", "lang-spec"))
+_PARTS = {"everywhere": EVERYWHERE, **EACH_STAGE}  # what a run switches off with own neurons
+_RANDOM = RowSpec(EVERYWHERE, "random")  # random sets for each stage too would take three times as long
+_ROWS = (_RANDOM, *(RowSpec(setting, "lang-spec") for setting in _PARTS.values()))
 
 
 def run_pipeline(
@@ -264,7 +265,7 @@ def _delta_table(
 def _work(documents: Mapping[str, _Documents], settings: RunSettings) -> float:
     """Units of work in the whole run, for the time left."""
     others = len(documents) - 1
-    masks = len(_PARTS) * (1 + settings.seeds)
+    masks = len(_PARTS) + settings.seeds
     measured = settings.held_out * (len(documents) + others * masks * 2)
     return DETECTION_COST * settings.documents * len(documents) + measured
 
@@ -299,9 +300,8 @@ def _language_change(table: DeltaTable, language: str, split: StageSplit, measur
         return Change(rise(row, language), rise(row, ENGLISH))
 
     own = {name: change(RowSpec(setting, "lang-spec")) for name, setting in _PARTS.items()}
-    drawn = RowSpec(EVERYWHERE, "random")
     of_language, of_english = (
-        tuple(rise(drawn, at, seed) for seed in range(table.seeds)) for at in (language, ENGLISH)
+        tuple(rise(_RANDOM, at, seed) for seed in range(table.seeds)) for at in (language, ENGLISH)
     )
     random = RandomChange(of_language, of_english, float(np.mean(of_language)), float(np.mean(of_english)))
     neurons, everywhere = table.neurons[language], own["everywhere"]

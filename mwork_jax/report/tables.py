@@ -98,7 +98,8 @@ def _delta_note(rows: Sequence[DeltaRow]) -> str:
         items += f", {row.n_clusters} clusters of parallel or related items"
     note = (
         f"✗ = deactivated. Interval and p of Δ: over {items}; p corrected over the rows (Holm). vs random: how much "
-        f"higher Δ is than with matched random sets off, and its corrected p; {ALIKE}: not told apart from random."
+        f"higher Δ is than with matched random sets off, and its corrected p; {ALIKE}: not told apart from random; "
+        f"{NONE}: no random sets with the same parts off, or too few to tell."
     )
     return note + (
         f" With fewer than {MIN_SEEDS} random sets there is a mean and no interval."
