@@ -23,7 +23,7 @@ from mwork_jax.model.decoder import Decoder, parameter_specs
 from mwork_jax.model.generate import generations
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
-from mwork_jax.select.rules import select_neurons
+from mwork_jax.select.modes import select_neurons
 from mwork_jax.sharding import make_mesh, put
 
 CONFIG = ModelConfig.from_hf({
@@ -53,10 +53,10 @@ def detect(model):
     scores = {
         lang: score_neurons(model, documents(11, seed), batching=batching) for seed, lang in enumerate(("en", "de"))
     }
-    chosen = select_neurons(scores, "top_fraction:0.3", "minus_english")["de"]
+    selected = select_neurons(scores, "top_fraction:0.3", "minus_english")["de"]
     de = scores["de"]
     tables = [t[g] for t in (de.lowest, de.mean, de.worst_rank) for g in GROUPS]
-    return [*tables, de.active, de.activation], [chosen.groups[g] for g in GROUPS]
+    return [*tables, de.active, de.activation], [selected.groups[g] for g in GROUPS]
 
 
 def masks():
