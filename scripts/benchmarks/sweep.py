@@ -19,7 +19,7 @@ from benchmarks.models import SMOLLM2, torch_checkpoint, torch_model, zeroed
 from benchmarks.pairing import fastest, paired
 from mwork_jax.config import ModelConfig
 from mwork_jax.evaluate.likelihood import log_likelihoods
-from mwork_jax.evaluate.table_run import SweepSettings, prepare
+from mwork_jax.evaluate.table_run import prepare
 from mwork_jax.evaluate.tasks import TASKS
 from mwork_jax.evaluate.tasks.base import gap
 from mwork_jax.families import config_from_hf
@@ -27,6 +27,7 @@ from mwork_jax.intervene.stages import EACH_STAGE, StageSplit
 from mwork_jax.load.packaged import packaged_gguf
 from mwork_jax.model.decoder import Decoder, forward_decoder, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
+from mwork_jax.settings import TableSettings
 
 LANGUAGES = ("en", "de", "th", "zh")
 PROMPTS = 64
@@ -98,7 +99,7 @@ def _together(pairs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def _items(model: mw.Model, data: str | None) -> list[_Item]:
     """64 prompts of XQuAD, in the order of its files, from each of four languages alike."""
-    evaluations = prepare(TASKS["xquad"], data, SweepSettings(LANGUAGES, PROMPTS // len(LANGUAGES)))
+    evaluations = prepare(TASKS["xquad"], data, TableSettings(LANGUAGES, PROMPTS // len(LANGUAGES)))
     items = []
     for language, evaluation in evaluations.items():
         for item, prompt in zip(evaluation.items, evaluation.prompts, strict=True):

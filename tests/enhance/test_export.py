@@ -25,6 +25,8 @@ from mwork_jax.enhance.tune import History
 from mwork_jax.families import config_from_hf
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
 from mwork_jax.report import read_report
+from mwork_jax.results import EnhanceResults, read_results, versions
+from mwork_jax.settings import EnhanceSettings, TuneSettings
 from support.paths import ROOT
 from support.tiny import DISTINCT, FAMILIES, pair, tokens, torch, transformers
 
@@ -388,26 +390,43 @@ def finished(tiny_folder, tmp_path_factory):
     return out
 
 
-def run_of(results):
-    (run,) = results["runs"].values()
-    return run
+def results_in(folder):
+    results = read_results(folder / "results.json")
+    assert isinstance(results, EnhanceResults)
+    return results
 
 
-def test_mwork_enhance(finished, tiny_folder, capsys):
-    results = json.loads((finished / "results.json").read_text())
-    (row,) = results["rows"]
-    assert row["task"] == "held-out loss"
-    assert (row["language"], row["neurons"], row["documents"], row["table"]) == ("de", "lang-spec", 16, 6)
+def test_mwork_enhance(finished, tiny_folder):
+    results = results_in(finished)
+    (row,), (run,) = results.rows, results.runs.values()
+    assert row.task == "held-out loss"
+    assert (row.language, row.neurons, row.documents, row.table, row.seeds) == ("de", "lang-spec", 16, 6, 1)
+    assert row.own_beyond_random is None, "without --seeds there is no control"
+    held_out = len(own_corpus("de").held_out)
+    assert (row.n_items, row.n_clusters) == (2 * held_out, held_out), "parallel documents"
+    assert row.delta_n_eng_ci95[0] < row.delta_n_eng < row.delta_n_eng_ci95[1]
     base, tuned = (mw.load_model(path, dtype="float32") for path in (tiny_folder, finished / "model"))
     keep = NeuronMask.keep_all(base.config)
-    for model, expected in ((base, row["n_eng"] - row["delta_n_eng"]), (tuned, row["n_eng"])):
+    for model, expected in ((base, row.n_eng - row.delta_n_eng), (tuned, row.n_eng)):
         found = mw.held_out_loss(model, own_corpus("de").held_out, keep, batching=mw.Batching(64)).per_token
         assert -found == pytest.approx(expected, abs=1e-4)
-    assert run_of(results)["kept"] == pytest.approx(1, abs=1e-4)
-    assert row["delta_n_eng"] > 0.05
+    assert run.kept == pytest.approx(1, abs=1e-4)
+    assert row.delta_n_eng > 0.05
     assert mw.apply_delta(base, finished / "delta.safetensors").key == tuned.key
-    run = run_of(results)
-    assert mw.NeuronSet.load(finished / "neurons" / "de.json").count() == run["neurons"]
+    assert mw.NeuronSet.load(finished / "neurons" / "de.json").count() == run.neurons
+
+
+def test_what_made_the_results(finished, tiny_folder):
+    provenance = results_in(finished).provenance
+    assert provenance.command == (
+        "mwork", "enhance", "--model", str(tiny_folder), "--out", str(finished), "--documents", "16", "--rule",
+        "top_fraction:0.3", *TUNING,
+    )  # fmt: skip
+    tune = TuneSettings(max_tokens=64, batch=4, epochs=1, validate_every=2, learning_rate=0.01)
+    assert provenance.settings == EnhanceSettings((16,), 0, 8, tune)
+    assert (provenance.versions, provenance.seed) == (versions(), 0)
+    assert provenance.model.source == str(tiny_folder)
+    assert (provenance.data["de"].origin, len(provenance.data)) == (own_corpus("de").origin, 1)
 
 
 def test_again_it_computes_nothing(finished, tiny_folder, monkeypatch):
@@ -416,6 +435,11 @@ def test_again_it_computes_nothing(finished, tiny_folder, monkeypatch):
     monkeypatch.setattr("mwork_jax.evaluate.evaluations.held_out_losses", lambda *a, **k: pytest.fail("measured again"))
     enhance("--model", tiny_folder, "--out", finished, "--documents", 16, "--rule", "top_fraction:0.3", *TUNING)
     assert (finished / "results.json").read_bytes() == before
+
+
+def without_command(results):
+    """Results of the same work in another folder, which the command names."""
+    return replace(results, provenance=replace(results.provenance, command=()))
 
 
 @pytest.mark.slow
@@ -431,8 +455,8 @@ def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(kilobytes, finished
     assert done.stderr.strip().splitlines()[-1].startswith("mwork: ")
     assert not list(tmp_path.rglob("*.part"))
     enhance(*asked)
-    for name in ("results.json", "model/model.safetensors"):
-        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+    assert without_command(results_in(tmp_path)) == without_command(results_in(finished))
+    assert (tmp_path / "model/model.safetensors").read_bytes() == (finished / "model/model.safetensors").read_bytes()
     found, expected = (load_file(folder / "delta.safetensors") for folder in (tmp_path, finished))
     assert found.keys() == expected.keys()
     for name, values in expected.items():
@@ -445,18 +469,19 @@ def test_a_sweep_makes_table_6_and_figure_4(tiny_folder, tmp_path, capsys):
         "--sweep", "--model", tiny_folder, "--out", tmp_path, "--language", "de,th", "--documents", "8,16",
         "--seeds", 2, "--rule", "top_fraction:0.3", "--tasks", "xcsqa", "--items", 2, *TUNING, capture=capsys,
     ).out  # fmt: skip
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert len(results["runs"]) == 2 * 2 * 2 * 2
-    assert len(results["rows"]) == 2 * 2 * 2 * 2, "measures x languages x documents x kinds"
+    results = results_in(tmp_path)
+    assert len(results.runs) == 2 * 2 * 2 * 2
+    assert len(results.rows) == 2 * 2 * 2 * 2, "measures x languages x documents x kinds"
     assert out.count("Table 6: held-out loss (minus nats per token, higher is better), 8 documents") == 1
     for word in ("Original", "Random", "Lang-Spec", "beyond Random", "German", "Thai", "xcsqa"):
         assert word in out
-    gain = {(r["task"], r["language"], r["documents"], r["neurons"]): r["delta_n_eng"] for r in results["rows"]}
-    for row in results["rows"]:
-        assert ("own_beyond_random" in row) == (row["neurons"] == "lang-spec")
-        if row["neurons"] == "lang-spec":
-            own, random = (gain[row["task"], row["language"], row["documents"], k] for k in ("lang-spec", "random"))
-            assert row["own_beyond_random"]["change"] == pytest.approx(own - random, abs=1e-9)
+    gain = {(r.task, r.language, r.documents, r.neurons): r.delta_n_eng for r in results.rows}
+    for row in results.rows:
+        assert (row.own_beyond_random is not None) == (row.neurons == "lang-spec")
+        if row.own_beyond_random is not None:
+            own, random = (gain[row.task, row.language, row.documents, k] for k in ("lang-spec", "random"))
+            assert row.own_beyond_random.change == pytest.approx(own - random, abs=1e-9)
+            assert row.own_beyond_random.ci95 is row.own_beyond_random.p is None, "of two seeds there is no interval"
     figure = (tmp_path / "figure4.svg").read_text()
     for measure in ("held-out loss", "xcsqa"):
         assert figure.count(f">{measure}</text>") == 1, "a panel for each measure"
@@ -475,8 +500,8 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
     widths = group_widths(mw.load_model(tiny_folder).config)
     for language, share in (("de", 0.2), ("th", 0.0)):
         rng, layers = np.random.default_rng(0), mw.load_model(tiny_folder).config.num_layers
-        chosen = NeuronSet({g: rng.random((layers, w)) < share for g, w in widths.items()}, {})
-        chosen.save(empty / "neurons" / f"{language}.json")
+        selected = NeuronSet({g: rng.random((layers, w)) < share for g, w in widths.items()}, {})
+        selected.save(empty / "neurons" / f"{language}.json")
     other.mkdir()
     (other / "results.json").write_text('{"format": "mwork-results-1", "languages": {}}')
     cases = {
@@ -501,13 +526,13 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
             "--at-once",
             1,
         ),
-        "holds the results of `mwork run`": ("--out", other),
+        "holds a results.json that is not of this version": ("--out", other),
         "not finite": ("--documents", 16, "--learning-rate", 1e30),
     }
     for message, arguments in cases.items():
         out = tmp_path / "out"
-        found = enhance("--model", tiny_folder, "--out", out, *TUNING, *arguments, expect=2, capture=capsys)
-        last = found.err.strip().splitlines()[-1]
+        output = enhance("--model", tiny_folder, "--out", out, *TUNING, *arguments, expect=2, capture=capsys)
+        last = output.err.strip().splitlines()[-1]
         assert message in last
         assert last.startswith("mwork: ")
         assert not (out / "model").exists()

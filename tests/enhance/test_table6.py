@@ -10,6 +10,7 @@ from mwork_jax.corpus import Batching, encoded, own_corpus
 from mwork_jax.enhance.table6 import EvaluationSuite, HeldOut, Job, jobs, run_enhancement
 from mwork_jax.evaluate import evaluations as module
 from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, LossEvaluation
+from mwork_jax.evaluate.likelihood import held_out_losses
 from mwork_jax.evaluate.runner import Condition, measure
 from mwork_jax.evaluate.table_run import prepare
 from mwork_jax.evaluate.tasks import TASKS
@@ -41,7 +42,7 @@ class Finished:
         self.measured: dict[str, list[str]] = {"run": [], "enhance": []}
         with pytest.MonkeyPatch.context() as patched:
             for name, work in (("run", self._run), ("enhance", self._enhance)):
-                computed, losses = self.measured[name], mw.evaluate.likelihood.held_out_losses
+                computed, losses = self.measured[name], held_out_losses
 
                 def counted(model, *args, computed=computed, losses=losses, **options):
                     computed.append(model.source)
@@ -98,7 +99,7 @@ def test_other_documents_or_ids_are_another_matter(finished, monkeypatch):
 
     def losses(*args, **options):
         calls.append(1)
-        return mw.evaluate.likelihood.held_out_losses(*args, **options)
+        return held_out_losses(*args, **options)
 
     monkeypatch.setattr(module, "held_out_losses", losses)
     for longest, ids in ((64, ("x", "y", "z")), (32, ("x", "y", "z"))):

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from mwork_jax.cli import main
 from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.neurons import GROUPS
+from mwork_jax.results import read_results
 from mwork_jax.select.modes import select_neurons
 from support.paths import ROOT
 
@@ -103,7 +104,7 @@ def evaluation(tiny_folder, neurons, out, table):
 
 
 def assert_same(found, expected, where="results"):
-    """Equal but for the last digits of numbers; a p-value counts resamples, of which a few lie on the edge."""
+    """Equal but for the last digits of numbers, which a p value magnifies where the changes are small."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for name, value in expected.items():
@@ -113,14 +114,18 @@ def assert_same(found, expected, where="results"):
         for place, (a, b) in enumerate(zip(found, expected, strict=True)):
             assert_same(a, b, f"{where}[{place}]")
     elif isinstance(expected, float):
-        on_the_edge = 2e-3 if where.endswith(".p") else 1e-5
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=on_the_edge, err_msg=where)
+        close = 2e-3 if where.endswith(".p") else 1e-5
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=close, err_msg=where)
     else:
         assert found == expected, where
 
 
 def results_in(folder):
-    return json.loads((folder / "results.json").read_text())
+    """What the results hold but for the commands, which name the folder and the processes."""
+    results = read_results(folder / "results.json").to_json()
+    for part in (results, *results.get("tables", [])):
+        assert part["provenance"].pop("command")[0] == "mwork"
+    return results
 
 
 @pytest.mark.slow

@@ -54,10 +54,10 @@ def detect(model):
     scores = {
         lang: score_neurons(model, documents(11, seed), batching=batching) for seed, lang in enumerate(("en", "de"))
     }
-    chosen = select_neurons(scores, "top_fraction:0.3", "minus_english")["de"]
+    selected = select_neurons(scores, "top_fraction:0.3", "minus_english")["de"]
     de = scores["de"]
     tables = [t[g] for t in (de.lowest, de.mean, de.worst_rank) for g in GROUPS]
-    return [*tables, de.active, de.activation], [chosen.groups[g] for g in GROUPS]
+    return [*tables, de.active, de.activation], [selected.groups[g] for g in GROUPS]
 
 
 def masks():
