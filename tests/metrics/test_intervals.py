@@ -238,10 +238,7 @@ def loops(own, random, groups):
         noise.append(squares * size / (size - 1) / (seeds - 1) * (1 + 1 / seeds))
     clusters = (influence**2).sum() * size / (size - 1)
     draw_degrees = sum(between) ** 2 / sum(v**2 / (seeds - 1) for v in between)
-    variance = clusters + sum(between) - sum(noise)
-    between = sum(between) - sum(noise)
-    share = between / variance
-    return variance, 1 / ((1 - share) / (size - 1) + share / draw_degrees)
+    return clusters + max(0, sum(between) - sum(noise)), min(size - 1, draw_degrees)
 
 
 def own_and_random(rng, clusters=8, seeds=5, spread=0.5, shift=0.0):
@@ -255,8 +252,12 @@ def own_and_random(rng, clusters=8, seeds=5, spread=0.5, shift=0.0):
     return own, random, np.repeat(np.arange(clusters), 3)
 
 
-def test_beyond_random_is_its_loops():
-    own, random, ids = own_and_random(np.random.default_rng(6))
+@pytest.mark.parametrize(("clusters", "spread"), [(8, 0.5), (4, 0.5), (8, 0.0)])
+def test_beyond_random_is_its_loops(clusters, spread):
+    own, random, ids = own_and_random(np.random.default_rng(6), clusters, spread=spread)
+    if not spread:  # seeds differ less than their items' noise makes them differ
+        for runs in random.values():
+            runs.update({at: x - 0.9 * x.mean(axis=1, keepdims=True) for at, x in runs.items()})
     result = beyond_random(own, random, groups=dict.fromkeys(("en", "de", "th"), ids))
     deltas = [
         np.mean([(side[lang]["en"] - side[lang][lang]).mean() for lang in ("de", "th")]) for side in (own, random)
@@ -266,18 +267,18 @@ def test_beyond_random_is_its_loops():
     half = stats.t.ppf(0.975, degrees) * np.sqrt(variance)
     assert result.ci95 == pytest.approx((result.change - half, result.change + half))
     assert result.p == pytest.approx(2 * stats.t.sf(abs(result.change) / np.sqrt(variance), degrees))
-    assert (result.n_clusters, result.n_seeds) == (8, 5)
+    assert (result.n_clusters, result.n_seeds) == (clusters, 5)
 
 
-def test_no_variance_between_seeds_leaves_that_between_clusters():
-    rng = np.random.default_rng(7)
-    own, random, _ = own_and_random(rng)
-    for runs in random.values():
-        for at, x in runs.items():
-            runs[at] = x - x.mean(axis=1, keepdims=True)  # every seed has the same mean
-    result = beyond_random(own, random)
-    flat = {lang: {at: np.tile(x.mean(axis=0), (5, 1)) for at, x in runs.items()} for lang, runs in random.items()}
-    assert result.ci95 == pytest.approx(beyond_random(own, flat).ci95)
+def test_equal_random_sets_add_no_variance():
+    own, random, ids = own_and_random(np.random.default_rng(7))
+    flat = {lang: {at: np.tile(x[0], (5, 1)) for at, x in runs.items()} for lang, runs in random.items()}
+    groups = dict.fromkeys(("en", "de", "th"), ids)
+    less = {lang: own[lang][lang] - flat[lang][lang][0] for lang in own}
+    less["en"] = np.mean([own[lang]["en"] - flat[lang]["en"][0] for lang in own], axis=0)
+    zero = {lang: np.zeros(24) for lang in less}
+    fixed = delta(zero, {lang: {"en": less["en"], lang: less[lang]} for lang in own}, groups=groups)
+    assert beyond_random(own, flat, groups=groups).ci95 == pytest.approx(fixed.delta_ci95)
 
 
 def test_the_interval_and_p_agree():
