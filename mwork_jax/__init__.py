@@ -14,21 +14,24 @@ import jax
 from mwork_jax.analysis import Overlap, overlap, threshold_curves
 from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import Batching, read_corpus
-from mwork_jax.detect.importance import NeuronScores, importance, score_neurons
+from mwork_jax.detect.importance import importance
+from mwork_jax.detect.scores import NeuronScores, score_neurons
 from mwork_jax.enhance import Run, Tuned, TuneSettings, fine_tune, fine_tune_many
 from mwork_jax.enhance.export import apply_delta, save_delta, save_folder
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import HeldOutLoss, LogLikelihood, held_out_loss, log_likelihood
-from mwork_jax.generate import generate
 from mwork_jax.intervene.stages import StageSetting, StageSplit
 from mwork_jax.lens.logit_lens import LanguageShares, language_shares, lens_logits, top_tokens
 from mwork_jax.lens.vocabulary import VocabularyLabels, label_vocabulary
-from mwork_jax.load import Model, load_model
+from mwork_jax.load import load_model
 from mwork_jax.metrics import Delta, delta
 from mwork_jax.model.decoder import Decoder, forward_decoder
+from mwork_jax.model.generate import generate
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet
 from mwork_jax.report import Report, read_report
-from mwork_jax.select.rules import Rule, activated, select_neurons
+from mwork_jax.select.modes import select_neurons
+from mwork_jax.select.rules import Rule, activated
 from mwork_jax.sharding import make_mesh, on_mesh_of
 from mwork_jax.version import __version__
 

@@ -99,7 +99,7 @@ class NeuronSet:
     """A set of neurons of one model, kept on the host with its provenance.
 
     `groups` maps each of GROUPS to a read-only bool array [layers, width], True for a member. Sets of the same model
-    combine with `&`, `|`, `-`. Every operation gives a new set; `provenance` says where it came from (model, language,
+    combine with `&`, `|`, `-`. Every operation gives a new set; `provenance` records its origin (model, language,
     corpus, rule).
     """
 

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import config_from_hf
 from mwork_jax.neurons import ATTENTION_GROUPS, FFN_GROUPS, GROUPS, NeuronMask, NeuronSet, group_widths
 
-CONFIG = ModelConfig.from_hf(
+CONFIG = config_from_hf(
     {
         "model_type": "llama",
         "vocab_size": 50,

@@ -4,19 +4,32 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import config_from_hf
 from mwork_jax.load import _open
 from mwork_jax.load.hf_folder import SafetensorsFolder
 from mwork_jax.model.decoder import parameter_specs
 from mwork_jax.plan.models import NAMED
-from mwork_jax.sharding import TABLE, default_shape, make_mesh, mesh_of, parse_mesh, spec
+from mwork_jax.sharding import (
+    TABLE,
+    constrain,
+    default_shape,
+    make_mesh,
+    mesh_of,
+    num_shards,
+    parse_mesh,
+    per_device,
+    put,
+    spec,
+)
 
 HERE = Path(__file__).parent
 SUPPORT = HERE / "support"
@@ -77,7 +90,7 @@ class FakeMesh:
 
 
 def test_the_table_shares_out_what_splits_evenly():
-    config = ModelConfig.from_hf(NAMED["mistral-7b"])
+    config = config_from_hf(NAMED["mistral-7b"])
     specs, mesh = parameter_specs(config), FakeMesh(data=2, model=16)
     assert tuple(spec(mesh, specs["layers.q"].axes, specs["layers.q"].shape)) == (None, "model", None, None)
     assert tuple(spec(mesh, specs["layers.k"].axes, specs["layers.k"].shape)) == (None, None, None, None)  # 8 heads
@@ -87,7 +100,27 @@ def test_the_table_shares_out_what_splits_evenly():
 
 
 def test_every_axis_of_the_table_is_one_of_the_mesh():
-    assert set(TABLE.values()) == set(make_mesh(devices=jax.devices()[:1]).axis_names)
+    assert set(TABLE.values()) - {None} == set(make_mesh(devices=jax.devices()[:1]).axis_names)
+
+
+@pytest.mark.parametrize("mesh", [None, {"data": 1}], ids=["without a mesh", "on a mesh"])
+@pytest.mark.parametrize("name", ["heads ", "row", ""])
+def test_a_name_that_is_not_in_the_table_is_an_error(mesh, name):
+    """Taken for an axis that no device shares out, it would cost memory without a word."""
+    mesh = None if mesh is None else make_mesh(mesh, jax.devices()[:1])
+    x = jnp.zeros((4, 8))
+    with nullcontext() if mesh is None else jax.set_mesh(mesh):
+        for use in (
+            lambda: constrain(x, "batch", name),
+            lambda: put(np.zeros((4, 8)), mesh, "batch", name),
+            lambda: num_shards(name, 8),
+            lambda: per_device(lambda x: x, [x], [("batch", name)], [("batch", "width")], [x.shape]),
+            lambda: spec(FakeMesh(), ("batch", name), (4, 8)),
+        ):
+            with pytest.raises(ValueError, match=f"no logical axis {name!r}; .* batch,"):
+                use()
+        assert num_shards("hidden", 8) == 1
+        np.testing.assert_array_equal(jax.jit(lambda x: constrain(x, "batch", None))(x), x)
 
 
 @pytest.mark.parametrize("text", ["data", "data=0", "rows=2", "data=2,data=4", "data=2;model=1", "data=-1"])

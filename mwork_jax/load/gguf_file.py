@@ -27,7 +27,7 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# Gemma norms both ends of each block, and HF calls the one before the feed-forward something else there.
+# Gemma norms both ends of each block, and HF has another name for the norm before the feed-forward in them.
 _GEMMA_LAYER = _LAYER | {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
@@ -74,7 +74,7 @@ class GGUFCheckpoint:
         self._names = {self._hf_name(name): name for name in self._file.tensors if name != _LLAMA3_FACTORS}
 
     def names(self) -> set[str]:
-        """Tensor names as in a PyTorch checkpoint; a tensor that has no place there keeps its GGUF name."""
+        """Tensor names as in a PyTorch checkpoint; a tensor without such a name keeps its GGUF name."""
         return set(self._names)
 
     def read(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:
@@ -224,8 +224,8 @@ class GGUFCheckpoint:
     def _embedding_shape(self) -> tuple[int, int]:
         hidden, table = self._count("embedding_length"), self._file.tensors.get("token_embd.weight")
         if table is None or len(table.shape) != 2 or table.shape[1] != hidden:
-            found = "is missing" if table is None else f"has shape {table.shape}"
-            raise InputError(f"{self.where}: token_embd.weight {found}; [vocabulary, {hidden}] is needed")
+            problem = "is missing" if table is None else f"has shape {table.shape}"
+            raise InputError(f"{self.where}: token_embd.weight {problem}; [vocabulary, {hidden}] is needed")
         return table.shape[0], hidden
 
     def _unpermuted(self, array: np.ndarray, heads: int, name: str) -> np.ndarray:

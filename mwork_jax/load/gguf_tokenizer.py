@@ -28,8 +28,8 @@ class _Split(NamedTuple):
     pattern: str | None = None  # None: GPT-2's own pattern, which the library knows
     single_digits: bool = False
     nfc: bool = False  # composes accents first
-    whole_words: bool = False  # a word that is a token is taken as it is, whatever the merges say
-    adds_bos: bool = False  # where the file does not say
+    whole_words: bool = False  # a word that is a token stays whole, even where no merges lead to it
+    adds_bos: bool = False  # the default where the file has no such entry
 
 
 def _splits() -> dict[str, _Split]:
@@ -140,8 +140,8 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Any:
 def _normal_scores(vocabulary: _Vocabulary) -> np.ndarray:
     scores = vocabulary.get("scores")
     if np.shape(scores) != (len(vocabulary.texts),):
-        found = "no" if scores is None else np.size(scores)
-        raise InputError(f"{vocabulary.where}: {found} {_PREFIX}scores for {len(vocabulary.texts)} tokens")
+        count = "no" if scores is None else np.size(scores)
+        raise InputError(f"{vocabulary.where}: {count} {_PREFIX}scores for {len(vocabulary.texts)} tokens")
     return np.asarray(scores)[vocabulary.types == _NORMAL]
 
 
@@ -163,7 +163,7 @@ def merges_from_scores(pieces: list[str], scores: np.ndarray) -> list[tuple[str,
 
 
 def _byte_level(vocabulary: _Vocabulary) -> tuple[Any, bool]:
-    """Byte-level BPE, and whether this kind puts BOS in front where the file does not say."""
+    """Byte-level BPE, and whether this kind puts BOS in front by default."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import BPE
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import config_from_hf
 from mwork_jax.runtime.files import read_json
 
 _LLAMA_2 = {
@@ -36,7 +37,7 @@ def config_of(source: str) -> ModelConfig:
     """The configuration of a config.json, of a folder that holds one, or of one of NAMED. No weights are read. Raises
     InputError where there is none."""
     if source.lower() in NAMED:
-        return ModelConfig.from_hf(NAMED[source.lower()], where=source)
+        return config_from_hf(NAMED[source.lower()], where=source)
     path = Path(source).expanduser()
     if path.is_dir():
         path = path / "config.json"
@@ -45,4 +46,4 @@ def config_of(source: str) -> ModelConfig:
     values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a JSON object is needed")
-    return ModelConfig.from_hf(values, where=str(path))
+    return config_from_hf(values, where=str(path))

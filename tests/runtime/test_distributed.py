@@ -12,24 +12,24 @@ import pytest
 from safetensors.numpy import load_file
 
 from mwork_jax.cli import main
-from mwork_jax.detect.importance import NeuronScores
+from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.neurons import GROUPS
-from mwork_jax.select.rules import select_neurons
+from mwork_jax.select.modes import select_neurons
 from support.joined import JoinedProcesses, environment, free_port, joining
 
 pytestmark = pytest.mark.processes
 
 
-def started(count, *arguments):
-    """The same command as `count` processes of their own."""
+def started(count, *arguments, own=None):
+    """The same command as `count` processes of their own; own: what each has besides, and the folder it runs in."""
     port = free_port()
     command = [sys.executable, "-m", "mwork_jax.cli", *map(str, arguments)]
     return [
         subprocess.Popen(
-            [*command, *joining(port, count, i)],
-            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [*command, *joining(port, count, i), *more],
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
         )
-        for i in range(count)
+        for i, (more, folder) in enumerate(own or [((), None)] * count)
     ]  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def test_a_lost_process_ends_the_others_and_other_numbers_go_on(lost, tiny_folde
     out = tmp_path / "out"
     command = evaluation(tiny_folder, neurons, out, table=4)
     running = started(2, *command, "--mesh", "data=2")
-    while not list((out / "cells").glob("*.json")) and all(process.poll() is None for process in running):
+    while not list((out / "cache").glob("*.json")) and all(process.poll() is None for process in running):
         time.sleep(0.05)
     running[lost].send_signal(signal.SIGKILL)
     _, errors = running[1 - lost].communicate(timeout=60)
@@ -187,7 +187,7 @@ def test_a_lost_process_ends_the_others_and_other_numbers_go_on(lost, tiny_folde
     else:
         assert running[0].returncode == 1, errors[-3000:]
         assert "cannot go on without the other processes" in errors.splitlines()[-1]
-    kept = len(list((out / "cells").glob("*.json")))
+    kept = len(list((out / "cache").glob("*.json")))
     assert kept
     assert not (out / "results.json").exists()
     alone(*command)
@@ -205,3 +205,51 @@ def test_half_a_description_of_processes_is_one_line(arguments, says, tiny_folde
     command = ["detect", "--model", str(tiny_folder), "--out", str(tmp_path), "--corpus", corpus(tmp_path, "en", 1)]
     assert main([*command, *arguments]) == 2
     assert says in capsys.readouterr().err
+
+
+def good(folder):
+    """A host's copy of the documents."""
+    folder.mkdir()
+    corpus(folder, "en", 1)
+    return folder
+
+
+def no_file(folder):
+    (folder / "en.jsonl").unlink()
+    return (), "mwork: en.jsonl: no such file"
+
+
+def other_mesh(folder):
+    """What is found when both have joined and the other goes on to compute."""
+    return ("--mesh", "data=3"), "mwork: mesh data=3,model=1,mask=1: that is 3 devices, there are 2"
+
+
+def bad_option(folder):
+    return ("--fast",), "mwork: unrecognized arguments: --fast"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1], ids=["the first", "another"])
+@pytest.mark.parametrize("fault", [no_file, bad_option, other_mesh])
+def test_a_process_that_cannot_begin_ends_the_others_with_its_line(fault, failing, tiny_folder, tmp_path):
+    hosts = [good(tmp_path / name) for name in ("first", "second")]
+    more, message = fault(hosts[failing])
+    own = [(more if i == failing else (), host) for i, host in enumerate(hosts)]
+    command = ("detect", "--model", tiny_folder, "--dtype", "float32", "--corpus", "en=en.jsonl", "--out", "out")
+    running = started(2, *command, own=own)
+    errors = [process.communicate(timeout=150)[1].strip() for process in running]  # alone, JAX waits for 300 s
+    assert [process.returncode for process in running] == [2, 2], errors
+    wrong, other = errors[failing], errors[1 - failing]
+    assert wrong.splitlines()[-1].startswith(message)
+    assert other.splitlines()[-1] == f"mwork: process {failing} has ended: {wrong.splitlines()[-1][len('mwork: ') :]}"
+    assert sum(text.count("mwork: ") - text.count("%") for text in errors) == 2
+    assert "Traceback" not in "".join(errors)
+
+
+@pytest.mark.slow
+def test_processes_that_never_come_are_one_line():
+    script = "import sys; from mwork_jax.runtime.distributed import start; start(sys.argv[1], 2, 0, seconds=2)"
+    command = [sys.executable, "-c", script, f"localhost:{free_port()}"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=150)
+    assert done.returncode == 2
+    assert done.stderr == "mwork: the other processes did not join within 2 s; see docs/pods.md\n"

@@ -12,22 +12,23 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
-from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import Batching
-from mwork_jax.detect.importance import importance, score_neurons
+from mwork_jax.detect.importance import importance
+from mwork_jax.detect.scores import score_neurons
 from mwork_jax.enhance import Run, TuneSettings, fine_tune_many
 from mwork_jax.enhance.neuron_params import parameter_arrays
 from mwork_jax.evaluate.likelihood import held_out_losses
-from mwork_jax.generate import generations
+from mwork_jax.families import config_from_hf
 from mwork_jax.lens.logit_lens import language_shares, top_tokens
 from mwork_jax.lens.vocabulary import VocabularyLabels
-from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.generate import generations
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
-from mwork_jax.select.rules import select_neurons
+from mwork_jax.select.modes import select_neurons
 from mwork_jax.sharding import make_mesh, put
 
-CONFIG = ModelConfig.from_hf({
+CONFIG = config_from_hf({
     "model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 64,
     "bos_token_id": 1, "eos_token_id": 2,
