@@ -33,39 +33,52 @@ from mwork_jax.sharding import (
 
 HERE = Path(__file__).parent
 SUPPORT = HERE / "support"
+OTHER_MESHES = ("8x1", "2x4", "1x8", "2x2x2")
 
 
-def run_alone(script, *arguments, timeout=600, **variables):
-    """A script of this folder in a process of its own; what it printed last, as JSON."""
-    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", **variables}
-    done = subprocess.run(
-        [sys.executable, SUPPORT / script, *arguments], env=environment, capture_output=True, text=True, timeout=timeout
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def environment():
+    path = os.pathsep.join([str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
 
 
-def check_stages(*meshes):
-    found = run_alone("on_eight_devices.py", *meshes)
-    assert set(found) == set(meshes)
-    for mesh, stages in found.items():
-        assert set(stages) == {"detect", "evaluate", "generate", "enhance", "look"}
-        for stage, difference in stages.items():
-            assert difference < 1e-5, f"{stage} on {mesh}"
+@pytest.fixture(scope="module")
+def eight_devices(tmp_path_factory):
+    """A process with 8 devices; the function sends it the name of a mesh and returns what it answers."""
+    errors = tmp_path_factory.mktemp("eight") / "stderr"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, SUPPORT / "on_eight_devices.py"],
+            env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
+        )  # fmt: skip
+
+    def on_mesh(mesh):
+        process.stdin.write(f"{mesh}\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        assert answer, errors.read_text()[-3000:]
+        return json.loads(answer)
+
+    yield on_mesh
+    process.stdin.close()
+    process.wait(timeout=60)
 
 
-def test_every_stage_on_eight_devices_equals_one_device():
-    check_stages("4x2")
+@pytest.mark.processes
+@pytest.mark.parametrize("mesh", ["4x2", *(pytest.param(m, marks=pytest.mark.slow) for m in OTHER_MESHES)])
+def test_every_stage_on_eight_devices_equals_one_device(mesh, eight_devices):
+    stages = eight_devices(mesh)
+    assert set(stages) == {"detect", "evaluate", "generate", "enhance", "look"}
+    for stage, difference in stages.items():
+        assert difference < 1e-5, f"{stage} on {mesh}"
 
 
 @pytest.mark.slow
-def test_every_stage_on_other_meshes_equals_one_device():
-    check_stages("8x1", "2x4", "1x8", "2x2x2")
-
-
-@pytest.mark.slow
+@pytest.mark.processes
 def test_eight_devices_compute_nothing_twice():
-    for mesh, stages in run_alone("operations_on_eight_devices.py").items():
+    command = [sys.executable, SUPPORT / "operations_on_eight_devices.py"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for mesh, stages in json.loads(done.stdout.splitlines()[-1]).items():
         assert set(stages) == {"evaluate", "enhance"}
         for stage, ratio in stages.items():
             assert 0.99 < ratio < 1.05, f"{stage} on {mesh}"

@@ -1,13 +1,11 @@
 """Several real processes on this machine, joined through gloo, against one."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from functools import partial
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,39 +16,49 @@ from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.neurons import GROUPS
 from mwork_jax.results import read_results
 from mwork_jax.select.modes import select_neurons
-from support.paths import ROOT
+from support.joined import JoinedProcesses, environment, free_port, joining
 
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
+pytestmark = pytest.mark.processes
 
 
 def started(count, *arguments, own=None):
-    """The same command as `count` processes; own: what each has besides, and the folder that it runs in."""
+    """The same command as `count` processes of their own; own: what each has besides, and the folder it runs in."""
     port = free_port()
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     command = [sys.executable, "-m", "mwork_jax.cli", *map(str, arguments)]
-    if count > 1:
-        command += ["--coordinator", f"localhost:{port}", "--processes", str(count), "--process-id"]
     return [
         subprocess.Popen(
-            [*command, *([str(i)] if count > 1 else []), *more],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+            [*command, *joining(port, count, i), *more],
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
         )
         for i, (more, folder) in enumerate(own or [((), None)] * count)
     ]  # fmt: skip
 
 
-def together(count, *arguments, timeout=900):
-    """The same command as `count` processes; what each printed. The first alone says how it goes."""
-    running = started(count, *arguments)
-    done = [process.communicate(timeout=timeout) for process in running]
-    for process, (_, errors) in zip(running, done, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    assert not any("mwork: " in errors for _, errors in done[1:])
-    return [out for out, _ in done]
+def alone(*arguments):
+    """The command in this process."""
+    assert main([*map(str, arguments)]) == 0
+
+
+def only_the_first_speaks(outputs):
+    """Results and progress come from the first of several processes."""
+    (out, _), *others = outputs
+    assert out
+    assert not any(out for out, _ in others)
+    assert not any("mwork: " in errors for _, errors in others)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    processes = JoinedProcesses(2, tmp_path_factory.mktemp("two"))
+    yield processes
+    processes.close()
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    processes = JoinedProcesses(4, tmp_path_factory.mktemp("four"))
+    yield processes
+    processes.close()
 
 
 def corpus(folder, name, seed):
@@ -69,23 +77,24 @@ def scores_in(folder):
 def test_two_processes_find_what_one_finds(tiny_folder, tmp_path):
     texts = [part for name, seed in (("en", 1), ("de", 2)) for part in ("--corpus", corpus(tmp_path, name, seed))]
     command = ("detect", "--model", tiny_folder, "--dtype", "float32", "--max-tokens", 16, *texts)
-    together(1, *command, "--out", tmp_path / "one")
-    said = together(2, *command, "--out", tmp_path / "two", "--mesh", "data=2")
-    assert said[0]
-    assert not said[1]  # the first says the results, alone
+    alone(*command, "--out", tmp_path / "one")
+    running = started(2, *command, "--out", tmp_path / "two", "--mesh", "data=2")
+    outputs = [process.communicate(timeout=900) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    only_the_first_speaks(outputs)
     one, two = scores_in(tmp_path / "one"), scores_in(tmp_path / "two")
-    for language, alone in one.items():
+    for language, single in one.items():
         both = two[language]
-        assert (both.documents, both.tokens) == (alone.documents, alone.tokens)
-        assert both.provenance["key"] == alone.provenance["key"]
+        assert (both.documents, both.tokens) == (single.documents, single.tokens)
+        assert both.provenance["key"] == single.provenance["key"]
         for group in GROUPS:
-            np.testing.assert_allclose(both.mean[group], alone.mean[group], rtol=1e-5, atol=1e-6)
-            np.testing.assert_allclose(both.lowest[group], alone.lowest[group], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(both.mean[group], single.mean[group], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(both.lowest[group], single.lowest[group], rtol=1e-5, atol=1e-6)
     chosen, expected = (select_neurons(s, "top_fraction:0.3", "minus_english")["de"] for s in (two, one))
     assert chosen == expected
     # What two processes found, one goes on with: nothing is computed again.
     before = (tmp_path / "two" / "scores" / "de.safetensors").stat().st_mtime_ns
-    together(1, *command, "--out", tmp_path / "two")
+    alone(*command, "--out", tmp_path / "two")
     assert (tmp_path / "two" / "scores" / "de.safetensors").stat().st_mtime_ns == before
 
 
@@ -128,26 +137,38 @@ def results_in(folder):
     return results
 
 
+@pytest.fixture(scope="module")
+def measured_alone(tiny_folder, neurons, tmp_path_factory):
+    """table -> the results of one process."""
+
+    @cache
+    def results(table):
+        out = tmp_path_factory.mktemp("alone")
+        alone(*evaluation(tiny_folder, neurons, out, table))
+        return results_in(out)
+
+    return results
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("table", [2, 4], ids=["generated", "scored"])
-def test_two_and_four_processes_measure_what_one_measures(table, tiny_folder, neurons, tmp_path):
-    together(1, *evaluation(tiny_folder, neurons, tmp_path / "1", table))
-    for count, mesh in ((2, "data=2"), (4, "data=2,mask=2")):
-        out = tmp_path / str(count)
-        said = together(count, *evaluation(tiny_folder, neurons, out, table), "--mesh", mesh)
-        assert said[0]
-        assert not any(said[1:])
-        assert_same(results_in(out), results_in(tmp_path / "1"))
+def test_two_and_four_processes_measure_what_one_measures(
+    table, two, four, tiny_folder, neurons, measured_alone, tmp_path
+):
+    for processes, mesh in ((two, "data=2"), (four, "data=2,mask=2")):
+        out = tmp_path / mesh
+        only_the_first_speaks(processes.run(*evaluation(tiny_folder, neurons, out, table), "--mesh", mesh))
+        assert_same(results_in(out), measured_alone(table))
 
 
 @pytest.mark.slow
-def test_two_and_four_processes_tune_what_one_tunes(tiny_folder, neurons, tmp_path):
+def test_two_and_four_processes_tune_what_one_tunes(two, four, tiny_folder, neurons, tmp_path):
     tuning = ("--language", "de", "--seeds", 1, "--epochs", 2, "--batch", 4, "--max-tokens", 64, "--validate-every", 1)
     command = ("enhance", "--model", tiny_folder, "--neurons", neurons, "--dtype", "float32", *tuning)
-    together(1, *command, "--out", tmp_path / "1")
-    for count, mesh in ((2, "model=2"), (4, "data=2,mask=2")):
-        out = tmp_path / str(count)
-        together(count, *command, "--out", out, "--mesh", mesh)
+    alone(*command, "--out", tmp_path / "1")
+    for processes, mesh in ((two, "model=2"), (four, "data=2,mask=2")):
+        out = tmp_path / mesh
+        only_the_first_speaks(processes.run(*command, "--out", out, "--mesh", mesh))
         assert_same(results_in(out), results_in(tmp_path / "1"))
         for file in ("delta.safetensors", "model/model.safetensors"):
             found, expected = (load_file(folder / file) for folder in (out, tmp_path / "1"))
@@ -158,9 +179,10 @@ def test_two_and_four_processes_tune_what_one_tunes(tiny_folder, neurons, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1], ids=["the first", "another"])
-def test_a_lost_process_ends_the_others_and_other_numbers_go_on(lost, tiny_folder, neurons, tmp_path):
-    command, out = partial(evaluation, tiny_folder, neurons, table=4), tmp_path / "out"
-    running = started(2, *command(out), "--mesh", "data=2")
+def test_a_lost_process_ends_the_others_and_other_numbers_go_on(lost, tiny_folder, neurons, measured_alone, tmp_path):
+    out = tmp_path / "out"
+    command = evaluation(tiny_folder, neurons, out, table=4)
+    running = started(2, *command, "--mesh", "data=2")
     while not list((out / "cache").glob("*.json")) and all(process.poll() is None for process in running):
         time.sleep(0.05)
     running[lost].send_signal(signal.SIGKILL)
@@ -173,9 +195,8 @@ def test_a_lost_process_ends_the_others_and_other_numbers_go_on(lost, tiny_folde
     kept = len(list((out / "cache").glob("*.json")))
     assert kept
     assert not (out / "results.json").exists()
-    together(1, *command(out))
-    together(1, *command(tmp_path / "whole"))
-    assert_same(results_in(out), results_in(tmp_path / "whole"))
+    alone(*command)
+    assert_same(results_in(out), measured_alone(4))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +255,6 @@ def test_a_process_that_cannot_begin_ends_the_others_with_its_line(fault, failin
 def test_processes_that_never_come_are_one_line():
     script = "import sys; from mwork_jax.runtime.distributed import start; start(sys.argv[1], 2, 0, seconds=2)"
     command = [sys.executable, "-c", script, f"localhost:{free_port()}"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=150)
     assert done.returncode == 2
     assert done.stderr == "mwork: the other processes did not join within 2 s; see docs/pods.md\n"

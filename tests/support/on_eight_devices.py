@@ -1,5 +1,6 @@
 """Every stage on meshes of 8 simulated devices against one device. Run by test_sharding.py in a process of its own, as
-the number of devices is fixed when JAX starts. Prints one JSON object: {mesh: {stage: largest relative difference}}."""
+the number of devices is fixed when JAX starts. Reads names of meshes, one a line, and answers each with one line of
+JSON: {stage: largest relative difference}."""
 
 import json
 import os
@@ -113,15 +114,11 @@ def on(mesh, decoder):
 
 def main():
     decoder = Decoder.random(CONFIG, jax.random.key(0))
-    wanted = sys.argv[1:] or [*MESHES]
     alone = {stage.__name__: stage(Model(decoder, None, "tiny")) for stage in STAGES}
-    found = {}
-    for name in wanted:
-        model = on(make_mesh(MESHES[name]), decoder)
-        found[name] = {}
-        for stage in STAGES:
-            found[name][stage.__name__] = difference(stage(model), alone[stage.__name__])
-    print(json.dumps(found))
+    for line in sys.stdin:
+        model = on(make_mesh(MESHES[line.strip()]), decoder)
+        differences = {stage.__name__: difference(stage(model), alone[stage.__name__]) for stage in STAGES}
+        print(json.dumps(differences), flush=True)
 
 
 if __name__ == "__main__":
