@@ -104,7 +104,7 @@ class NeuronSet:
     """
 
     groups: Mapping[str, np.ndarray]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if set(self.groups) != set(GROUPS):

@@ -423,25 +423,6 @@ def signatures():
                 yield from ((where, str(x)) for x in inspect.unwrap(value).__annotations__.values())
 
 
-# What other parts still pass on as they read it: configurations of other projects, and what made a set or scores.
-STILL_UNTYPED = {
-    "mwork_jax.config.ModelConfig.from_hf",
-    "mwork_jax.detect.importance.NeuronScores.provenance",
-    "mwork_jax.detect.importance.score_neurons",
-    "mwork_jax.enhance.checkpoint.Checkpoints.latest",
-    "mwork_jax.enhance.checkpoint.Checkpoints.save",
-    "mwork_jax.enhance.export.hf_config",
-    "mwork_jax.enhance.export.save_folder",
-    "mwork_jax.evaluate.tasks.base.HubData.item",
-    "mwork_jax.evaluate.tasks.base.text_of",
-    "mwork_jax.lens.vocabulary.VocabularyLabels.provenance",
-    "mwork_jax.load.gguf_file.GGUFCheckpoint.hf_config",
-    "mwork_jax.load.gguf_file.llama3_scaling",
-    "mwork_jax.load.gguf_tokenizer.build_tokenizer",
-    "mwork_jax.model.model.Model.is_of",
-    "mwork_jax.neurons.NeuronSet.provenance",
-    "mwork_jax.plan.text.as_record",
-}
 UNTYPED = re.compile(r"\b(dict|Mapping|MutableMapping)\[\s*str\s*,\s*(typing\.)?Any\s*\]")
 
 
@@ -449,5 +430,4 @@ def test_no_public_signature_has_tables_of_anything():
     everything = list(signatures())
     assert len(everything) > 500
     untyped = sorted({where for where, annotation in everything if UNTYPED.search(annotation)})
-    print(f"{len(untyped)} public signatures with dict[str, Any] or Mapping[str, Any]:", *untyped, sep="\n  ")
-    assert set(untyped) <= STILL_UNTYPED
+    assert untyped == []

@@ -181,7 +181,7 @@ def check_sets(args: argparse.Namespace, model: Model, neurons: Mapping[str, Neu
             log(f"warning: {line}")
 
 
-def _is_of(model: Model, identity: Mapping[str, Any]) -> bool:
+def _is_of(model: Model, identity: Mapping[str, object]) -> bool:
     """Whether an identity is this model's. Loaded in another dtype its weights are rounded and have another
     fingerprint, so there the source decides."""
     if model.is_of(identity) or identity.get("dtype") == model.identity["dtype"]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import jax
 import numpy as np
@@ -62,7 +61,7 @@ class NeuronScores:
     activation: np.ndarray
     documents: int
     tokens: int
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("lowest", "worst_rank", "mean", "provenance"):
@@ -114,7 +113,7 @@ def score_neurons(
     kept: int = DEFAULT_KEPT,
     include_bos: bool = False,
     batching: Batching = Batching(),
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, object] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> NeuronScores:
     """Scores every neuron on a stream of documents (str or int32 token arrays); memory does not grow with their number.

@@ -45,7 +45,7 @@ _DELTA_WITHOUT_CHECKSUM = "mwork-delta-1"  # of version 0.1
 
 
 def save_folder(
-    tuned: Tuned, folder: str | Path, *, dtype: str = "float32", notes: Mapping[str, Any] | None = None
+    tuned: Tuned, folder: str | Path, *, dtype: str = "float32", notes: Mapping[str, object] | None = None
 ) -> None:
     """Writes the tuned model as a folder in Hugging Face layout: safetensors, config, tokenizer, model card.
 
@@ -333,7 +333,7 @@ def _check_values(config: ModelConfig, rows: Mapping[str, tuple[np.ndarray, np.n
             raise _damaged(path, f"{name}: its neurons are not those of the other parameters of {group}")
 
 
-def _card(tuned: Tuned, dtype: str, notes: Mapping[str, Any]) -> str:
+def _card(tuned: Tuned, dtype: str, notes: Mapping[str, object]) -> str:
     """The model card: where this model came from."""
     neurons, history = tuned.neurons, tuned.history
     settings = {"weights": dtype, "base model": tuned.base.source, "base weights": tuned.base.key["weights"]}

@@ -189,7 +189,7 @@ def _rates(run: Run, data: Packed, settings: TuneSettings) -> Rates:
     )  # fmt: skip
 
 
-def _described(run: Run, data: Packed) -> dict[str, Any]:
+def _described(run: Run, data: Packed) -> dict[str, object]:
     """What determines a run, apart from the model and the settings; for its checkpoints."""
     return {
         "neurons": fingerprint({g: np.flatnonzero(m).tolist() for g, m in run.neurons.groups.items()}),

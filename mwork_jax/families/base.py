@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig, Rope
 from mwork_jax.errors import InputError
@@ -24,7 +23,7 @@ COMMON_ATTRIBUTES = frozenset({
 })  # fmt: skip
 
 # Their values where a config.json leaves them out, and those of attributes that other families have: switched off.
-COMMON_DEFAULTS: Mapping[str, Any] = {
+COMMON_DEFAULTS: Mapping[str, object] = {
     "num_key_value_heads": None, "head_dim": None, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
     "rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None, "hidden_act": "silu",
     "bos_token_id": None, "eos_token_id": None, "attention_bias": False, "mlp_bias": False, "sliding_window": None,
@@ -66,7 +65,7 @@ def one_rope(read: Reader, windows: Windows) -> LayerRopes:
     return (rope,), (0,) * len(windows)
 
 
-def hf_one_rope(config: ModelConfig) -> dict[str, Any]:
+def hf_one_rope(config: ModelConfig) -> dict[str, object]:
     """`rope_parameters` of a model with one rotary embedding."""
     return hf_rope(config.ropes[0])
 
@@ -96,11 +95,11 @@ class Family:
     model_type: str
     hf_class: str
     attributes: frozenset[str]
-    defaults: Mapping[str, Any]
-    hf_attributes: Callable[[ModelConfig], dict[str, Any]]
+    defaults: Mapping[str, object]
+    hf_attributes: Callable[[ModelConfig], dict[str, object]]
     windows: Callable[[Reader, int], Windows] = full_attention
     ropes: Callable[[Reader, Windows], LayerRopes] = one_rope
-    hf_ropes: Callable[[ModelConfig], dict[str, Any]] = hf_one_rope
+    hf_ropes: Callable[[ModelConfig], dict[str, object]] = hf_one_rope
     head_dim_may_be_null: bool = False
     kv_heads_may_be_null: bool = True
     activation: str = "hidden_act"
@@ -113,7 +112,7 @@ class Family:
     layer_tensors: Mapping[str, str] = field(default_factory=lambda: LAYER_TENSORS)
 
 
-def completed(hf: Mapping[str, Any], family: Family) -> dict[str, Any]:
+def completed(hf: Mapping[str, object], family: Family) -> dict[str, object]:
     """The attributes of `hf` that a family reads, completed by its defaults; those of other families are off."""
     own = COMMON_ATTRIBUTES | family.attributes
     return {**COMMON_DEFAULTS, **family.defaults, **{name: value for name, value in hf.items() if name in own}}

@@ -3,8 +3,6 @@ every other layer."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
 from mwork_jax.families.base import LAYER_TENSORS, Family, Windows, hf_layer_types, layer_types, windows_of
 from mwork_jax.families.reader import Reader
@@ -20,7 +18,7 @@ def _windows(read: Reader, layers: int) -> Windows:
     return windows_of(layer_types(read, layers, lambda: full_attention_every(2, layers)), window)
 
 
-def _hf_attributes(config: ModelConfig) -> dict[str, Any]:
+def _hf_attributes(config: ModelConfig) -> dict[str, object]:
     return {
         "attention_bias": config.qkv_bias,
         "query_pre_attn_scalar": _whole(config.attn_scale**-2),

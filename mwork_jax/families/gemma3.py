@@ -4,7 +4,6 @@ layers with a window and one for those without."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
 from mwork_jax.errors import InputError
@@ -38,7 +37,7 @@ def _ropes(read: Reader, windows: Windows) -> LayerRopes:
     return ropes, tuple(0 if window else 1 for window in windows)
 
 
-def _hf_ropes(config: ModelConfig) -> dict[str, Any]:
+def _hf_ropes(config: ModelConfig) -> dict[str, object]:
     return {"sliding_attention": hf_rope(config.ropes[0]), "full_attention": hf_rope(config.ropes[1])}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
 from mwork_jax.families.base import Family, Windows, full_attention, hf_layer_types, layer_types, windows_of
 from mwork_jax.families.reader import Reader
@@ -21,7 +19,7 @@ def _windows(read: Reader, layers: int) -> Windows:
     return windows_of(layer_types(read, layers, default), window)
 
 
-def sliding_attributes(config: ModelConfig) -> dict[str, Any]:
+def sliding_attributes(config: ModelConfig) -> dict[str, object]:
     """The attributes that describe which layers have a window."""
     return {
         "use_sliding_window": any(window != FULL_ATTENTION for window in config.windows),

@@ -15,7 +15,7 @@ class Reader:
     """Reads the attributes of a config.json. Every method raises InputError, naming the attribute and what it should
     be, where it is missing or of another type."""
 
-    def __init__(self, values: Mapping[str, Any], where: str):
+    def __init__(self, values: Mapping[str, object], where: str):
         self.values, self.where = values, where
 
     def refusal(self, name: str, needed: str) -> InputError:
@@ -62,7 +62,7 @@ class Reader:
             )
         return ACTIVATIONS[value]
 
-    def table(self, name: str) -> Mapping[str, Any]:
+    def table(self, name: str) -> Mapping[str, object]:
         """A nested object; empty where it is null or absent."""
         value = self.values.get(name)
         if value is not None and not isinstance(value, Mapping):

@@ -47,7 +47,7 @@ _WITHOUT_EFFECT_AT = {
 }
 
 
-def config_from_hf(hf: Mapping[str, Any], *, where: str = "config.json") -> ModelConfig:
+def config_from_hf(hf: Mapping[str, object], *, where: str = "config.json") -> ModelConfig:
     """The configuration that a Hugging Face `config.json` describes.
 
     Raises InputError, naming the attribute, for an architecture, an attribute or a value that is not understood.
@@ -60,7 +60,7 @@ def config_from_hf(hf: Mapping[str, Any], *, where: str = "config.json") -> Mode
     return read_config(family, Reader(completed(hf, family), where))
 
 
-def _refuse_unknown(hf: Mapping[str, Any], family: Family, where: str) -> None:
+def _refuse_unknown(hf: Mapping[str, object], family: Family, where: str) -> None:
     known = COMMON_ATTRIBUTES | family.attributes | _WITHOUT_EFFECT
     of_any_family = frozenset().union(*(other.attributes for other in FAMILIES.values()))
     for name, value in hf.items():
@@ -84,10 +84,10 @@ def with_generation_config(config: ModelConfig, generation: Any, where: str) -> 
     return replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *ids))))
 
 
-def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
+def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, object]:
     """The `config.json` of a model: `config_from_hf` reads the same configuration back. dtype: of its weights."""
     c, family = config, FAMILIES[config.family]
-    described: dict[str, Any] = {
+    described: dict[str, object] = {
         "architectures": [family.hf_class],
         "model_type": family.model_type,
         "dtype": dtype,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from mwork_jax.config import Rope
 from mwork_jax.errors import InputError
@@ -27,7 +26,7 @@ _ROPE_DEFAULTS = {
 }  # fmt: skip
 
 
-def read_rope(described: Mapping[str, Any], theta: float, max_length: int, where: str) -> Rope:
+def read_rope(described: Mapping[str, object], theta: float, max_length: int, where: str) -> Rope:
     """One rotary embedding; `theta` and `max_length` stand in for a base and an original length that are missing."""
     kind = described.get("rope_type") or described.get("type") or "default"
     if not isinstance(kind, str) or kind not in _ROPE_KEYS:
@@ -70,9 +69,9 @@ def _yarn_attention_factor(read: Reader) -> float:
     return scale(1.0)
 
 
-def hf_rope(rope: Rope) -> dict[str, Any]:
+def hf_rope(rope: Rope) -> dict[str, object]:
     """A rotary embedding as `rope_parameters` describes it; `read_rope` reads the same one back."""
-    described: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
+    described: dict[str, object] = {"rope_type": rope.kind, "rope_theta": rope.theta}
     if rope.kind != "default":
         described["factor"] = rope.factor
     if rope.kind in ("llama3", "yarn"):

@@ -99,7 +99,7 @@ class GGUFCheckpoint:
         """
         return build_tokenizer(self._file.metadata, self.where)
 
-    def hf_config(self) -> dict[str, Any]:
+    def hf_config(self) -> dict[str, object]:
         """The model as a Hugging Face `config.json` would describe it.
 
         Raises InputError for metadata that is missing, not understood, or beyond what this package computes.
@@ -132,7 +132,7 @@ class GGUFCheckpoint:
         scaling = self._rope_scaling(head_dim, config["rope_theta"])
         return config | ({"rope_scaling": scaling} if scaling else {}) | self._family_config(head_dim, hidden // heads)
 
-    def _family_config(self, head_dim: int, hidden_per_head: int) -> dict[str, Any]:
+    def _family_config(self, head_dim: int, hidden_per_head: int) -> dict[str, object]:
         """What only some families have."""
         window = self._get("attention.sliding_window")
         if self._arch == "llama":
@@ -175,7 +175,7 @@ class GGUFCheckpoint:
             raise InputError(f"{self.where}: '{self._arch}.attention.sliding_window_pattern' is {pattern!r:.80}")
         return ["sliding_attention" if slide else "full_attention" for slide in slides]
 
-    def _rope_scaling(self, head_dim: int, theta: float) -> dict[str, Any] | None:
+    def _rope_scaling(self, head_dim: int, theta: float) -> dict[str, object] | None:
         """HF's `rope_scaling`, or None for plain rotary embeddings."""
         kind = self._get("rope.scaling.type", "linear" if self._get("rope.scale_linear") else "none")
         if _LLAMA3_FACTORS in self._file.tensors:
@@ -260,7 +260,7 @@ class GGUFCheckpoint:
         return value
 
 
-def llama3_scaling(factors: np.ndarray, head_dim: int, theta: float, where: str) -> dict[str, Any] | None:
+def llama3_scaling(factors: np.ndarray, head_dim: int, theta: float, where: str) -> dict[str, object] | None:
     """Llama 3's rope scaling, recognised by the divisor of each pair's frequency, float64 [head_dim / 2].
 
     Only the two cut-off wavelengths (original length / low and / high factor) show in the divisors, so the low factor

@@ -47,7 +47,7 @@ def _splits() -> dict[str, _Split]:
 class _Vocabulary:
     """The metadata below `tokenizer.ggml.`, checked."""
 
-    def __init__(self, metadata: Mapping[str, Any], where: str):
+    def __init__(self, metadata: Mapping[str, object], where: str):
         self.where = where
         self._metadata = metadata
         self.texts = self.strings("tokens")
@@ -88,7 +88,7 @@ class _Vocabulary:
         return self.texts[index]
 
 
-def build_tokenizer(metadata: Mapping[str, Any], where: str) -> Any | None:
+def build_tokenizer(metadata: Mapping[str, object], where: str) -> Any | None:
     """A transformers fast tokenizer from GGUF metadata, or None where there is no vocabulary in it.
 
     where: the file, for messages. Raises InputError for a tokenizer or a pre-tokenizer that is not supported, or
@@ -228,7 +228,7 @@ class _Uncopied:
         return self._tokenizer
 
 
-def _wrap(tokenizer: Any, vocabulary: _Vocabulary, metadata: Mapping[str, Any]) -> Any:
+def _wrap(tokenizer: Any, vocabulary: _Vocabulary, metadata: Mapping[str, object]) -> Any:
     from transformers import PreTrainedTokenizerFast  # takes a second to import; models without text never pay for it
 
     special = {f"{name}_token": vocabulary.special(name) for name in _SPECIAL}

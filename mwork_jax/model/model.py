@@ -48,12 +48,12 @@ class Model:
         return chat_prompt(self.tokenizer, text)
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """The model's entry in results: where it came from, and its `key`."""
         return {"source": self.source, **self.key}
 
     @cached_property
-    def key(self) -> dict[str, Any]:
+    def key(self) -> dict[str, object]:
         """What tells two models apart, however their paths are spelled: shape, dtype, and fingerprints of the weights
         with the configuration and of the tokenizer (None without one). The first use reads every weight."""
         return {
@@ -65,7 +65,7 @@ class Model:
             "tokenizer": _tokenizer_fingerprint(self.tokenizer),
         }
 
-    def is_of(self, identity: Mapping[str, Any]) -> bool:
+    def is_of(self, identity: Mapping[str, object]) -> bool:
         """Whether an identity that results hold is this model's, wherever it came from."""
         return {name: value for name, value in identity.items() if name != "source"} == self.key
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
@@ -16,7 +15,7 @@ _LLAMA_2 = {
     "rope_theta": 10000.0, "tie_word_embeddings": False,
 }  # fmt: skip
 # The shapes of the paper's models, as their authors published them; Vicuna is a Llama 2 7B.
-NAMED: Mapping[str, Mapping[str, Any]] = {
+NAMED: Mapping[str, Mapping[str, object]] = {
     "mistral-7b": {
         "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from mwork_jax.plan.compiled import Case
 from mwork_jax.plan.plan import Plan, mesh_name
@@ -15,11 +14,11 @@ _THE = {"memory": "the memory's bandwidth", "matrix units": "the matrix units", 
         "interconnect": "the interconnect"}  # fmt: skip
 
 
-def as_record(plan: Plan, smallest: Plan | None = None) -> dict[str, Any]:
+def as_record(plan: Plan, smallest: Plan | None = None) -> dict[str, object]:
     """What `mwork plan --json` prints. compiled: from the program that the compiler made; computed: from those numbers
     and the chips' specifications; assumed: what the hours rest on."""
     case, chip = plan.case, plan.slice.chip
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "topology": plan.slice.name,
         "chips": plan.slice.count,
         "stage": plan.stage,
@@ -38,7 +37,7 @@ def as_record(plan: Plan, smallest: Plan | None = None) -> dict[str, Any]:
     return record
 
 
-def _compiled(plan: Plan, case: Case) -> dict[str, Any]:
+def _compiled(plan: Plan, case: Case) -> dict[str, object]:
     cost = case.cost
     assert cost is not None
     return {
@@ -61,7 +60,7 @@ def _by_kind(plan: Plan) -> dict[str, dict[str, float]]:
     return kinds
 
 
-def _computed(plan: Plan) -> dict[str, Any]:
+def _computed(plan: Plan) -> dict[str, object]:
     hours = plan.hours
     return {
         "own_operations_per_token": own_operations(plan.stage, plan.config, plan.size),

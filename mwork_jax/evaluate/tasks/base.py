@@ -65,7 +65,7 @@ class HubData:
     repository: str
     config: str
     split: str
-    item: Callable[[dict[str, Any], str, str], Item]
+    item: Callable[[dict[str, object], str, str], Item]
     revision: str | None = None
 
 
@@ -254,7 +254,7 @@ def score_choices(options: Callable[[Item], tuple[str, ...]]) -> Callable[[Item,
 CHOICE_SCORES = tuple(f"accuracy_{way}" for way in NORMALISATIONS)
 
 
-def text_of(row: Mapping[str, Any], name: str, where: str) -> str:
+def text_of(row: Mapping[str, object], name: str, where: str) -> str:
     """The string under `name`; InputError where it is missing, empty or not a string."""
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
