@@ -76,6 +76,23 @@ def test_random_sets_match_layer_and_group_and_the_number_of_products():
     assert a.random_like(0) != a.random_like(1)
 
 
+def test_languages_have_random_sets_of_their_own():
+    """With one seed, two sets of the same size are drawn independently: with one permutation for all, the smaller
+    would lie within the larger, and equally large ones would be the same."""
+    share, seeds = 0.5, 40
+    pairs, inside, size = [(some(1, share), some(2, share)), (some(3, share), some(4, share / 2))], 0, 0.0
+    for a, b in pairs:
+        for seed in range(seeds):
+            first, second = a.random_like(seed), b.random_like(seed)
+            assert first != second
+            inside += (first & second).in_groups("attn_q", "ffn_up").count()
+            size += second.in_groups("attn_q", "ffn_up").count() * share
+    assert inside == pytest.approx(size, rel=0.1), "as many in common as chance gives"
+    groups = dict(pairs[0][0].groups)
+    again = NeuronSet(groups, {"language": "de", "rule": "another"})
+    assert again.random_like(7) == pairs[0][0].random_like(7), "the draw is the set's and the seed's, whatever its name"
+
+
 def test_random_sets_match_ends_that_differ():
     a = some()
     groups = dict(a.groups)
