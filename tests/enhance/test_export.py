@@ -231,6 +231,7 @@ for moment in range(100):
 """
 
 
+@pytest.mark.processes
 def test_killed_at_any_moment_the_folder_is_the_old_model_the_new_one_or_none(tmp_path, monkeypatch):
     """The old one in shards, the new one whole, and the other way round: killed at every file that is opened, moved or
     removed while they change places."""
@@ -418,6 +419,7 @@ def test_again_it_computes_nothing(finished, tiny_folder, monkeypatch):
     assert (finished / "results.json").read_bytes() == before
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [1, 30, 100])
 def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(kilobytes, finished, tiny_folder, tmp_path):
