@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from support.paths import ROOT
 
 # Each takes from a tenth of a second to several seconds to import, and most programs need none of them.
@@ -12,6 +14,7 @@ LATE = (
 )  # fmt: skip
 
 
+@pytest.mark.processes
 def test_import_leaves_out_what_is_slow():
     script = f"import sys, mwork_jax; print(*[name for name in {LATE} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

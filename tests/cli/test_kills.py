@@ -17,6 +17,7 @@ KILLS = int(os.environ.get("MWORK_KILLS", "4"))  # MWORK_KILLS=30 for the whole 
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_killed_at_random_moments(tiny_folder, tmp_path):
     run = ("--languages", "en,de,th", "--documents", "2", "--held-out", "1", "--seeds", "1", "--rule", "top_k:20")
     neurons = tmp_path / "neurons"

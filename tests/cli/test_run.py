@@ -135,6 +135,7 @@ def test_other_settings_recompute_what_changed(finished, tiny_folder, tmp_path, 
     assert results(out)["languages"]["de"]["neurons"] != results(finished)["languages"]["de"]["neurons"]
 
 
+@pytest.mark.processes
 def test_killed_at_any_moment_the_next_run_gives_the_same(finished, tiny_folder, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "mwork_jax.cli", "run", "--model", tiny_folder, "--out", out, *QUICK]
@@ -186,6 +187,7 @@ def test_another_tokenizer_is_another_run(finished, tiny_folder, tmp_path):
     assert results(out)["original"] != results(finished)["original"]
 
 
+@pytest.mark.processes
 def test_ctrl_c_is_one_line_and_the_work_goes_on(tiny_folder, tmp_path):
     for out in (tmp_path / str(attempt) for attempt in range(5)):  # on a busy machine a run may end before the signal
         # A shell's background job ignores the signal, and so would what it starts.
@@ -357,6 +359,7 @@ def test_results_of_another_command_are_not_written_over(tiny_folder, tmp_path, 
         assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
+@pytest.mark.processes
 def test_an_ugly_terminal(finished, tiny_folder):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "TERM": "dumb", "LC_ALL": "C"}
     command = [sys.executable, "-m", "mwork_jax.cli", "run", "--model", tiny_folder, "--out", finished, *QUICK]

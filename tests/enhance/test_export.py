@@ -233,6 +233,7 @@ for moment in range(100):
 """
 
 
+@pytest.mark.processes
 def test_killed_at_any_moment_the_folder_is_the_old_model_the_new_one_or_none(tmp_path, monkeypatch):
     """The old one in shards, the new one whole, and the other way round: killed at every file that is opened, moved or
     removed while they change places."""
@@ -442,6 +443,7 @@ def without_command(results):
     return replace(results, provenance=replace(results.provenance, command=()))
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [1, 30, 100])
 def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(kilobytes, finished, tiny_folder, tmp_path):
