@@ -134,14 +134,12 @@ def run_enhancement(
             tunings |= _tune(model, together, settings, out / "checkpoints" / f"{number}", bar)
         cache = ResultCache(out / CACHE_FOLDER)
         bar.describe("measure the original")
-        original = _measure(model, model.key, evaluations, None, cache)
-        bar.add(1)
+        original = _measure(model, model.key, evaluations, None, cache, bar)
         tuned = {}
         for job, tuning in tunings.items():
             bar.describe(f"measure {job.name}")
             key = {**model.key, "tuned": _fingerprint_of(tuning)}
-            tuned[job] = _measure(tuning.merged(model), key, evaluations, job.language, cache)
-            bar.add(1)
+            tuned[job] = _measure(tuning.merged(model), key, evaluations, job.language, cache, bar)
     data = {lang: DataInfo(origins[lang], len(texts), fingerprint(list(texts))) for lang, texts in corpora.items()}
     provenance = Provenance(ModelInfo(**model.identity), data, settings, versions(), tuple(command), settings.tune.seed)
     return _results(model, provenance, evaluations, tunings, original, tuned), tunings
@@ -206,17 +204,21 @@ def _measure(
     evaluations: Mapping[str, Mapping[str, Evaluation]],
     language: str | None,
     cache: ResultCache,
+    progress: Progress,
 ) -> dict[str, Points]:
     """{measure: {language: points}}. Held-out loss in every language; tasks, which take long, in English and in
-    `language`, or in all where it is None."""
+    `language`, or in all where it is None. One unit of progress."""
     measured: dict[str, Points] = {}
+    computed = False
     for name, by_language in evaluations.items():
         every = name == HELD_OUT_LOSS or language is None
         scored = tuple(lang for lang in by_language if every or lang in (ENGLISH, language))
         nothing = Condition(name, NeuronSet.empty(model.config), scored)
         with Progress(quiet=True) as quiet:
             scores = measure(model, by_language, [nothing], cache, quiet, key)[name]
+            computed = computed or quiet.worked > 0
         measured[name] = {lang: by_language[lang].points(scores[lang]) for lang in scored}
+    progress.add(1, free=not computed)
     return measured
 
 

@@ -77,6 +77,11 @@ class Progress:
         """Units of work that were done or skipped."""
         return self._done
 
+    @property
+    def worked(self) -> float:
+        """Units of work that were done and not skipped."""
+        return self._done - self._skipped
+
     def expect(self, units: float) -> None:
         """Announces that so many units of work come next. A larger total that was given at the beginning stands, so
         that one Progress can serve several pieces of work."""
@@ -116,7 +121,7 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """How long the rest will take at the speed of the work so far; None while that is not known."""
-        worked, to_work = self._done - self._skipped, self._total - self._skipped
+        worked, to_work = self.worked, self._total - self._skipped
         if worked <= 0 or worked < _ENOUGH * to_work:
             return None
         return self._seconds / worked * max(0.0, self._total - self._done)
