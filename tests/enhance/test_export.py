@@ -458,7 +458,9 @@ def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(kilobytes, finished
     assert not list(tmp_path.rglob("*.part"))
     enhance(*asked)
     assert without_command(results_in(tmp_path)) == without_command(results_in(finished))
-    assert (tmp_path / "model/model.safetensors").read_bytes() == (finished / "model/model.safetensors").read_bytes()
+    again, expected = (load_file(folder / "model/model.safetensors") for folder in (tmp_path, finished))
+    assert again.keys() == expected.keys()
+    assert all(again[name].tobytes() == expected[name].tobytes() for name in expected)
     found, expected = (load_file(folder / "delta.safetensors") for folder in (tmp_path, finished))
     assert found.keys() == expected.keys()
     for name, values in expected.items():
