@@ -118,12 +118,12 @@ def assert_same(found, expected, where="results"):
         assert found.keys() == expected.keys(), where
         for name, value in expected.items():
             assert_same(found[name], value, f"{where}.{name}")
-    elif isinstance(expected, list):
+    elif isinstance(expected, list | tuple):
         assert len(found) == len(expected), where
         for place, (a, b) in enumerate(zip(found, expected, strict=True)):
             assert_same(a, b, f"{where}[{place}]")
     elif isinstance(expected, float):
-        close = 2e-3 if where.endswith(".p") else 1e-5
+        close = 2e-3 if where.endswith((".p", ".p_holm", ".p_bh")) else 1e-5
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=close, err_msg=where)
     else:
         assert found == expected, where
