@@ -109,7 +109,7 @@ def step(target: str, batch: int, time: int) -> dict[str, Any]:
     topology, count = TARGETS[target]
     mesh, config = _one_chip(topology), share(config_of(MODEL), count)
     two_layers = replace(config, num_layers=2, windows=config.windows[:2], layer_rope=config.layer_rope[:2])
-    compiled = [lowered_step(c, mesh, batch, time).compile() for c in (two_layers, config)]
+    compiled: list[Any] = [lowered_step(c, mesh, batch, time).compile() for c in (two_layers, config)]
     costs = [{name: c.cost_analysis()[name] for name in ("flops", "bytes accessed")} for c in compiled]
     memory, total = compiled[1].memory_analysis(), of_all_layers(*costs, config.num_layers)
     room = Slice.parse(topology).chip.hbm_gib
@@ -162,7 +162,7 @@ def kernel(target: str, batch: int, time: int, folder: Path) -> dict[str, Any]:
     shapes += [(1, time, size)] * 2 + [(batch, time)]
     args = [abstract(mesh, shape, jnp.float32) for shape in shapes]
     alone = jax.jit(lambda *x: qk_importance(*x, scale=config.attn_scale, implementation="tpu"))
-    compiled = alone.lower(*args, abstract(mesh, (), jnp.int32)).compile()
+    compiled: Any = alone.lower(*args, abstract(mesh, (), jnp.int32)).compile()
     (schedule,) = (p for p in folder.glob("*-qk_importance*final_bundles.txt") if "schedule" not in p.name)
     (use,) = folder.glob("*-qk_importance*final_hlo-static-per-bundle-utilization.txt")
     loops = innermost_loops(schedule.read_text(), use.read_text())

@@ -111,6 +111,7 @@ def _documents(rows: int, time: int) -> np.ndarray:
     from mwork_jax.corpus import own_corpus
 
     tokenizer = mw.load_model(MODEL, dtype="bfloat16").tokenizer
+    assert tokenizer is not None, "the packaged model has one"
     ids = [i for text in own_corpus("de").detection for i in tokenizer(text)["input_ids"][1:]]
     return np.resize(np.asarray(ids, np.int32), (rows, time))
 
@@ -123,9 +124,11 @@ def _neurons(config: Any, seed: int = 0) -> Any:
 
 
 def _rates() -> Any:
+    import jax.numpy as jnp
+
     from mwork_jax.enhance.optimizer import Rates
 
-    return Rates(*(np.float32(x) for x in (1e-3, 1000, 0.05, 0.01, 0.3)))
+    return Rates(*(jnp.float32(x) for x in (1e-3, 1000, 0.05, 0.01, 0.3)))
 
 
 def _packed(tokens: np.ndarray) -> Any:
@@ -266,7 +269,7 @@ def _torch_masked(tokens: np.ndarray) -> tuple[Step, int]:
 
 def _lora(tokens: np.ndarray) -> tuple[Step, int]:
     """LoRA on all linear layers."""
-    import peft
+    import peft  # pyright: ignore[reportMissingImports]  # only with the extra `bench`
 
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     hf = peft.get_peft_model(_torch_model(), peft.LoraConfig(r=LORA_RANK, target_modules=targets))

@@ -61,7 +61,7 @@ def torch_model(config: ModelConfig, decoder: Decoder, dtype: str) -> Any:
             like = hf.get_parameter(tensor)
             state[tensor] = torch.from_numpy(row.reshape(tuple(like.shape)).copy())
     hf.load_state_dict(state, strict=False)
-    return hf.eval().to(_device(), getattr(torch, dtype))
+    return hf.eval().to(_device(), getattr(torch, dtype))  # pyright: ignore[reportArgumentType]  # wrapped without types
 
 
 def torch_checkpoint(path: Path, dtype: str = "float32") -> Any:

@@ -9,10 +9,10 @@ import pytest
 from jax import export
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from mwork_kernels.qk_importance import qk_importance
-from mwork_kernels.qk_importance.gpu import qk_importance_gpu
-from mwork_kernels.qk_importance.reference import qk_importance_reference
-from mwork_kernels.qk_importance.tpu import qk_importance_tpu
+from mwork_kernels.qk_importance import qk_importance  # pyright: ignore[reportMissingImports]
+from mwork_kernels.qk_importance.gpu import qk_importance_gpu  # pyright: ignore[reportMissingImports]
+from mwork_kernels.qk_importance.reference import qk_importance_reference  # pyright: ignore[reportMissingImports]
+from mwork_kernels.qk_importance.tpu import qk_importance_tpu  # pyright: ignore[reportMissingImports]
 from support.attention_arguments import arguments
 
 KERNELS = {
@@ -98,7 +98,7 @@ def test_the_tpu_kernel_compiles_for_a_chip_that_is_not_here():
     mesh = abstract_mesh(Slice.parse("v5e:1x1"), {})
     shapes = [abstract(mesh, x.shape, x.dtype) for x in args]
     compiled = jax.jit(lambda *a: qk_importance(*a, **keywords)).lower(*shapes).compile()
-    assert "tpu_custom_call" in compiled.as_text()  # picked by platform, without being named
+    assert "tpu_custom_call" in (compiled.as_text() or "")  # picked by platform, without being named
 
 
 def test_the_gpu_kernel_lowers_for_a_card_that_is_not_here():

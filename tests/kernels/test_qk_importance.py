@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from mwork_kernels.qk_importance import qk_importance, tiles, xla
-from mwork_kernels.qk_importance.reference import qk_importance_reference
+from mwork_kernels.qk_importance import qk_importance, tiles, xla  # pyright: ignore[reportMissingImports]
+from mwork_kernels.qk_importance.reference import qk_importance_reference  # pyright: ignore[reportMissingImports]
 from support.attention_arguments import arguments
 
 CASES = {

@@ -87,7 +87,7 @@ def test_the_top_tokens_of_every_layer():
 
 
 def test_one_program_for_every_mask():
-    model = pair("llama", 2).model
+    model, before = pair("llama", 2).model, None
     for seed in range(3):
         mask = NeuronMask.keep_all(model.config).drop(random_neurons(model.config, seed=seed))
         language_shares(model, documents(), mask, some_labels(), k=3)

@@ -230,7 +230,7 @@ def test_vmap_over_masks_is_a_loop():
     np.testing.assert_array_equal(together.lengths, np.stack([d.lengths for d in alone]))
     assert len({d.tokens.tobytes() for d in map(jax.device_get, alone)}) == 3, "the masks must matter"
     # The cache is updated in place for all masks at once: no scatter, and no choice between old and new caches.
-    program = jax.jit(many).lower(NeuronMask.stack(masks)).compile().as_text()
+    program = jax.jit(many).lower(NeuronMask.stack(masks)).compile().as_text() or ""
     assert "dynamic-update-slice(" in program
     assert "scatter(" not in program
     cache = rf"f32\[3,{both.config.num_layers},5,{ids.shape[1] + 20},\S+ select"

@@ -42,12 +42,12 @@ class Outline(HTMLParser):
         self.open, self.ids, self.references, self.addresses, self.tables = [], [], [], [], []
         self.feed(text)
 
-    def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
         self.ids += [found["id"]] if "id" in found else []
         self.references += [r for name in ("aria-labelledby",) for r in found.get(name, "").split()]
         self.references += [found["href"][1:]] if found.get("href", "").startswith("#") else []
-        self.addresses += [v for k, v in attributes if k in ("src", "href", "xlink:href") and not v.startswith("#")]
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith("#")]
         if tag not in ("meta", "link", "br"):
             self.open.append(tag)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +63,7 @@ class TorchSource:
 
 
 class Pair(NamedTuple):
-    hf: torch.nn.Module
+    hf: Any  # torch.nn.Module
     decoder: Decoder
 
     @property
