@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mwork_jax.detect.importance import NeuronScores
+from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.errors import InputError
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import GROUPS, NeuronSet
-from mwork_jax.select.rules import MODES
+from mwork_jax.select.modes import MODES
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99, 0.999)
 THRESHOLD_KINDS = ("top_fraction", "epsilon")

@@ -6,6 +6,7 @@ bucket also has the same number of rows; of a list, the last batch has only the 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.load import Model
+from mwork_jax.model.buckets import bucket_length
+from mwork_jax.model.model import Model
+from mwork_jax.model.tokens import Document
 from mwork_jax.runtime.files import read_jsonl, read_text
 
 LANGUAGES = ("en", "de", "fr", "es", "ru", "zh", "vi", "th", "ar", "sw")  # of the project's own data set
-Document = str | np.ndarray
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
@@ -36,7 +39,7 @@ class Batch(NamedTuple):
 
     tokens: np.ndarray  # int32 [rows, bucket], padded on the right with 0
     lengths: np.ndarray  # int32 [rows]
-    documents: np.ndarray  # int32 [rows], the document's place in the stream, -1 for an empty row
+    documents: np.ndarray  # int32 [rows], the document's index in the stream, -1 for an empty row
 
 
 @dataclass(frozen=True)
@@ -58,38 +61,28 @@ class Batching:
         return max(1, self.tokens_per_batch // (bucket * multiple)) * multiple
 
 
-def bucket_length(length: int, longest: int, *, least: int = 16) -> int:
-    """The shape a document of `length` tokens runs in: `least` or more, at most a quarter longer, never over `longest`.
-
-    Buckets are the powers of two and three steps between each two: 16, 20, 24, 28, 32, 40 ...
-    """
-    step = 4
-    while step * 8 < length:
-        step *= 2
-    return min(max(least, -(-length // step) * step), longest)
-
-
 def encoded(
     model: Model, documents: Iterable[Document | Encoded], max_tokens: int, *, where: str = "corpus"
 ) -> Iterator[Encoded]:
     """Tokenizes a stream of documents, cut at `max_tokens` and at the model's context. What is encoded already passes
     through.
 
-    Raises InputError for a document of fewer than two tokens, for an empty stream, and for one document in its place.
+    Raises InputError for a document of fewer than two tokens, for an empty stream, and for one document instead of a
+    list.
     """
     if isinstance(documents, str | bytes | Encoded):
         raise InputError(f"{where}: documents come as a list, also when there is only one")
-    place, longest = -1, min(max_tokens, model.config.max_length)
-    for place, document in enumerate(documents):
+    index, longest = -1, min(max_tokens, model.config.max_length)
+    for index, document in enumerate(documents):
         if isinstance(document, Encoded):
             yield document if document.tokens.size <= longest else Encoded(document.tokens[:longest], 0)
             continue
-        name = f"{where}: document {place + 1}"
+        name = f"{where}: document {index + 1}"
         whole = model.encode(document, where=name)
         if whole.size < 2:
             raise InputError(f"{name} has {whole.size} token{'s' * (whole.size != 1)}; at least two are needed")
         yield Encoded(whole[:longest], _predicted_bytes(model, document, whole, longest))
-    if place < 0:
+    if index < 0:
         raise InputError(f"{where}: no documents; at least one is needed")
 
 
@@ -110,10 +103,10 @@ def stream_batches(documents: Iterable[Encoded], batching: Batching, multiple: i
     Holds at most one batch per bucket, however many documents come, and every batch of a bucket has the same shape.
     """
     waiting: dict[int, list[tuple[int, np.ndarray]]] = {}
-    for place, document in enumerate(documents):
+    for index, document in enumerate(documents):
         bucket = bucket_length(document.tokens.size, batching.max_tokens)
         rows = waiting.setdefault(bucket, [])
-        rows.append((place, document.tokens))
+        rows.append((index, document.tokens))
         if len(rows) == batching.rows(bucket, multiple):
             yield _pad(waiting.pop(bucket), bucket, batching.rows(bucket, multiple))
     # From the longest down, shorter documents fill the rows that longer ones leave empty: fewer batches in all.
@@ -126,7 +119,7 @@ def stream_batches(documents: Iterable[Encoded], batching: Batching, multiple: i
 
 
 def list_batches(documents: Sequence[Encoded], batching: Batching) -> Iterator[Batch]:
-    """Batches of documents that are all there: sorted by length, so that little is padded and no row is empty."""
+    """Batches of a list of documents, sorted by length, so that little is padded and no row is empty."""
     order = sorted(range(len(documents)), key=lambda i: -documents[i].tokens.size)
     while order:
         bucket = bucket_length(documents[order[0]].tokens.size, batching.max_tokens)
@@ -137,11 +130,33 @@ def list_batches(documents: Sequence[Encoded], batching: Batching) -> Iterator[B
 
 def _pad(documents: list[tuple[int, np.ndarray]], bucket: int, rows: int) -> Batch:
     tokens = np.zeros((rows, bucket), np.int32)
-    lengths, places = np.zeros(rows, np.int32), np.full(rows, -1, np.int32)
-    for row, (place, document) in enumerate(documents):
+    lengths, indices = np.zeros(rows, np.int32), np.full(rows, -1, np.int32)
+    for row, (index, document) in enumerate(documents):
         tokens[row, : document.size] = document
-        lengths[row], places[row] = document.size, place
-    return Batch(tokens, lengths, places)
+        lengths[row], indices[row] = document.size, index
+    return Batch(tokens, lengths, indices)
+
+
+def measured_token_mask(config: ModelConfig, tokens: np.ndarray, lengths: np.ndarray, include_bos: bool) -> np.ndarray:
+    """Which tokens of a batch are measured: float32 [batch, time], 1 for real tokens, 0 for padding and, without
+    `include_bos`, for a BOS that begins a document.
+
+    tokens: int32 [batch, time], padded on the right; lengths: int32 [batch].
+    """
+    token_mask = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
+    if not include_bos and config.bos_id is not None:
+        token_mask[:, 0] &= tokens[:, 0] != config.bos_id
+    return token_mask.astype(np.float32)
+
+
+def documents_key(documents: Iterable[Encoded]) -> str:
+    """A short hash over the tokens of documents in their order, and the bytes that they stand for; for cache keys. One
+    document is hashed after the other, so nothing but the documents themselves is in memory."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(f"{document.tokens.size} {document.bytes}\n".encode())
+        digest.update(np.ascontiguousarray(document.tokens, "<i4").tobytes())
+    return digest.hexdigest()[:32]
 
 
 def read_corpus(path: str | Path) -> list[str]:
@@ -175,19 +190,41 @@ def _text_of(row: dict, where: str) -> str:
 
 @dataclass(frozen=True)
 class Corpus:
-    """One language's documents: those that neurons are found on, and others that the effect is measured on."""
+    """One language's documents: those that neurons are detected on, and others that effects are measured on."""
 
     language: str
     detection: tuple[str, ...]
     held_out: tuple[str, ...]
     origin: str
+    held_out_ids: tuple[str, ...] = ()  # the same for a document and its translations; () where none are translations
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """One id for each held-out document; documents with one id are not independent across languages."""
+        return self.held_out_ids or tuple(f"{self.language}-{n}" for n in range(1, len(self.held_out) + 1))
+
+
+def corpus_of_file(language: str, path: str | Path, detection: int) -> Corpus:
+    """A file's documents: the first `detection` find neurons, the others are there to measure on. A JSONL "id" that a
+    document has in several languages says that they are translations of each other. Raises InputError as
+    `read_corpus`."""
+    documents = read_corpus(path)
+    ids: tuple[str, ...] = ()
+    if Path(path).suffix == ".jsonl":
+        rows = [row for _, row in read_jsonl(path) if row["text"].strip()]
+        if all(isinstance(row.get("id"), str) for row in rows):
+            ids = tuple(row["id"] for row in rows)
+    return Corpus(language, tuple(documents[:detection]), tuple(documents[detection:]), str(path), ids[detection:])
 
 
 def own_corpus(language: str) -> Corpus:
     """The project's own parallel documents in one of LANGUAGES."""
     rows = own_rows("documents", language)
-    by_split = {s: tuple(r["text"] for r in rows if r["split"] == s) for s in ("detect", "held_out")}
-    return Corpus(language, by_split["detect"], by_split["held_out"], f"mwork-jax data, documents.{language}.jsonl")
+    by_split = {s: [row for row in rows if row["split"] == s] for s in ("detect", "held_out")}
+    texts = {split: tuple(row["text"] for row in of_split) for split, of_split in by_split.items()}
+    ids = tuple(row["id"] for row in by_split["held_out"])
+    origin = f"mwork-jax data, documents.{language}.jsonl"
+    return Corpus(language, texts["detect"], texts["held_out"], origin, ids)
 
 
 def own_rows(kind: str, language: str) -> list[dict]:

@@ -99,12 +99,12 @@ class NeuronSet:
     """A set of neurons of one model, kept on the host with its provenance.
 
     `groups` maps each of GROUPS to a read-only bool array [layers, width], True for a member. Sets of the same model
-    combine with `&`, `|`, `-`. Every operation gives a new set; `provenance` says where it came from (model, language,
+    combine with `&`, `|`, `-`. Every operation gives a new set; `provenance` records its origin (model, language,
     corpus, rule).
     """
 
     groups: Mapping[str, np.ndarray]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if set(self.groups) != set(GROUPS):

@@ -1,4 +1,4 @@
-"""The whole loop: load, detect, select, deactivate, evaluate, Delta. What `mwork run` does.
+"""The whole loop: load, detect, select, switch off, measure, Delta. What `mwork run` and `mwork detect` do.
 
 Every step reads and writes one folder. Scores and losses are kept under a fingerprint of everything that determines
 them, so an interrupted run, or one repeated with other settings, computes only what is new.
@@ -6,338 +6,315 @@ them, so an interrupted run, or one repeated with other settings, computes only 
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from mwork_jax.corpus import LANGUAGES, Batching, Corpus, Encoded, encoded
-from mwork_jax.detect.importance import DEFAULT_KEPT, DETECTOR_VERSION, NeuronScores, score_neurons
+from mwork_jax.corpus import Batching, Corpus, Encoded, encoded
+from mwork_jax.detect.scores import DETECTION_COST, NeuronScores, load_or_score, scores_key
 from mwork_jax.errors import InputError
-from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, LOSS_VERSION, LossEvaluation
-from mwork_jax.evaluate.runner import Condition, measure
-from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, StageSetting, StageSplit
-from mwork_jax.load import Model
-from mwork_jax.metrics import ENGLISH, delta
+from mwork_jax.evaluate.delta_rows import (
+    ORIGINAL,
+    DeltaTable,
+    RowSpec,
+    condition_name,
+    conditions,
+    corrected_rows,
+    delta_rows,
+)
+from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, LossEvaluation, Scores
+from mwork_jax.evaluate.runner import Measured, measure
+from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, StageSplit
+from mwork_jax.metrics import ENGLISH
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.runtime.cache import ResultCache, fingerprint
-from mwork_jax.runtime.distributed import everyone, is_first
-from mwork_jax.runtime.files import read_json, write_json
+from mwork_jax.results import (
+    Change,
+    DataInfo,
+    DetectResults,
+    LanguageChange,
+    ModelInfo,
+    NeuronSetInfo,
+    OriginalLoss,
+    Provenance,
+    RandomChange,
+    RunResults,
+    ScoresInfo,
+    versions,
+    write_results,
+)
+from mwork_jax.runtime.cache import CACHE_FOLDER, ResultCache, fingerprint
+from mwork_jax.runtime.distributed import is_first
 from mwork_jax.runtime.progress import Progress
-from mwork_jax.select.rules import DEFAULT_RULE, Rule, select_neurons
+from mwork_jax.select.modes import select_neurons
+from mwork_jax.select.rules import kept_needed
+from mwork_jax.settings import DetectSettings, RunSettings
 
-DETECTION_COST = 1.5  # how much longer than evaluating a document scoring it takes, for the time left
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What a run does, apart from the model and the documents."""
-
-    languages: tuple[str, ...] = LANGUAGES
-    documents: int = 32
-    held_out: int = 8
-    rule: str = DEFAULT_RULE
-    mode: str = "minus_english"
-    seeds: int = 3
-    n1: int | None = None
-    n2: int | None = None
-    max_tokens: int = 512
-
-    def quick(self) -> RunSettings:
-        """A first look in about a minute: few documents, two random seeds."""
-        return replace(
-            self, documents=min(self.documents, 12), held_out=min(self.held_out, 4), seeds=min(self.seeds, 2)
-        )
-
-    def split(self, layers: int) -> StageSplit:
-        return StageSplit.of(layers, self.n1, self.n2)
+_TOKENS_PER_BATCH = 2048
+_PARTS = {"everywhere": EVERYWHERE, **EACH_STAGE}  # what a run switches off with own neurons
+_RANDOM = RowSpec(EVERYWHERE, "random")  # random sets for each stage too would take three times as long
+_ROWS = (_RANDOM, *(RowSpec(setting, "lang-spec") for setting in _PARTS.values()))
 
 
-def run(
-    model: Model, corpora: Mapping[str, Corpus], settings: RunSettings, out: Path, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Runs the loop and returns what `out/results.json` says. Raises InputError for languages or documents that are
-    missing."""
-    chosen = choose_documents(corpora, settings)
-    split = settings.split(model.config.num_layers)
-    documents = {lang: _encoded(model, corpus, settings.max_tokens) for lang, corpus in chosen.items()}
-    _refuse_others(out, model, list(chosen))
-    _drop_results_of_others(out, made := _made_by(model, chosen, settings, split))
-    work = _work(chosen, settings)
-    with progress or Progress(work) as bar:
-        bar.total = work
-        kept = kept_for(settings.rule, settings.documents)
+def run_pipeline(
+    model: Model,
+    corpora: Mapping[str, Corpus],
+    settings: RunSettings,
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> RunResults:
+    """Finds each language's neurons, switches them off, measures the held-out loss, and writes `out/results.json`,
+    `out/neurons/` and `out/scores/`.
+
+    corpora: {language: its documents}, with English. command: as it was typed, for the provenance. Raises InputError
+    for languages or documents that are missing, and for a folder with scores or neurons of another model.
+    """
+    out = Path(out)
+    corpora = documents_of_run(corpora, settings)
+    split = StageSplit.of(model.config.num_layers, settings.n1, settings.n2)
+    documents = {lang: _Documents.of(model, corpus, settings.max_tokens) for lang, corpus in corpora.items()}
+    refuse_other_models(out, model, list(corpora))
+    provenance = _provenance(model, corpora, settings, command)
+    with progress or Progress() as bar:
+        bar.expect(_work(documents, settings))
+        kept = kept_needed(settings.rule, settings.documents)
         scores = {
-            lang: kept_scores(model, lang, ready, chosen[lang].origin, settings.max_tokens, out, bar, kept=kept)
-            for lang, (ready, _) in documents.items()
+            lang: load_or_score(
+                model,
+                ready.detection,
+                _scores_path(out, lang),
+                bar,
+                language=lang,
+                origin=corpora[lang].origin,
+                max_tokens=settings.max_tokens,
+                kept=kept,
+            )
+            for lang, ready in documents.items()
         }
-        found = select_neurons(scores, settings.rule, settings.mode)
-        for language, neurons in found.items():
-            neurons.save(out / "neurons" / f"{language}.json")
-        _drop_neurons_of_other_rules(out, found)
-        batching = Batching(max_tokens=settings.max_tokens, tokens_per_batch=2048)
-        evaluations = {lang: LossEvaluation(tuple(d.held_out), batching) for lang, d in documents.items()}
-        losses = measure(
-            model, evaluations, list(conditions(found, split, settings.seeds)), ResultCache(out / "cells"), bar
+        neurons = select_neurons(scores, settings.rule, settings.mode)
+        table = _delta_table(model, corpora, documents, neurons, settings)
+        measured = measure(
+            model, table.evaluations, list(conditions(table, _ROWS, split)), ResultCache(out / CACHE_FOLDER), bar
         )
-    results = _results(made, model.source, list(chosen), settings.seeds, found, losses)
-    write_json(out / "results.json", results)
+    results = _results(provenance, split, table, measured)
+    _write(out, results, neurons)
     return results
 
 
-class _Documents(NamedTuple):
-    """One language's documents as tokens."""
+def run_detection(
+    model: Model,
+    documents: Mapping[str, Sequence[str]],
+    origins: Mapping[str, str],
+    settings: DetectSettings,
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> DetectResults:
+    """Scores every neuron on each language's documents: `out/scores/LANG.safetensors`, and `out/results.json`.
 
-    detection: list[Encoded]
-    held_out: list[Encoded]
-
-
-def _encoded(model: Model, corpus: Corpus, max_tokens: int) -> _Documents:
-    """Tokenized before any work begins, so that a document that cannot be used is found at once."""
-    parts = {"": corpus.detection, ", held out": corpus.held_out}
-    return _Documents(
-        *(list(encoded(model, texts, max_tokens, where=corpus.origin + part)) for part, texts in parts.items())
-    )
-
-
-def _drop_results_of_others(out: Path, made: Mapping[str, Any]) -> None:
-    """Removes results that the run which begins now would leave standing beside neurons that they are not of."""
-    path = out / "results.json"
-    if is_first() and path.exists():
-        try:
-            same = read_json(path)["made_by"] == json.loads(json.dumps(made))
-        except (InputError, KeyError, TypeError):
-            same = False
-        if not same:
-            for name in ("results.json", "table.txt", "report.html"):
-                (out / name).unlink(missing_ok=True)
-
-
-def _drop_neurons_of_other_rules(out: Path, found: Mapping[str, NeuronSet]) -> None:
-    """Removes sets of languages that this run does not have, chosen by another rule or mode; their scores stay."""
-    made = (
-        {neurons.provenance.get("rule") for neurons in found.values()},
-        {n.provenance["mode"] for n in found.values()},
-    )
-    for path in (out / "neurons").glob("*.json") if is_first() else ():
-        if path.stem not in found:
-            other = NeuronSet.load(path).provenance
-            if other.get("rule") not in made[0] or other.get("mode") not in made[1]:
-                path.unlink()
-
-
-def _refuse_others(out: Path, model: Model, languages: Sequence[str]) -> None:
-    """Raises InputError where scores or neurons of another model would stand beside those of this run."""
-    for path in (*(out / "scores").glob("*.safetensors"), *(out / "neurons").glob("*.json")):
-        if path.stem not in languages:
-            kept = NeuronScores.load(path) if path.suffix == ".safetensors" else NeuronSet.load(path)
-            of = kept.provenance.get("model")
-            if of and not model.is_of(of):
-                raise InputError(f"{path}: of another model ({of.get('source')}); choose another output folder")
+    origins: {language: where the documents are from}. Scores of the same documents by the same model are kept. Raises
+    InputError for documents that cannot be used, and for a folder whose scores or neurons would no longer be those that
+    its results or neurons were made with.
+    """
+    out = Path(out)
+    ready = {
+        lang: list(encoded(model, texts, settings.max_tokens, where=origins[lang])) for lang, texts in documents.items()
+    }
+    refuse_other_models(out, model, list(documents))
+    _refuse_stale_neurons(out, model, ready, settings)
+    written = {}
+    with progress or Progress() as bar:
+        bar.expect(DETECTION_COST * sum(map(len, ready.values())))
+        for lang, texts in ready.items():
+            scores = load_or_score(
+                model,
+                texts,
+                _scores_path(out, lang),
+                bar,
+                language=lang,
+                origin=origins[lang],
+                max_tokens=settings.max_tokens,
+                kept=settings.kept,
+                include_bos=settings.include_bos,
+            )
+            written[lang] = ScoresInfo(str(_scores_path(Path(), lang)), scores.documents, scores.tokens)
+    data = {lang: DataInfo(origins[lang], len(texts), fingerprint(list(texts))) for lang, texts in documents.items()}
+    provenance = Provenance(ModelInfo(**model.identity), data, settings, versions(), tuple(command))
+    results = DetectResults("detect", provenance, written)
+    write_results(out / "results.json", results)
+    return results
 
 
-def choose_documents(corpora: Mapping[str, Corpus], settings: RunSettings) -> dict[str, Corpus]:
+def _scores_path(out: Path, language: str) -> Path:
+    return out / "scores" / f"{language}.safetensors"
+
+
+def documents_of_run(corpora: Mapping[str, Corpus], settings: RunSettings) -> dict[str, Corpus]:
     """The documents that the settings ask for, English first. Raises InputError where there are fewer."""
     if ENGLISH not in settings.languages:
         raise InputError("the languages must include en: Delta compares every language with English")
     if len(settings.languages) < 2:
         raise InputError("at least one language other than en is needed")
-    chosen = {}
+    wanted = {}
     for language in (ENGLISH, *(lang for lang in settings.languages if lang != ENGLISH)):
         corpus = corpora[language]
-        for name, there, asked in (
+        for name, available, count in (
             ("detection", len(corpus.detection), settings.documents),
             ("held-out", len(corpus.held_out), settings.held_out),
         ):
-            if there < asked or asked < 1:
+            if available < count or count < 1:
                 needed = f"--documents and --held-out need {settings.documents} + {settings.held_out} in all"
-                raise InputError(f"{corpus.origin}: {asked} {name} documents asked, there are {there}; {needed}")
-        chosen[language] = replace(
-            corpus, detection=corpus.detection[: settings.documents], held_out=corpus.held_out[: settings.held_out]
+                raise InputError(f"{corpus.origin}: {count} {name} documents asked, there are {available}; {needed}")
+        wanted[language] = replace(
+            corpus,
+            detection=corpus.detection[: settings.documents],
+            held_out=corpus.held_out[: settings.held_out],
+            held_out_ids=corpus.held_out_ids[: settings.held_out],
         )
-    return chosen
+    return wanted
 
 
-def conditions(found: Mapping[str, NeuronSet], split: StageSplit, seeds: int) -> Iterator[Condition]:
-    """The original model, then for each language its neurons off everywhere, in each stage, and as many random ones
-    off."""
-    yield Condition("original", next(iter(found.values())).none(), tuple(found))
-    for language, own in found.items():
-        if language == ENGLISH:
-            continue
-        scored = (ENGLISH, language)
-        for kind, setting in {"everywhere": EVERYWHERE, **EACH_STAGE}.items():
-            yield Condition(f"{language}/{kind}", setting.choose(own, split), scored)
-        for seed in range(seeds):
-            yield Condition(f"{language}/random-{seed}", own.random_like(seed), scored)
+def refuse_other_models(out: Path, model: Model, languages: Sequence[str]) -> None:
+    """Raises InputError where scores or neurons of another model would stand beside those of these languages."""
+    for path in (*(out / "scores").glob("*.safetensors"), *(out / "neurons").glob("*.json")):
+        if path.stem not in languages:
+            kept = NeuronScores.load(path) if path.suffix == ".safetensors" else NeuronSet.load(path)
+            of = kept.provenance.get("model")
+            if isinstance(of, Mapping) and not model.is_of(of):
+                raise InputError(f"{path}: of another model ({of.get('source')}); choose another output folder")
 
 
-def _work(chosen: Mapping[str, Corpus], settings: RunSettings) -> float:
-    """Units of work in the whole run, for the time left."""
-    others = len(chosen) - 1
-    masks = 1 + len(EACH_STAGE) + settings.seeds
-    evaluated = settings.held_out * (len(chosen) + others * masks * 2)
-    return DETECTION_COST * settings.documents * len(chosen) + evaluated
+@dataclass(frozen=True, eq=False)
+class _Documents:
+    """One language's documents as tokens."""
+
+    detection: list[Encoded]
+    held_out: list[Encoded]
+
+    @classmethod
+    def of(cls, model: Model, corpus: Corpus, max_tokens: int) -> _Documents:
+        """Tokenized before any work begins, so that a document that cannot be used is found at once."""
+        parts = {"": corpus.detection, ", held out": corpus.held_out}
+        return cls(
+            *(list(encoded(model, texts, max_tokens, where=corpus.origin + part)) for part, texts in parts.items())
+        )
 
 
-def kept_scores(
-    model: Model,
-    language: str,
-    documents: Sequence[Encoded],
-    origin: str,
-    max_tokens: int,
-    out: Path,
-    bar: Progress,
-    *,
-    kept: int = DEFAULT_KEPT,
-    include_bos: bool = False,
-) -> NeuronScores:
-    """One language's scores: from `out/scores` where they were made of the same tokens by the same model and remember
-    at least `kept` documents, or made now."""
-    path = out / "scores" / f"{language}.safetensors"
-    key = fingerprint([DETECTOR_VERSION, model.key, _tokens(documents), max_tokens, include_bos])
-    bar.describe(f"detect {language}")
-    if everyone(_made_with(path, key, kept)):  # each process reads them; a folder may be the first one's alone
-        bar.add(DETECTION_COST * len(documents), free=True)
-        return NeuronScores.load(path)
-    scores = score_neurons(
-        model,
-        documents,
-        kept=kept,
-        include_bos=include_bos,
-        batching=Batching(max_tokens=max_tokens),
-        provenance={"language": language, "corpus": origin, "key": key},
-        progress=bar.callback(DETECTION_COST),
-    )
-    scores.save(path)
-    return scores
-
-
-def _made_with(path: Path, key: str, kept: int) -> bool:
-    """Whether there are scores with this key that remember enough; damaged ones are made again."""
-    try:
-        found = NeuronScores.load(path) if path.exists() else None
-    except InputError:
-        return False
-    return found is not None and found.provenance.get("key") == key and found.kept >= kept
-
-
-def kept_for(rule: str | Rule, documents: int) -> int:
-    """How many documents scores must remember for a rule to be asked of so many."""
-    rule = Rule.parse(rule) if isinstance(rule, str) else rule
-    return max(DEFAULT_KEPT, rule.missing(documents) + 1)
-
-
-def _tokens(documents: Sequence[Encoded]) -> list[Any]:
-    return [[d.tokens.tolist(), d.bytes] for d in documents]
-
-
-Losses = Mapping[str, Mapping[str, Mapping[str, list[float]]]]  # condition -> language -> nats, tokens, bytes
-
-
-def _made_by(model: Model, chosen: Mapping[str, Corpus], settings: RunSettings, split: StageSplit) -> dict[str, Any]:
-    """What a run is determined by: model, documents, settings, versions."""
-    packages = {p: version(p) for p in ("mwork-jax", "jax", "flax", "numpy", "transformers")}
-    return {
-        "model": model.identity,
-        "settings": asdict(settings),
-        "stages": asdict(split),
-        "data": {
-            lang: {"origin": c.origin, "fingerprint": fingerprint([c.detection, c.held_out])}
-            for lang, c in chosen.items()
-        },
-        "evaluator": LOSS_VERSION,
-        "versions": packages | {"python": platform.python_version()},
+def _provenance(
+    model: Model, corpora: Mapping[str, Corpus], settings: RunSettings, command: Sequence[str]
+) -> Provenance[RunSettings]:
+    data = {
+        lang: DataInfo(c.origin, len(c.detection) + len(c.held_out), fingerprint([c.detection, c.held_out]))
+        for lang, c in corpora.items()
     }
+    return Provenance(ModelInfo(**model.identity), data, settings, versions(), tuple(command))
+
+
+def _write(out: Path, results: RunResults, neurons: Mapping[str, NeuronSet]) -> None:
+    """Writes results and sets now that everything is measured: until here the folder holds what an earlier run left.
+    Results come first and name their sets, so that a report notices sets of another run beside them."""
+    for name in ("table.txt", "report.html") if is_first() else ():
+        (out / name).unlink(missing_ok=True)  # shown from results that are replaced now
+    write_results(out / "results.json", results)
+    for language, own in neurons.items():
+        own.save(out / "neurons" / f"{language}.json")
+    rules = {(own.provenance.get("rule"), own.provenance.get("mode")) for own in neurons.values()}
+    for path in (out / "neurons").glob("*.json") if is_first() else ():
+        if path.stem not in neurons:  # of a language that this run does not have
+            other = NeuronSet.load(path).provenance
+            if (other.get("rule"), other.get("mode")) not in rules:
+                path.unlink()
+
+
+def _refuse_stale_neurons(
+    out: Path, model: Model, documents: Mapping[str, Sequence[Encoded]], settings: DetectSettings
+) -> None:
+    """Raises InputError where neurons that were selected from other scores would stand beside the new ones."""
+    for language, texts in documents.items():
+        path = out / "neurons" / f"{language}.json"
+        if path.exists():
+            key = NeuronSet.load(path).provenance.get("key")
+            if key != scores_key(model, texts, max_tokens=settings.max_tokens, include_bos=settings.include_bos):
+                raise InputError(
+                    f"{path}: selected from other scores, which would be replaced; choose another output folder with "
+                    "--out, or delete it first"
+                )
+
+
+def _delta_table(
+    model: Model,
+    corpora: Mapping[str, Corpus],
+    documents: Mapping[str, _Documents],
+    neurons: Mapping[str, NeuronSet],
+    settings: RunSettings,
+) -> DeltaTable:
+    batching = Batching(settings.max_tokens, _TOKENS_PER_BATCH)
+    evaluations = {
+        lang: LossEvaluation(tuple(ready.held_out), batching, corpora[lang].clusters)
+        for lang, ready in documents.items()
+    }
+    others = {lang: own for lang, own in neurons.items() if lang != ENGLISH}
+    return DeltaTable(HELD_OUT_LOSS, "held_out_loss", model.source, evaluations, others, settings.seeds)
+
+
+def _work(documents: Mapping[str, _Documents], settings: RunSettings) -> float:
+    """Units of work in the whole run, for the time left."""
+    others = len(documents) - 1
+    masks = len(_PARTS) + settings.seeds
+    measured = settings.held_out * (len(documents) + others * masks * 2)
+    return DETECTION_COST * settings.documents * len(documents) + measured
 
 
 def _results(
-    made: Mapping[str, Any],
-    source: str,
-    languages: list[str],
-    seeds: int,
-    found: Mapping[str, NeuronSet],
-    losses: Losses,
-) -> dict[str, Any]:
-    """What results.json says: who made it, one row per language, and the rows of the Delta table."""
-    others = [lang for lang in languages if lang != ENGLISH]
-    return {
-        "format": "mwork-results-1",
-        "made_by": made,
-        "original": {lang: _loss(losses["original"][lang]) for lang in languages},
-        "languages": {lang: _language_row(lang, found[lang], losses, seeds) for lang in others},
-        "rows": [_delta_row(source, others, losses, kind, setting, seeds) for kind, setting in _table_rows()],
-    }
+    provenance: Provenance[RunSettings], split: StageSplit, table: DeltaTable, measured: Measured
+) -> RunResults:
+    return RunResults(
+        kind="run",
+        provenance=provenance,
+        stages=split,
+        neurons={lang: NeuronSetInfo.of(own) for lang, own in table.neurons.items()},
+        original={lang: _loss(measured[ORIGINAL][lang]) for lang in table.evaluations},
+        languages={lang: _language_change(table, lang, split, measured) for lang in table.others},
+        rows=corrected_rows(delta_rows(table, _ROWS, split, measured)),
+    )
 
 
-def _loss(cell: Mapping[str, list[float]]) -> dict[str, Any]:
-    nats, size = sum(cell["nats"]), sum(cell["bytes"])
-    return {"nats_per_token": nats / sum(cell["tokens"]), "nats_per_byte": nats / size if size else None}
+def _loss(scores: Scores) -> OriginalLoss:
+    nats, size = sum(scores["nats"]), sum(scores["bytes"])
+    return OriginalLoss(nats / sum(scores["tokens"]), nats / size if size else None)
 
 
-def _language_row(language: str, own: NeuronSet, losses: Losses, seeds: int) -> dict[str, Any]:
-    """The change of loss, in nats per token, of the language and of English under each condition; positive = worse."""
+def _language_change(table: DeltaTable, language: str, split: StageSplit, measured: Measured) -> LanguageChange:
+    """The change of loss, in nats per token, of the language and of English; positive = worse."""
 
-    def change(kind: str, scored: str) -> float:
-        after, before = _loss(losses[f"{language}/{kind}"][scored]), _loss(losses["original"][scored])
-        return after["nats_per_token"] - before["nats_per_token"]
+    def rise(row: RowSpec, scored: str, seed: int = 0) -> float:
+        after = _loss(measured[condition_name(row, split, language, seed)][scored])
+        return after.nats_per_token - _loss(measured[ORIGINAL][scored]).nats_per_token
 
-    row: dict[str, Any] = {"neurons": own.count(), "share": own.count() / own.total()}
-    for kind in ("everywhere", *EACH_STAGE):
-        row[kind] = {"own": change(kind, language), "english": change(kind, ENGLISH)}
-    drawn = {
-        scored: [change(f"random-{seed}", at) for seed in range(seeds)]
-        for scored, at in (("own", language), ("english", ENGLISH))
-    }
-    means = {scored: float(np.mean(changes)) for scored, changes in drawn.items()}
-    row["random"] = drawn | {f"{scored}_mean": mean for scored, mean in means.items()}
-    row["own_to_english"] = _times(row["everywhere"]["own"], row["everywhere"]["english"])
-    row["own_to_random"] = _times(row["everywhere"]["own"], means["own"])
-    return row
+    def change(row: RowSpec) -> Change:
+        return Change(rise(row, language), rise(row, ENGLISH))
+
+    own = {name: change(RowSpec(setting, "lang-spec")) for name, setting in _PARTS.items()}
+    of_language, of_english = (
+        tuple(rise(_RANDOM, at, seed) for seed in range(table.seeds)) for at in (language, ENGLISH)
+    )
+    random = RandomChange(of_language, of_english, float(np.mean(of_language)), float(np.mean(of_english)))
+    neurons, everywhere = table.neurons[language], own["everywhere"]
+    return LanguageChange(
+        neurons=neurons.count(),
+        share=neurons.count() / neurons.total(),
+        **own,
+        random=random,
+        own_to_english=_times(everywhere.own, everywhere.english),
+        own_to_random=_times(everywhere.own, random.own_mean),
+    )
 
 
 def _times(rise: float, other: float) -> float | None:
     """How many times the other rise; None where the other is no rise, and no number would mean anything."""
     return rise / other if other > 0 else None
-
-
-def _table_rows() -> Iterator[tuple[str, StageSetting]]:
-    yield "random", EVERYWHERE
-    yield "everywhere", EVERYWHERE
-    yield from EACH_STAGE.items()
-
-
-def _delta_row(
-    source: str, others: list[str], losses: Losses, kind: str, setting: StageSetting, seeds: int
-) -> dict[str, Any]:
-    """One row in the layout of Tables 2 to 5; scores are minus nats per token, so higher is better; True in a stage
-    means off."""
-
-    def scores(name: str, language: str) -> np.ndarray:
-        cell = losses[name][language]
-        return -np.asarray(cell["nats"]) / np.asarray(cell["tokens"])
-
-    def after(language: str, scored: str) -> np.ndarray:
-        names = [f"{language}/random-{s}" for s in range(seeds)] if kind == "random" else [f"{language}/{kind}"]
-        return np.mean([scores(n, scored) for n in names], axis=0)
-
-    languages = [ENGLISH, *others]
-    found = delta(
-        {lang: scores("original", lang) for lang in languages},
-        {lang: {s: after(lang, s) for s in (ENGLISH, lang)} for lang in others},
-        {lang: np.asarray(losses["original"][lang]["tokens"], float) for lang in languages},
-    )
-    return {
-        "table": HELD_OUT_LOSS,
-        "task": "held_out_loss",
-        "model": source,
-        **asdict(setting),
-        "neurons": "random" if kind == "random" else "lang-spec",
-        "seeds": seeds if kind == "random" else 0,
-        **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(found).items()},
-    }

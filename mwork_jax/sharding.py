@@ -1,8 +1,9 @@
-"""How arrays lie on the devices: one table from the names of axes to the axes of a mesh.
+"""How arrays are laid out on the devices: one table from the names of axes to the axes of a mesh.
 
 A mesh has three axes. `data` shares out documents, prompts and rows of a batch, `mask` shares out masks and tuning
-runs, `model` shares out the weights. Everything that is computed asks this table; where an axis has no name in it, or
-does not split evenly, every device along that mesh axis holds all of it, which is always right and only costs memory.
+runs, `model` shares out the weights. The layout of every array follows from this table. An axis that is not shared
+out, or that does not split evenly, is whole on every device, which is always right and only costs memory. A name that
+is not in the table is an error: taken for an axis that is not shared out, a typing error would go unnoticed.
 
 GSPMD does the rest: programs are written for whole arrays, and the compiler adds the communication.
 """
@@ -22,8 +23,8 @@ from mwork_jax.errors import InputError
 
 DATA, MODEL, MASK = MESH_AXES = ("data", "model", "mask")
 
-# The logical axes and the mesh axis that shares each out.
-TABLE: Mapping[str, str] = {
+# The logical axes and the mesh axis that shares each out; None where every device holds the whole axis.
+TABLE: Mapping[str, str | None] = {
     # parameters (`model.parameter_specs`), and what is computed with one entry per head or feed-forward unit
     "vocab": MODEL,
     "heads": MODEL,
@@ -39,18 +40,25 @@ TABLE: Mapping[str, str] = {
     # what runs side by side through one program
     "masks": MASK,
     "runs": MASK,
+    # what no device shares out
+    "layers": None,
+    "time": None,
+    "hidden": None,
+    "head_dim": None,
+    "kept": None,  # documents that order statistics remember per neuron
+    "width": None,  # neurons of a layer and group where `score_layers` is shared out
+    "positions": None,
 }
-# Axes that no device shares out: layers, time, hidden, head_dim, kept, width, places.
 
 
 def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over devices (all there are, unless given). shape: {axis: size}; an axis that is missing has size 1, and
-    without any all devices are on `data`. Raises InputError where the sizes do not multiply to the devices."""
+    """A mesh over devices (by default all of them). shape: {axis: size}; an axis that is missing has size 1, and
+    without any axis all devices are on `data`. Raises InputError where the sizes do not multiply to the devices."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = [(shape or {DATA: len(devices)}).get(axis, 1) for axis in MESH_AXES]
     if prod(sizes) != len(devices):
-        asked = ",".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
-        raise InputError(f"mesh {asked}: that is {prod(sizes)} devices, there are {len(devices)}")
+        requested = ",".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+        raise InputError(f"mesh {requested}: that is {prod(sizes)} devices, there are {len(devices)}")
     # The last axis is the one whose devices lie closest together: the model's communication is the heaviest.
     order = (MASK, DATA, MODEL)
     grid = np.asarray(devices, object).reshape([sizes[MESH_AXES.index(axis)] for axis in order])
@@ -71,19 +79,28 @@ def parse_mesh(text: str) -> dict[str, int]:
     """`data=4,model=2` as {axis: size}. Raises InputError for anything else."""
     shape: dict[str, int] = {}
     for part in text.split(","):
-        axis, equals, size = (piece.strip() for piece in part.partition("="))
+        axis, equals, size = (word.strip() for word in part.partition("="))
         if axis not in MESH_AXES or not equals or not size.isdecimal() or int(size) < 1 or axis in shape:
             raise InputError(f"--mesh {text}: {part!r} is not one of data=N, model=N, mask=N, each at most once")
         shape[axis] = int(size)
     return shape
 
 
+def mesh_axis(axis: str | None) -> str | None:
+    """The mesh axis that shares out a logical axis, None where no device does. Raises ValueError for a name that is not
+    in TABLE."""
+    if axis is not None and axis not in TABLE:
+        raise ValueError(f"no logical axis {axis!r}; sharding.TABLE has {', '.join(TABLE)}")
+    return None if axis is None else TABLE[axis]
+
+
 def spec(mesh: Any, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
-    """Where an array of this shape lies, its axes named as in TABLE (None and unknown names are not shared out)."""
+    """How an array of this shape is laid out, its axes named as in TABLE; an axis named None is not shared out. Raises
+    ValueError for a name that is not in TABLE."""
     used: set[str] = set()
     entries: list[str | None] = []
     for name, size in zip(axes, shape, strict=True):
-        axis = TABLE.get(name) if name is not None else None
+        axis = mesh_axis(name)
         if axis is None or axis in used or mesh.shape[axis] == 1 or size % mesh.shape[axis]:
             entries.append(None)
         else:
@@ -100,9 +117,9 @@ def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> Na
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh that the arrays of a pytree lie on, or None where they are on one device without a mesh."""
     for leaf in jax.tree.leaves(tree):
-        found = getattr(leaf, "sharding", None)
-        if isinstance(found, NamedSharding) and set(found.mesh.axis_names) == set(MESH_AXES):
-            return found.mesh if isinstance(found.mesh, Mesh) else None
+        layout = getattr(leaf, "sharding", None)
+        if isinstance(layout, NamedSharding) and set(layout.mesh.axis_names) == set(MESH_AXES):
+            return layout.mesh if isinstance(layout.mesh, Mesh) else None
     return None
 
 
@@ -113,11 +130,18 @@ def on_mesh_of(tree: Any) -> AbstractContextManager[Any]:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Within a program: x, laid out as TABLE says for its axes. Outside of a mesh, x as it is."""
+    """Within a program: x, laid out as TABLE says for its axes. Outside of a mesh, x as it is. Raises ValueError for a
+    name that is not in TABLE, with a mesh or without."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or set(mesh.axis_names) != set(MESH_AXES):
+        _check_names(axes)
         return x
     return jax.lax.with_sharding_constraint(x, spec(mesh, axes, x.shape))
+
+
+def _check_names(axes: Sequence[str | None]) -> None:
+    for axis in axes:
+        mesh_axis(axis)
 
 
 def size_of(mesh: Mesh | None, axis: str) -> int:
@@ -126,9 +150,10 @@ def size_of(mesh: Mesh | None, axis: str) -> int:
 
 
 def num_shards(axis: str, size: int) -> int:
-    """Within a program: over how many devices TABLE shares out an axis of this size."""
-    mesh = jax.sharding.get_abstract_mesh()
-    count = 1 if mesh.empty or TABLE[axis] not in mesh.shape else mesh.shape[TABLE[axis]]
+    """Within a program: over how many devices TABLE shares out an axis of this size. Raises ValueError for a name that
+    is not in TABLE."""
+    mesh, shared_by = jax.sharding.get_abstract_mesh(), mesh_axis(axis)
+    count = 1 if mesh.empty or shared_by not in mesh.shape else mesh.shape[shared_by]
     return count if size % count == 0 else 1
 
 
@@ -140,30 +165,33 @@ def per_device(
     None; the parts must not depend on each other."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or set(mesh.axis_names) != set(MESH_AXES):
+        _check_names([axis for axes in (*in_axes, *out_axes) for axis in axes])
         return function(*inputs)
-    there = [(x, axes) for x, axes in zip(inputs, in_axes, strict=True) if x is not None]
+    present = [(x, axes) for x, axes in zip(inputs, in_axes, strict=True) if x is not None]
 
-    def some(*given: jax.Array) -> Any:
-        rest = iter(given)
+    def on_one_device(*parts: jax.Array) -> Any:
+        rest = iter(parts)
         return function(*(None if x is None else next(rest) for x in inputs))
 
-    in_specs = tuple(spec(mesh, axes, x.shape) for x, axes in there)
+    in_specs = tuple(spec(mesh, axes, x.shape) for x, axes in present)
     out_specs = tuple(spec(mesh, axes, shape) for axes, shape in zip(out_axes, out_shapes, strict=True))
-    mapped = jax.shard_map(some, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return mapped(*(x for x, _ in there))
+    mapped = jax.shard_map(on_one_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return mapped(*(x for x, _ in present))
 
 
 def put(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
-    """Host arrays on the devices, every leaf with these axes; as they are without a mesh. With several processes each
-    places the parts that its own devices hold; all of them must give the same arrays."""
+    """Host arrays on the devices, every leaf with these axes; as they are without a mesh. Of several processes each
+    puts the parts there that its own devices hold; all of them must give the same arrays. Raises ValueError for a name
+    that is not in TABLE, with a mesh or without."""
     if mesh is None:
+        _check_names(axes)
         return tree
 
     def one(x: Any) -> jax.Array:
         if isinstance(x, jax.Array) and mesh_of(x) is not None:
             return jax.device_put(x, sharding(mesh, axes, x.shape))
         host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, sharding(mesh, axes, host.shape), lambda at: host[at])
+        return jax.make_array_from_callback(host.shape, sharding(mesh, axes, host.shape), lambda index: host[index])
 
     return jax.tree.map(one, tree)
 
@@ -185,9 +213,9 @@ def fetch_each(x: jax.Array) -> Iterator[np.ndarray]:
     if mesh_of(x) is None:
         yield from np.asarray(x)
     else:
-        yield from (fetch(_entry(x, place)) for place in range(x.shape[0]))
+        yield from (fetch(_entry(x, index)) for index in range(x.shape[0]))
 
 
 @jax.jit
-def _entry(x: jax.Array, place: int | jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(x, place, keepdims=False)
+def _entry(x: jax.Array, index: int | jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)

@@ -23,15 +23,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--data", help="sweep: XQuAD's files (default: the project's own questions)")
     parser.add_argument("--plot", help="detect: write a figure (SVG) there")
-    chosen = parser.parse_args()
-    benchmark = BENCHMARKS[chosen.benchmark]
-    own = {name: getattr(chosen, name) for name in ("data", "plot") if getattr(chosen, name)}
+    args = parser.parse_args()
+    benchmark = BENCHMARKS[args.benchmark]
+    own = {name: getattr(args, name) for name in ("data", "plot") if getattr(args, name)}
     rows = []
-    for row in benchmark.rows(chosen.rounds, **own):
+    for row in benchmark.rows(args.rounds, **own):
         rows.append(row)
-        print(benchmark.line(row), file=sys.stderr if chosen.json else sys.stdout, flush=True)
-    if chosen.json:
-        print(json.dumps({"benchmark": chosen.benchmark, "rows": rows}))
+        print(benchmark.line(row), file=sys.stderr if args.json else sys.stdout, flush=True)
+    if args.json:
+        print(json.dumps({"benchmark": args.benchmark, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -108,8 +108,8 @@ def step(target: str, batch: int, time: int) -> dict[str, Any]:
     """The whole detection step on one chip: GiB, and per document bytes and operations outside of the kernel."""
     topology, count = TARGETS[target]
     mesh, config = _one_chip(topology), share(config_of(MODEL), count)
-    few = replace(config, num_layers=2, windows=config.windows[:2], layer_rope=config.layer_rope[:2])
-    compiled = [lowered_step(c, mesh, batch, time).compile() for c in (few, config)]
+    two_layers = replace(config, num_layers=2, windows=config.windows[:2], layer_rope=config.layer_rope[:2])
+    compiled: list[Any] = [lowered_step(c, mesh, batch, time).compile() for c in (two_layers, config)]
     costs = [{name: c.cost_analysis()[name] for name in ("flops", "bytes accessed")} for c in compiled]
     memory, total = compiled[1].memory_analysis(), of_all_layers(*costs, config.num_layers)
     room = Slice.parse(topology).chip.hbm_gib
@@ -140,15 +140,15 @@ def innermost_loops(schedule: str, use: str) -> list[Loop]:
     lines = re.findall(r"^ *0x([0-9a-f]+) +(L[A-Z]|P[A-Z])? *: *(>*) *\{", schedule, re.MULTILINE)
     table = [line.split() for line in use.split("== UTILIZATION:")[1].splitlines() if line.strip()]
     vector = use.splitlines()[1].replace(",", " ").split().index("VALU")
-    found, begin, depth = [], None, max(len(line[2]) for line in lines)
+    loops, begin, depth = [], None, max(len(line[2]) for line in lines)
     for at, label, nested in lines:
         if begin is not None and len(nested) < depth:
             end = int(at, 16)
-            found.append(Loop(end - begin, sum(int(table[i][vector]) for i in range(begin, end))))
+            loops.append(Loop(end - begin, sum(int(table[i][vector]) for i in range(begin, end))))
             begin = None
         if label == "LB" and len(nested) == depth:
             begin = int(at, 16)
-    return found
+    return loops
 
 
 def kernel(target: str, batch: int, time: int, folder: Path) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def kernel(target: str, batch: int, time: int, folder: Path) -> dict[str, Any]:
     shapes += [(1, time, size)] * 2 + [(batch, time)]
     args = [abstract(mesh, shape, jnp.float32) for shape in shapes]
     alone = jax.jit(lambda *x: qk_importance(*x, scale=config.attn_scale, implementation="tpu"))
-    compiled = alone.lower(*args, abstract(mesh, (), jnp.int32)).compile()
+    compiled: Any = alone.lower(*args, abstract(mesh, (), jnp.int32)).compile()
     (schedule,) = (p for p in folder.glob("*-qk_importance*final_bundles.txt") if "schedule" not in p.name)
     (use,) = folder.glob("*-qk_importance*final_hlo-static-per-bundle-utilization.txt")
     loops = innermost_loops(schedule.read_text(), use.read_text())
@@ -235,20 +235,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="documents (default: 8)")
     parser.add_argument("--time", type=int, default=512, help="tokens of each (default: 512)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line on stdout")
-    chosen = parser.parse_args()
-    if unknown := set(chosen.target) - set(TARGETS):
+    args = parser.parse_args()
+    if unknown := set(args.target) - set(TARGETS):
         parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
     with tempfile.TemporaryDirectory() as folder:
-        if chosen.what == "kernel":  # read once, when libtpu starts
+        if args.what == "kernel":  # read once, when libtpu starts
             os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-        for target in ["cuda"] if chosen.what == "cuda" else chosen.target or TARGETS:
-            if chosen.what == "cuda":
-                row = cuda(chosen.batch, chosen.time)
-            elif chosen.what == "step":
-                row = step(target, chosen.batch, chosen.time)
+        for target in ["cuda"] if args.what == "cuda" else args.target or TARGETS:
+            if args.what == "cuda":
+                row = cuda(args.batch, args.time)
+            elif args.what == "step":
+                row = step(target, args.batch, args.time)
             else:
-                row = kernel(target, chosen.batch, chosen.time, Path(folder))
-            print(json.dumps(row) if chosen.json else "\n".join(described(row)), flush=True)
+                row = kernel(target, args.batch, args.time, Path(folder))
+            print(json.dumps(row) if args.json else "\n".join(described(row)), flush=True)
 
 
 if __name__ == "__main__":

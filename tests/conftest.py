@@ -3,8 +3,31 @@
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
+
+TESTS = Path(__file__).parent
+# The files that take longest, the longest first. With `--dist loadfile --no-loadscope-reorder`, each file goes to one
+# worker, in this order, so that module fixtures are made once and the workers end at about the same time.
+LONGEST = (
+    "runtime/test_distributed.py",
+    "test_sharding.py",
+    "cli/test_run.py",
+    "kernels/test_pallas.py",
+    "enhance/test_tune.py",
+    "evaluate/test_table_run.py",
+    "cli/test_kills.py",
+    "detect/test_scores.py",
+    "detect/test_importance.py",
+    "enhance/test_table6.py",
+    "model/test_generate.py",
+    "enhance/test_export.py",
+    "test_wheel.py",
+    "test_real_models.py",
+    "report/test_browser.py",
+    "plan/test_plan.py",
+)
 
 # Long sums of tiny float32 models should not depend on how many threads a machine has.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,6 +43,16 @@ def pytest_configure(config):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what needs torch, which makes the tiny models, and puts the files that take longest first."""
+    uses_torch = {path: "support.tiny" in path.read_text(encoding="utf-8") for path in {item.path for item in items}}
+    for item in items:
+        if uses_torch[item.path] or "tiny_folder" in item.fixturenames:
+            item.add_marker(pytest.mark.torch)
+    place = {TESTS / name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 from mwork_jax.analysis import importance_quantiles, overlap, threshold_curves
 from mwork_jax.errors import InputError
 from mwork_jax.neurons import GROUPS, NeuronSet
-from mwork_jax.select.rules import MODES, select_neurons
+from mwork_jax.select.modes import MODES, select_neurons
 from support.made_results import LANGUAGES, WIDTHS, made_scores
 
 VALUES = {"top_fraction": (0.01, 0.1, 0.25, 0.5, 1.0), "epsilon": (0.001, 0.3, 1.0, 2.5)}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import mwork_jax as mw
-from mwork_jax.corpus import Batching, Encoded, encoded, read_corpus
+from mwork_jax.corpus import Batching, Encoded, documents_key, encoded, read_corpus
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import held_out_loss
-from mwork_jax.load.tokenizer import encode
+from mwork_jax.model.tokens import encode
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.runtime.cache import ResultCache
 from mwork_jax.runtime.files import read_json, read_jsonl
@@ -149,3 +149,18 @@ def test_no_document_goes_beyond_the_context_of_the_model():
     assert [d.tokens.size for d in encoded(model, [long, Encoded(long, 5), Encoded(long[:20], 5)], 512)] == [64, 64, 20]
     assert [d.bytes for d in encoded(model, [Encoded(long, 5), Encoded(long[:20], 5)], 512)] == [0, 5]
     assert mw.held_out_loss(model, [Encoded(long, 0)], mw.NeuronMask.keep_all(model.config)).tokens == [63]
+
+
+def test_the_key_of_documents_is_of_all_that_is_in_them():
+    documents = [Encoded(np.asarray([1, 5, 6], np.int32), 9), Encoded(np.asarray([1, 7], np.int32), 4)]
+    same = (Encoded(d.tokens.astype(np.int64), d.bytes) for d in documents)  # a stream, and of another integer type
+    assert documents_key(same) == documents_key(documents)
+    others = [
+        documents[::-1],
+        documents[:1],
+        [documents[0], documents[1]._replace(bytes=5)],
+        [Encoded(np.asarray([1, 5], np.int32), 9), Encoded(np.asarray([6, 1, 7], np.int32), 4)],
+        [Encoded(np.asarray([1, 5, 8], np.int32), 9), documents[1]],
+        [],
+    ]
+    assert len({documents_key(other) for other in (documents, *others)}) == 1 + len(others)

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import config_from_hf
 from mwork_jax.neurons import ATTENTION_GROUPS, FFN_GROUPS, GROUPS, NeuronMask, NeuronSet, group_widths
 
-CONFIG = ModelConfig.from_hf(
+CONFIG = config_from_hf(
     {
         "model_type": "llama",
         "vocab_size": 50,
@@ -74,6 +74,23 @@ def test_random_sets_match_layer_and_group_and_the_number_of_products():
             np.testing.assert_array_equal(r.counts()[group], counts)
         np.testing.assert_array_equal(r.groups["ffn_up"], r.groups["ffn_down"])
     assert a.random_like(0) != a.random_like(1)
+
+
+def test_languages_have_random_sets_of_their_own():
+    """With one seed, two sets of the same size are drawn independently: with one permutation for all, the smaller
+    would lie within the larger, and equally large ones would be the same."""
+    share, seeds = 0.5, 40
+    pairs, inside, size = [(some(1, share), some(2, share)), (some(3, share), some(4, share / 2))], 0, 0.0
+    for a, b in pairs:
+        for seed in range(seeds):
+            first, second = a.random_like(seed), b.random_like(seed)
+            assert first != second
+            inside += (first & second).in_groups("attn_q", "ffn_up").count()
+            size += second.in_groups("attn_q", "ffn_up").count() * share
+    assert inside == pytest.approx(size, rel=0.1), "as many in common as chance gives"
+    groups = dict(pairs[0][0].groups)
+    again = NeuronSet(groups, {"language": "de", "rule": "another"})
+    assert again.random_like(7) == pairs[0][0].random_like(7), "the draw is the set's and the seed's, whatever its name"
 
 
 def test_random_sets_match_ends_that_differ():

@@ -49,6 +49,7 @@ def test_same_top_token_at_every_position(path):
     assert worst < 0.01, "logits reach about 30; float32 sums differ in their last digits"
 
 
+@pytest.mark.processes
 def test_loading_stays_near_the_size_of_the_weights():
     """In a process of its own: the peak above what importing takes, in units of the weights' bytes."""
     import subprocess

@@ -4,55 +4,81 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import config_from_hf
 from mwork_jax.load import _open
 from mwork_jax.load.hf_folder import SafetensorsFolder
 from mwork_jax.model.decoder import parameter_specs
 from mwork_jax.plan.models import NAMED
-from mwork_jax.sharding import TABLE, default_shape, make_mesh, mesh_of, parse_mesh, spec
+from mwork_jax.sharding import (
+    TABLE,
+    constrain,
+    default_shape,
+    make_mesh,
+    mesh_of,
+    num_shards,
+    parse_mesh,
+    per_device,
+    put,
+    spec,
+)
 
 HERE = Path(__file__).parent
 SUPPORT = HERE / "support"
+OTHER_MESHES = ("8x1", "2x4", "1x8", "2x2x2")
 
 
-def run_alone(script, *arguments, timeout=600, **variables):
-    """A script of this folder in a process of its own; what it printed last, as JSON."""
-    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", **variables}
-    done = subprocess.run(
-        [sys.executable, SUPPORT / script, *arguments], env=environment, capture_output=True, text=True, timeout=timeout
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def environment():
+    path = os.pathsep.join([str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
 
 
-def check_stages(*meshes):
-    found = run_alone("on_eight_devices.py", *meshes)
-    assert set(found) == set(meshes)
-    for mesh, stages in found.items():
-        assert set(stages) == {"detect", "evaluate", "generate", "enhance", "look"}
-        for stage, difference in stages.items():
-            assert difference < 1e-5, f"{stage} on {mesh}"
+@pytest.fixture(scope="module")
+def eight_devices(tmp_path_factory):
+    """A process with 8 devices; the function sends it the name of a mesh and returns what it answers."""
+    errors = tmp_path_factory.mktemp("eight") / "stderr"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, SUPPORT / "on_eight_devices.py"],
+            env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
+        )  # fmt: skip
+
+    def on_mesh(mesh):
+        process.stdin.write(f"{mesh}\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        assert answer, errors.read_text()[-3000:]
+        return json.loads(answer)
+
+    yield on_mesh
+    process.stdin.close()
+    process.wait(timeout=60)
 
 
-def test_every_stage_on_eight_devices_equals_one_device():
-    check_stages("4x2")
+@pytest.mark.processes
+@pytest.mark.parametrize("mesh", ["4x2", *(pytest.param(m, marks=pytest.mark.slow) for m in OTHER_MESHES)])
+def test_every_stage_on_eight_devices_equals_one_device(mesh, eight_devices):
+    stages = eight_devices(mesh)
+    assert set(stages) == {"detect", "evaluate", "generate", "enhance", "look"}
+    for stage, difference in stages.items():
+        assert difference < 1e-5, f"{stage} on {mesh}"
 
 
 @pytest.mark.slow
-def test_every_stage_on_other_meshes_equals_one_device():
-    check_stages("8x1", "2x4", "1x8", "2x2x2")
-
-
-@pytest.mark.slow
+@pytest.mark.processes
 def test_eight_devices_compute_nothing_twice():
-    for mesh, stages in run_alone("operations_on_eight_devices.py").items():
+    command = [sys.executable, SUPPORT / "operations_on_eight_devices.py"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for mesh, stages in json.loads(done.stdout.splitlines()[-1]).items():
         assert set(stages) == {"evaluate", "enhance"}
         for stage, ratio in stages.items():
             assert 0.99 < ratio < 1.05, f"{stage} on {mesh}"
@@ -64,7 +90,7 @@ class FakeMesh:
 
 
 def test_the_table_shares_out_what_splits_evenly():
-    config = ModelConfig.from_hf(NAMED["mistral-7b"])
+    config = config_from_hf(NAMED["mistral-7b"])
     specs, mesh = parameter_specs(config), FakeMesh(data=2, model=16)
     assert tuple(spec(mesh, specs["layers.q"].axes, specs["layers.q"].shape)) == (None, "model", None, None)
     assert tuple(spec(mesh, specs["layers.k"].axes, specs["layers.k"].shape)) == (None, None, None, None)  # 8 heads
@@ -74,7 +100,27 @@ def test_the_table_shares_out_what_splits_evenly():
 
 
 def test_every_axis_of_the_table_is_one_of_the_mesh():
-    assert set(TABLE.values()) == set(make_mesh(devices=jax.devices()[:1]).axis_names)
+    assert set(TABLE.values()) - {None} == set(make_mesh(devices=jax.devices()[:1]).axis_names)
+
+
+@pytest.mark.parametrize("mesh", [None, {"data": 1}], ids=["without a mesh", "on a mesh"])
+@pytest.mark.parametrize("name", ["heads ", "row", ""])
+def test_a_name_that_is_not_in_the_table_is_an_error(mesh, name):
+    """Taken for an axis that no device shares out, it would cost memory without a word."""
+    mesh = None if mesh is None else make_mesh(mesh, jax.devices()[:1])
+    x = jnp.zeros((4, 8))
+    with nullcontext() if mesh is None else jax.set_mesh(mesh):
+        for use in (
+            lambda: constrain(x, "batch", name),
+            lambda: put(np.zeros((4, 8)), mesh, "batch", name),
+            lambda: num_shards(name, 8),
+            lambda: per_device(lambda x: x, [x], [("batch", name)], [("batch", "width")], [x.shape]),
+            lambda: spec(FakeMesh(), ("batch", name), (4, 8)),
+        ):
+            with pytest.raises(ValueError, match=f"no logical axis {name!r}; .* batch,"):
+                use()
+        assert num_shards("hidden", 8) == 1
+        np.testing.assert_array_equal(jax.jit(lambda x: constrain(x, "batch", None))(x), x)
 
 
 @pytest.mark.parametrize("text", ["data", "data=0", "rows=2", "data=2,data=4", "data=2;model=1", "data=-1"])

@@ -12,16 +12,16 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mwork_jax"
 # Each part may import from those on floors below its own, and from nothing on its own floor.
 FLOORS = [
-    ["errors"],
+    ["errors", "version"],
     ["runtime"],
     ["config", "metrics", "sharding"],
     ["neurons"],
-    ["model"],
-    ["load"],
+    ["model", "families"],
     ["corpus"],
-    ["prefill"],
-    ["detect", "generate"],
+    ["load", "detect"],
     ["select", "intervene"],
+    ["settings"],
+    ["results"],
     ["evaluate"],
     ["analysis", "lens", "pipeline"],
     ["enhance"],

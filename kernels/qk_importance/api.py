@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
 import jax
 
-from .gpu import qk_importance_gpu
-from .tpu import qk_importance_tpu
-from .xla import qk_importance_xla
-
-IMPLEMENTATIONS = {"xla": qk_importance_xla, "tpu": qk_importance_tpu, "gpu": qk_importance_gpu}
+IMPLEMENTATIONS = ("xla", "tpu", "gpu")
 
 
 def qk_importance(
@@ -19,7 +16,7 @@ def qk_importance(
     k: jax.Array,
     cos: jax.Array,
     sin: jax.Array,
-    rows: jax.Array,
+    token_mask: jax.Array,
     window: jax.Array,
     *,
     scale: float,
@@ -31,15 +28,15 @@ def qk_importance(
     """|| softmax(S') - softmax(S) ||_F for every query and key neuron, S' being the scores with that neuron zeroed.
 
     q [b, t, h, k] and k [b, t, g, k] are before RoPE (and after the q/k-norm where the model has one); cos and sin [b
-    or 1, t, k] are RoPE's tables in the half-split layout; rows [b, t] is 1 for the queries that count and 0 for
+    or 1, t, k] are RoPE's tables in the half-split layout; token_mask [b, t] is 1 for the queries that count and 0 for
     others (padding, BOS); window, an int32 scalar, is how many positions a query sees, itself included; scale
-    multiplies q . k; softcap is Gemma 2's. q_gain [b, t, h, k] and k_gain [b, t, g, k] say by how much (relative, 0 =
+    multiplies q . k; softcap is Gemma 2's. q_gain [b, t, h, k] and k_gain [b, t, g, k] are by how much (relative, 0 =
     not at all) zeroing the neuron rescales the rest of its head's vector at that position, which is what a q/k-norm
     does. Queries are causal. Key neurons sum the squares over all query heads of their group.
     Returns (float32 [b, h, k], float32 [b, g, k]).
 
-    `implementation` names one of IMPLEMENTATIONS, which then runs or fails, on whatever platform; a name that is not
-    there raises ValueError. None takes the kernel of the platform that the program is lowered for: "tpu" on TPUs,
+    `implementation` names one of IMPLEMENTATIONS, which then runs or fails, on whatever platform; another name
+    raises ValueError. None takes the kernel of the platform that the program is lowered for: "tpu" on TPUs,
     "gpu" on NVIDIA's GPUs, "xla" elsewhere.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
@@ -47,12 +44,18 @@ def qk_importance(
             f"no implementation {implementation!r} of qk_importance; there are {', '.join(IMPLEMENTATIONS)}"
         )
     arrays = {"q_gain": q_gain, "k_gain": k_gain}
-    ready = {name: partial(f, scale=scale, softcap=softcap) for name, f in IMPLEMENTATIONS.items()}
 
     def of(name: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        return lambda *args: ready[name](*args[:-1], **args[-1])
+        kernel = partial(_implementation(name), scale=scale, softcap=softcap)
+        return lambda *args: kernel(*args[:-1], **args[-1])
 
-    args = (q, k, cos, sin, rows, window, arrays)
+    args = (q, k, cos, sin, token_mask, window, arrays)
     if implementation is not None:
         return of(implementation)(*args)
     return jax.lax.platform_dependent(*args, tpu=of("tpu"), cuda=of("gpu"), default=of("xla"))
+
+
+def _implementation(name: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """One of IMPLEMENTATIONS. Imported when a program first uses it: importing Pallas is slow."""
+    module = import_module(f".{name}", __package__)
+    return getattr(module, f"qk_importance_{name}")

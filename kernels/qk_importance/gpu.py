@@ -56,7 +56,7 @@ def qk_importance_gpu(
     k: jax.Array,
     cos: jax.Array,
     sin: jax.Array,
-    rows: jax.Array,
+    token_mask: jax.Array,
     window: jax.Array,
     *,
     scale: float,
@@ -81,7 +81,7 @@ def qk_importance_gpu(
         return by_group(wide, "edge")
 
     # A query that does not count is 0: so are its scores and their changes.
-    counted = rows[:, :, None, None]
+    counted = token_mask[:, :, None, None]
     inputs = {"q": by_group(q * counted, "constant"), "k": by_group(k, "edge")}
     inputs |= {"cos": of_tables(cos), "sin": of_tables(sin)}
     if q_gain is not None and k_gain is not None:
@@ -89,11 +89,11 @@ def qk_importance_gpu(
     room = max(1, _WEIGHTS // (shared * padded * padded))
     together = max(m for m in range(1, min(room, batch * groups) + 1) if batch * groups % m == 0)
 
-    def some(x: dict[str, jax.Array]) -> jax.Array:
+    def of_some_groups(x: dict[str, jax.Array]) -> jax.Array:
         return _sums(_prepared(x, window, scale, softcap), softcap, interpret)
 
     split = jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), inputs)
-    squares = jax.lax.map(some, split).reshape(batch, heads, 2, size)
+    squares = jax.lax.map(of_some_groups, split).reshape(batch, heads, 2, size)
     of_q, of_k = squares[:, :, 0], squares[:, :, 1].reshape(batch, groups, -1, size).sum(axis=2)
     return jnp.sqrt(of_q), jnp.sqrt(of_k)
 
@@ -113,8 +113,8 @@ def _prepared(x: dict[str, jax.Array], window: jax.Array, scale: float, softcap:
     weight_squares = squares.sum(axis=2)
     share = squares / weight_squares[:, :, None]
     mean = partial(exact, "mrst,mosk->mrtk", share)
-    asked = gains is not None or softcap is not None
-    mean_score = jnp.sum(share * score, axis=2)[..., None] if asked else None
+    needs_score = gains is not None or softcap is not None
+    mean_score = jnp.sum(share * score, axis=2)[..., None] if needs_score else None
     keys = mean(columns.keys)
     means = [Factors(keys, turned(keys)), Factors(mean(columns.cos), mean(columns.sin))]
     of_columns = [Factors(columns.keys, turned(columns.keys)), Factors(columns.cos, columns.sin)]
@@ -131,7 +131,7 @@ def _prepared(x: dict[str, jax.Array], window: jax.Array, scale: float, softcap:
         _heads_first(_block_bounds(sides, columns, gains, softcap)),
         _heads_first(log_weight),
         _heads_first(weight_squares),
-        _heads_first(score) if asked else None,
+        _heads_first(score) if needs_score else None,
         jax.tree.map(lambda *kinds: _heads_first(jnp.stack(kinds, axis=2)), *of_rows),
         jax.tree.map(lambda *kinds: jnp.stack([y[:, 0] for y in kinds], axis=1), *of_columns),
     )
@@ -197,9 +197,9 @@ def _kernel(x: _Inputs, squares: Any, shared: int, softcap: float | None, multip
     size = x.rows.first.shape[3]
     neurons = _neurons(size)
     kind, group = jax.lax.div(part, size // neurons), jax.lax.div(head, shared)
-    place = jax.lax.rem(part, size // neurons)
-    at, where = pl.ds(block * _QUERIES, _QUERIES), pl.ds(place * neurons, neurons)
-    bound = x.bound[head, block, kind, place]
+    neuron_block = jax.lax.rem(part, size // neurons)
+    at, where = pl.ds(block * _QUERIES, _QUERIES), pl.ds(neuron_block * neurons, neurons)
+    bound = x.bound[head, block, kind, neuron_block]
     begin = jax.lax.div(jnp.maximum(block * _QUERIES - x.window[0] + 1, 0), _KEYS)
     end = jnp.where(bound > 0, (block + 1) * (_QUERIES // _KEYS), begin)  # without a bound over 0 nothing changes
     rows = jax.tree.map(lambda y: y[head, kind, at, where], x.rows)
@@ -222,5 +222,5 @@ def _kernel(x: _Inputs, squares: Any, shared: int, softcap: float | None, multip
         return total
 
     weight_squares = x.weight_squares[head, at][:, None]
-    found = squared_changes(over_keys, itself, itself, zero, weight_squares, bound, multiply_add)
-    squares[head, block, kind, where] = jnp.sum(found, axis=0)
+    changes = squared_changes(over_keys, itself, itself, zero, weight_squares, bound, multiply_add)
+    squares[head, block, kind, where] = jnp.sum(changes, axis=0)

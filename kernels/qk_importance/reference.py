@@ -12,7 +12,7 @@ def qk_importance_reference(
     k: Array,
     cos: Array,
     sin: Array,
-    rows: Array,
+    token_mask: Array,
     window: int,
     *,
     scale: float,
@@ -21,7 +21,7 @@ def qk_importance_reference(
     k_gain: Array | None = None,
 ) -> tuple[Array, Array]:
     """See `api.qk_importance` for shapes and meaning."""
-    q, k, cos, sin, rows = (np.asarray(x, np.float64) for x in (q, k, cos, sin, rows))
+    q, k, cos, sin, token_mask = (np.asarray(x, np.float64) for x in (q, k, cos, sin, token_mask))
     batch, time, heads, size = q.shape
     shared = heads // k.shape[2]
     ago = np.arange(time)[:, None] - np.arange(time)[None, :]
@@ -35,10 +35,10 @@ def qk_importance_reference(
             for j in range(size):
                 query = _without(q[b, :, h], j, None if q_gain is None else q_gain[b, :, h, j])
                 change = _weights(query, k[b, :, g], c, s, seen, scale, softcap) - whole
-                of_q[b, h, j] += np.sum(rows[b, :, None] * change**2)
+                of_q[b, h, j] += np.sum(token_mask[b, :, None] * change**2)
                 key = _without(k[b, :, g], j, None if k_gain is None else k_gain[b, :, g, j])
                 change = _weights(q[b, :, h], key, c, s, seen, scale, softcap) - whole
-                of_k[b, g, j] += np.sum(rows[b, :, None] * change**2)
+                of_k[b, g, j] += np.sum(token_mask[b, :, None] * change**2)
     return np.sqrt(of_q), np.sqrt(of_k)
 
 

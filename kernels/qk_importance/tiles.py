@@ -10,7 +10,7 @@ key *weighted by P^2*, so that the middle sum is of second order in v. (Weighted
 nearly all the weight and the others lose theirs, u and z of that key could agree in as many digits as |v| has.) What is
 left is a loss in proportion to |v| where |v| is large, 40 times float32's step at most.
 
-u is a polynomial for small v, so that small importances keep their digits, and exp(v) - 1 beyond. A bound on |v| says
+u is a polynomial for small v, so that small importances keep their digits, and exp(v) - 1 beyond. A bound on |v| shows
 where neither u nor its square can overflow, which is nearly everywhere (see `bounds`); elsewhere a pass before that one
 finds the largest log P + v of a row, which is shifted by it if it is far from 0.
 
@@ -40,8 +40,8 @@ def expm1_ratio(unit: float, reach: float, degree: int) -> list[float]:
         v = reach * x
         return np.where(v == 0, unit, np.expm1(unit * v) / np.where(v == 0, 1.0, v))
 
-    found = np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebinterpolate(at, degree))
-    return (found / reach ** np.arange(degree + 1)).tolist()
+    polynomial = np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebinterpolate(at, degree))
+    return (polynomial / reach ** np.arange(degree + 1)).tolist()
 
 
 _RATIO = expm1_ratio(1.0, _SMALL, 4)  # right to 1e-7
@@ -171,7 +171,7 @@ def signed(sin: jax.Array) -> jax.Array:
 
 class Columns(NamedTuple):
     """The keys' side of all neurons, [b, g, s, k]: a query neuron's columns are those of `keys` at its own and at its
-    partner's place, a key neuron's those of `cos` and `sin`."""
+    partner's index, a key neuron's those of `cos` and `sin`."""
 
     keys: jax.Array  # rotated
     cos: jax.Array

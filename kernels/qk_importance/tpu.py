@@ -4,7 +4,7 @@ The grid goes over documents, query heads and blocks of queries; the keys of a g
 and their blocks pass. A step makes its attention weights [t, s] from the queries and keys (a window's empty blocks of
 keys are skipped, and blocks of queries that do not count), then takes the neurons one by one: queries lie along
 sublanes and keys along lanes, so that a neuron's side of the queries is a column, spread over lanes once for all keys,
-and its side of the keys a row. Bounds in SMEM say which form of the sums (see `tiles`) a neuron needs here.
+and its side of the keys a row. Bounds in SMEM decide which form of the sums (see `tiles`) a neuron needs.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ QUERIES = 64
 KEYS = 128  # keys in a tile, one register wide
 _KINDS = 2  # query neurons, key neurons
 
+Reach = tuple[jax.Array, jax.Array]  # the first tile of keys that is visited, and the one after the last
+
 
 def qk_importance_tpu(
     q: jax.Array,
     k: jax.Array,
     cos: jax.Array,
     sin: jax.Array,
-    rows: jax.Array,
+    token_mask: jax.Array,
     window: jax.Array,
     *,
     scale: float,
@@ -59,11 +61,11 @@ def qk_importance_tpu(
 
     # A query that does not count is 0: so are its scores and their changes. Padding keys repeat the last one, which
     # widens no bound; nobody sees them.
-    q = heads_first(q * rows[:, :, None, None], "constant")
+    q = heads_first(q * token_mask[:, :, None, None], "constant")
     k, cos, sin = heads_first(k, "edge"), *(heads_first(x[:, :, None], "edge") for x in (cos, sin))
     gains = None
     if q_gain is not None and k_gain is not None:
-        gains = heads_first(q_gain * rows[:, :, None, None], "constant"), heads_first(k_gain, "edge")
+        gains = heads_first(q_gain * token_mask[:, :, None, None], "constant"), heads_first(k_gain, "edge")
     columns = columns_of(k, cos, sin, gains and gains[1])
     sides = rows_of(q, cos, sin, gains and gains[0], scale)
     bound = bounds(sides, columns, gains, QUERIES, softcap)
@@ -183,8 +185,9 @@ def _product(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
     )
 
 
-def _attend(refs: SimpleNamespace, queries: jax.Array, first: jax.Array, reach: Any, softcap: float | None) -> None:
-    """Stores this block's attention weights, their logarithms, and the scores where they are asked for."""
+def _attend(refs: SimpleNamespace, queries: jax.Array, first: jax.Array, reach: Reach, softcap: float | None) -> None:
+    """Stores this block's attention weights, their logarithms, and the scores where a soft cap or a q/k-norm needs
+    them."""
     row = first + jax.lax.broadcasted_iota(jnp.int32, (QUERIES, KEYS), 0)
     lane = jax.lax.broadcasted_iota(jnp.int32, (QUERIES, KEYS), 1)
 
@@ -217,7 +220,7 @@ def _attend(refs: SimpleNamespace, queries: jax.Array, first: jax.Array, reach: 
 
 
 def _store_rows(
-    refs: SimpleNamespace, kinds: list[Factors], gain: jax.Array | None, reach: Any, softcap: float | None
+    refs: SimpleNamespace, kinds: list[Factors], gain: jax.Array | None, reach: Reach, softcap: float | None
 ) -> None:
     """Stores the queries' side of all neurons, with minus the change at the query's mean key (see `tiles`) as its
     shift."""
@@ -248,7 +251,7 @@ def _store_rows(
         refs.shift[kind] = -change_of_score(kinds[kind], columns[kind], score, softcap)
 
 
-def _squares(refs: SimpleNamespace, kind: int, j: jax.Array, reach: Any, softcap: float | None) -> jax.Array:
+def _squares(refs: SimpleNamespace, kind: int, j: jax.Array, reach: Reach, softcap: float | None) -> jax.Array:
     """The squared change of each query's weights by neuron j of a kind, [t, 1]."""
     size = refs.first.shape[2]
     lane = jax.lax.broadcasted_iota(jnp.int32, (QUERIES, size), 1)

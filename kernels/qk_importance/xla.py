@@ -9,7 +9,7 @@ as `tiles` has it, takes a product, which costs more here than to pick out one.)
 
 XLA's expm1 would be most of the work: a polynomial and a power of two put together from its bits take its place, right
 to 2e-7 of u however small that is. A bound on |change| for every query of a block, key and neuron (Cauchy-Schwarz on
-the two outer products) says where that could overflow, and there the softmax of the changed scores is taken outright.
+the two outer products) shows where that could overflow, and there the softmax of the changed scores is taken outright.
 Scores and changes are in units of log 2, because a power of two is what is computed. Causality and sliding windows
 bound the keys that a block of queries visits.
 """
@@ -54,7 +54,7 @@ def qk_importance_xla(
     k: jax.Array,
     cos: jax.Array,
     sin: jax.Array,
-    rows: jax.Array,
+    token_mask: jax.Array,
     window: jax.Array,
     *,
     scale: float,
@@ -65,7 +65,7 @@ def qk_importance_xla(
     """See `api.qk_importance`."""
     batch, time, heads, size = q.shape
     changes = score_changes(q, k, cos, sin, scale=scale * _LOG2_E, q_gain=q_gain, k_gain=k_gain)
-    counted = jnp.repeat(rows.astype(jnp.float32), heads, axis=0)
+    counted = jnp.repeat(token_mask.astype(jnp.float32), heads, axis=0)
     # What does not count must not be large either: it stays at 0, and the bound holds for it too.
     seen = counted[:, :, None] > 0
     gain = None if changes.row_gain is None else changes.row_gain * seen
@@ -74,11 +74,11 @@ def qk_importance_xla(
     room = max(1, _ACCUMULATOR // (block * 2 * size))
     together = max(n for n in range(1, min(room, batch * heads) + 1) if batch * heads % n == 0)
 
-    def some_heads(xs: tuple[Changes, jax.Array]) -> jax.Array:
-        return _some_heads(*xs, window, None if softcap is None else softcap * _LOG2_E, block)
+    def of_heads(xs: tuple[Changes, jax.Array]) -> jax.Array:
+        return _squares_of_heads(*xs, window, None if softcap is None else softcap * _LOG2_E, block)
 
     split = jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), (_in_chunks(changes), counted))
-    return norms_of(jax.lax.map(some_heads, split).reshape(batch * heads, -1), batch, k.shape[2])
+    return norms_of(jax.lax.map(of_heads, split).reshape(batch * heads, -1), batch, k.shape[2])
 
 
 def _in_chunks(x: Changes) -> Changes:
@@ -127,7 +127,9 @@ class _Sizes(NamedTuple):
     gain: jax.Array | None  # [steps, n, m, c], the largest
 
 
-def _some_heads(x: Changes, counted: jax.Array, window: jax.Array, softcap: float | None, block: int) -> jax.Array:
+def _squares_of_heads(
+    x: Changes, counted: jax.Array, window: jax.Array, softcap: float | None, block: int
+) -> jax.Array:
     """Squared importances [n, m, c] of the neurons of n heads; counted [n, t]."""
     time = x.queries.shape[1]
     columns = _Keys(x.columns, x.columns2, x.column_gain, None)
@@ -165,8 +167,8 @@ def _block(
 ) -> jax.Array:
     """Squared norm of the change of each query's attention weights by each neuron, [n, m, t, c]."""
     scores = _exact("ntk,nsk->nts", _cut(x.queries, begin, block), x.keys)
-    place = jnp.arange(x.keys.shape[1])
-    ago = (begin + jnp.arange(block))[:, None] - place[None, :]
+    positions = jnp.arange(x.keys.shape[1])
+    ago = (begin + jnp.arange(block))[:, None] - positions[None, :]
     capped = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
     capped = jnp.where((ago >= 0) & (ago < window), capped, -1e30)
     weight = jax.nn.softmax(_LOG_2 * capped, axis=-1)
@@ -178,22 +180,22 @@ def _block(
         return _in_steps(of_keys.mT[:, None], unseen)[..., None]
 
     largest = jnp.max(weight, axis=-1, keepdims=True)
-    at = jnp.max(jnp.where(weight == largest, place, 0), axis=-1)  # argmax would go one number at a time
+    at = jnp.max(jnp.where(weight == largest, positions, 0), axis=-1)  # argmax would go one number at a time
     top = _keys_at(columns, at)
-    top = top._replace(scores=jnp.sum(jnp.where(place == at[..., None], scores, 0.0), -1, keepdims=True)[:, None])
+    top = top._replace(scores=jnp.sum(jnp.where(positions == at[..., None], scores, 0.0), -1, keepdims=True)[:, None])
     queries = jax.tree.map(lambda y: _cut(y, begin, block, axis=2), _Queries(x.rows, x.rows2, x.row_gain, None))
     queries = queries._replace(shift=-_change(queries._replace(shift=0.0), top, softcap))
     if x.row_gain is not None or softcap is not None:
         keys = keys._replace(scores=in_steps(scores))
     step = _Step(keys, in_steps(weight, 0.0), in_steps(capped, -1e30))
     reach = jnp.maximum(begin - window + 1, 0) // _KEYS, (begin + block - 1) // _KEYS + 1
-    visited = (place >= reach[0] * _KEYS) & (place < reach[1] * _KEYS)
+    visited = (positions >= reach[0] * _KEYS) & (positions < reach[1] * _KEYS)
     at_most = _bound(queries, top, sizes, jnp.where(visited, scores, top.scores[:, 0]), reach, softcap)
     return _changed(queries, step, weight_squares[:, None], reach, at_most, softcap)
 
 
 def _keys_at(columns: _Keys, at: jax.Array) -> _Keys:
-    """The columns [n, m, s, c] of one key for each query, [n, m, t, c]; at [n, t] says which."""
+    """The columns [n, m, s, c] of one key for each query, [n, m, t, c]; at [n, t] are the keys' indices."""
 
     def rows(y: jax.Array) -> jax.Array:
         return jax.vmap(lambda y, at: y[:, at])(y, at)

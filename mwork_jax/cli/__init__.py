@@ -14,47 +14,57 @@ from collections.abc import Sequence
 from jax.errors import JaxRuntimeError
 
 from mwork_jax.cli import detect, enhance, evaluate, lens, plan, report, run, select
-from mwork_jax.cli.options import Parser
+from mwork_jax.cli.options import Parser, joining_options
 from mwork_jax.errors import InputError
 from mwork_jax.report import printable
-from mwork_jax.runtime.distributed import leave, several
+from mwork_jax.runtime.distributed import end_all, several
 
 _INTERRUPTED = 130
 _GOES_ON = "what was finished is kept, the same command goes on from there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 done, 2 bad input, 130 interrupted. Where other processes of the
-    run are lost, this one ends with 1."""
+    """Runs one command and returns its exit status: 0 done, 2 bad input, 130 interrupted, 1 where other processes of
+    the run are lost. One of several processes that ends early ends the others too."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    args = joining_options(arguments)
     try:
         args = _parser().parse_args(arguments)
+        args.typed = arguments
         args.command(args)
     except InputError as error:
-        return _fail(str(error))
+        return _end(2, str(error), args)
     except OSError as error:  # a full disk, a folder taken away: the files written so far are whole
-        status = _fail(f"{error.filename or 'file'}: {error.strerror or error}")
-        return status if not several() else leave()
+        return _end(2, f"{error.filename or 'file'}: {error.strerror or error}", args)
     except Exception as error:
         if not several():
             raise
+        reason = " ".join(str(error).split())[:200]
         # Where another process is lost, communication fails, with one kind of error or another.
         if isinstance(error, JaxRuntimeError) or "Gloo" in str(error):
-            reason = " ".join(str(error).split())[:200]
-            _fail(f"cannot go on without the other processes ({reason}); {_GOES_ON}, with any number of processes")
-        else:
-            traceback.print_exc()
-        return leave()
+            reason = f"cannot go on without the other processes ({reason}); {_GOES_ON}, with any number of processes"
+            return _end(1, reason, args)
+        traceback.print_exc()
+        return _end(1, f"{type(error).__name__}: {reason}", args)
     except KeyboardInterrupt:
-        print(f"\nmwork: interrupted; {_GOES_ON}", file=sys.stderr)
-        return _INTERRUPTED
+        print(file=sys.stderr)
+        line = f"interrupted; {_GOES_ON}"
+        return _end(_INTERRUPTED, line, args) if several() else _fail(line, _INTERRUPTED)
     return 0
 
 
-def _fail(message: str) -> int:
+def _end(status: int, message: str, args: argparse.Namespace) -> int:
+    """Prints why the command ends; the other processes of the run, where there are any, end with the same line."""
+    _fail(message, status)
+    if not hasattr(args, "coordinator"):
+        return status
+    return end_all(status, " ".join(message.split()), args.coordinator, args.processes, args.process_id)
+
+
+def _fail(message: str, status: int) -> int:
     line = " ".join(message.split())
-    print(printable(f"mwork: {line}", getattr(sys.stderr, "encoding", None)), file=sys.stderr)
-    return 2
+    print(printable(f"mwork: {line}", getattr(sys.stderr, "encoding", None)), file=sys.stderr, flush=True)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:

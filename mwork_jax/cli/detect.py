@@ -5,13 +5,20 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mwork_jax.cli.options import add_model, at_least, command, load_model_of, pairs, print_result
-from mwork_jax.corpus import encoded, read_corpus
-from mwork_jax.detect.importance import DEFAULT_KEPT
+from mwork_jax.cli.options import (
+    add_model,
+    at_least,
+    command,
+    command_of,
+    load_model_of,
+    pairs,
+    print_result,
+    results_folder,
+)
+from mwork_jax.corpus import read_corpus
 from mwork_jax.errors import InputError
-from mwork_jax.pipeline import DETECTION_COST, kept_scores
-from mwork_jax.runtime.files import output_folder
-from mwork_jax.runtime.progress import Progress
+from mwork_jax.pipeline import run_detection
+from mwork_jax.settings import DetectSettings
 
 
 def add(commands: Any) -> None:
@@ -34,9 +41,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--kept",
         type=int,
-        default=DEFAULT_KEPT,
+        default=DetectSettings().kept,
         help="weakest documents that each neuron remembers; a rule with @SHARE lets all but one of them "
-        f"miss it (default: {DEFAULT_KEPT})",
+        f"miss it (default: {DetectSettings().kept})",
     )
     parser.add_argument("--include-bos", action="store_true", help="count the BOS position in the norms")
 
@@ -45,20 +52,16 @@ def _detect(args: argparse.Namespace) -> None:
     at_least("--max-tokens", args.max_tokens, 2)
     at_least("--kept", args.kept, 1)
     files = pairs("--corpus", args.corpus)
-    corpora = {language: _first(read_corpus(path), args.documents, path) for language, path in files.items()}
-    out = output_folder(args.out)
+    documents = {language: _first(read_corpus(path), args.documents, path) for language, path in files.items()}
+    out = results_folder(args.out, "detect")
     model = load_model_of(args)
-    # All of them before any work, so that a document that cannot be used is found at once.
-    ready = {lang: list(encoded(model, d, args.max_tokens, where=files[lang])) for lang, d in corpora.items()}
-    written = {}
-    with Progress(DETECTION_COST * sum(map(len, ready.values()))) as bar:
-        for lang, documents in ready.items():
-            how = {"kept": args.kept, "include_bos": args.include_bos}
-            scores = kept_scores(model, lang, documents, files[lang], args.max_tokens, out, bar, **how)
-            path = out / "scores" / f"{lang}.safetensors"
-            written[lang] = {"file": str(path), "documents": scores.documents, "tokens": scores.tokens}
-    lines = [f"{lang}: {w['documents']} documents, {w['tokens']} tokens -> {w['file']}" for lang, w in written.items()]
-    print_result(args, written, "\n".join(lines))
+    settings = DetectSettings(args.max_tokens, args.kept, args.include_bos)
+    results = run_detection(model, documents, files, settings, out, command=command_of(args))
+    lines = [
+        f"{lang}: {scores.documents} documents, {scores.tokens} tokens -> {out / scores.file}"
+        for lang, scores in results.scores.items()
+    ]
+    print_result(args, results.to_json(), "\n".join(lines))
 
 
 def _first(documents: list[str], count: int | None, where: str) -> list[str]:

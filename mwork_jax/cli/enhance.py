@@ -11,31 +11,38 @@ from typing import Any
 
 from mwork_jax.cli.options import (
     add_model,
+    add_other_model,
     add_rule,
+    check_sets,
     command,
+    command_of,
     languages_of,
     load_model_of,
+    neurons_of,
     one_of,
     pairs,
     print_result,
     results_folder,
 )
-from mwork_jax.corpus import LANGUAGES, encoded, own_corpus, read_corpus
-from mwork_jax.enhance import TuneSettings
-from mwork_jax.enhance.export import save_delta, save_folder
-from mwork_jax.enhance.table6 import EvaluationSuite, StudySettings, check, study
+from mwork_jax.corpus import LANGUAGES, corpus_of_file, encoded, own_corpus, read_corpus
+from mwork_jax.detect.scores import DETECTION_COST, load_or_score
+from mwork_jax.enhance.export import check_folder, save_delta, save_folder
+from mwork_jax.enhance.table6 import EvaluationSuite, HeldOut, Job, check, run_enhancement
+from mwork_jax.enhance.tune import TuningResult
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.evaluations import TaskEvaluation
-from mwork_jax.evaluate.table_run import SweepSettings, prepare
+from mwork_jax.evaluate.table_run import prepare
 from mwork_jax.evaluate.tasks import task_named
-from mwork_jax.load import Model
 from mwork_jax.metrics import ENGLISH
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.pipeline import DETECTION_COST, kept_for, kept_scores
 from mwork_jax.report import enhance_report, tuning_figure
-from mwork_jax.runtime.files import write_json, write_text
+from mwork_jax.results import EnhanceResults, write_results
+from mwork_jax.runtime.files import write_text
 from mwork_jax.runtime.progress import Progress
-from mwork_jax.select.rules import MODES, Rule, select_neurons
+from mwork_jax.select.modes import MODES, select_neurons
+from mwork_jax.select.rules import Rule, kept_needed
+from mwork_jax.settings import EnhanceSettings, TableSettings, TuneSettings
 
 _DETECTION_DOCUMENTS = 32  # of each language, where no neuron sets are given
 _SWEEP = (100, 200, 400, 800)
@@ -44,8 +51,8 @@ _TUNING = {
     "steps": "stop after so many steps", "batch": "packed rows per step",
     "accumulate": "parts that a batch is worked through in", "max_tokens": "longer documents are cut here",
     "weight_decay": "of the tuned neurons", "clip": "the largest norm of a gradient",
-    "validate_every": "steps between looks at the validation documents, each with a checkpoint",
-    "patience": "looks without a better loss that end a run", "seed": "order of the documents",
+    "validate_every": "steps between validations, each with a checkpoint",
+    "patience": "validations without a better loss that end a run", "seed": "order of the documents",
 }  # fmt: skip
 
 
@@ -68,6 +75,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--neurons", help="neurons/LANG.json is in this folder, from `mwork run` or `mwork select` (default: find them)"
     )
+    add_other_model(parser)
     add_rule(parser)
     parser.add_argument(
         "--held-out",
@@ -102,6 +110,34 @@ def add(commands: Any) -> None:
 
 
 def _enhance(args: argparse.Namespace) -> None:
+    languages = _languages(args)
+    corpora, origins = _corpora(args, languages)
+    settings = _settings(args, corpora)
+    check(corpora, corpora, settings)
+    used = max(*settings.documents, _DETECTION_DOCUMENTS)
+    corpora = {lang: documents[:used] for lang, documents in corpora.items()}
+    suite = EvaluationSuite(_held_out(args, languages), _task_evaluations(args, languages))
+    out = results_folder(args.out, "enhance")
+    if not args.sweep:
+        check_folder(out / "model")
+    given = neurons_of(args.neurons, languages) if args.neurons is not None else {}
+    model = load_model_of(args)
+    check_sets(args, model, given)
+    for language, documents in corpora.items():
+        list(encoded(model, documents, settings.tune.max_tokens, where=origins[language]))
+    suite.evaluations(model, settings.tune.max_tokens)  # what cannot be measured is found before any work
+    neurons = given or _detected(args, model, corpora, origins, out)
+    results, tunings = run_enhancement(model, corpora, origins, neurons, suite, settings, out, command=command_of(args))
+    # After the tuning, which refuses a folder of other work: no neurons beside results that are not theirs.
+    for language, own in neurons.items():
+        own.save(out / "neurons" / f"{language}.json")
+    written = _write(args, out, model, results, tunings, origins)
+    text = enhance_report(results)
+    write_text(out / "table.txt", text + "\n")
+    print_result(args, results.to_json(), f"{text}\n\nWritten: {', '.join(map(str, written))}.")
+
+
+def _languages(args: argparse.Namespace) -> tuple[str, ...]:
     Rule.parse(args.rule)
     one_of("--mode", args.mode, MODES)
     languages = languages_of("--language", args.language)
@@ -109,39 +145,32 @@ def _enhance(args: argparse.Namespace) -> None:
         raise InputError(f"--language {args.language}: one language, or several with --sweep")
     if ENGLISH in languages:
         raise InputError("--language en: English is what the other languages are compared with")
-    corpora, origins = _corpora(args, languages)
-    settings = _settings(args, corpora)
-    check(corpora, dict.fromkeys(corpora, None), settings)  # type: ignore[arg-type]
-    used = max(*settings.documents, _DETECTION_DOCUMENTS)
-    corpora = {lang: documents[:used] for lang, documents in corpora.items()}
-    suite = EvaluationSuite(_held_out(args, languages), _evaluations(args, languages))
-    out = results_folder(args.out, "enhance")
-    given = _given_neurons(args, languages)
-    model = load_model_of(args)
-    for language, documents in corpora.items():
-        list(encoded(model, documents, settings.tune.max_tokens, where=origins[language]))
-    evaluations = suite.evaluations(model, settings.tune.max_tokens)
-    found = given or _detected(args, model, corpora, origins, out)
-    results, tunings = study(model, corpora, found, evaluations, settings, out)
-    # After the tuning, which refuses a folder of other work: no neurons beside results that are not theirs.
-    for language, neurons in found.items():
-        neurons.save(out / "neurons" / f"{language}.json")
-    write_json(out / "results.json", results)
+    return languages
+
+
+def _write(
+    args: argparse.Namespace,
+    out: Path,
+    model: Model,
+    results: EnhanceResults,
+    tunings: Mapping[Job, TuningResult],
+    origins: Mapping[str, str],
+) -> list[Path]:
+    """The results, the delta of each language's first own tuning and, without --sweep, the tuned model's folder."""
+    write_results(out / "results.json", results)
     written = [out / "results.json"]
-    for job, result in tunings.items():
+    for job, tuning in tunings.items():
         if job.kind == "lang-spec" and job.seed == 0:
-            tuned, name = result.merged(model), "delta" if not args.sweep else f"deltas/{job.name}"
+            tuned, name = tuning.merged(model), "delta" if not args.sweep else f"deltas/{job.name}"
             save_delta(tuned, out / f"{name}.safetensors")
             written.append(out / f"{name}.safetensors")
             if not args.sweep:
                 save_folder(tuned, out / "model", dtype=args.weights, notes={"corpus": origins[job.language]})
                 written.append(out / "model")
-    text = enhance_report(results)
-    write_text(out / "table.txt", text + "\n")
     if args.sweep:
         write_text(out / "figure4.svg", tuning_figure(results).plain + "\n")
         written.append(out / "figure4.svg")
-    print_result(args, results, f"{text}\n\nWritten: {', '.join(map(str, written))}.")
+    return written
 
 
 def _corpora(args: argparse.Namespace, languages: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -158,7 +187,7 @@ def _corpora(args: argparse.Namespace, languages: Sequence[str]) -> tuple[dict[s
     return {lang: read_corpus(files[lang]) for lang in languages}, {lang: files[lang] for lang in languages}
 
 
-def _settings(args: argparse.Namespace, corpora: Mapping[str, Sequence[str]]) -> StudySettings:
+def _settings(args: argparse.Namespace, corpora: Mapping[str, Sequence[str]]) -> EnhanceSettings:
     given = {name: getattr(args, name) for name in _TUNING if getattr(args, name) is not None}
     tune = replace(TuneSettings(remat=not args.no_remat), **given)
     fewest = min(map(len, corpora.values()))
@@ -171,7 +200,7 @@ def _settings(args: argparse.Namespace, corpora: Mapping[str, Sequence[str]]) ->
     seeds = args.seeds if args.seeds is not None else 3 if args.sweep else 0
     if seeds < 0 or args.at_once < 1:
         raise InputError("--seeds must be at least 0, --at-once at least 1")
-    return StudySettings(counts or (fewest,), seeds, args.at_once, tune)
+    return EnhanceSettings(counts or (fewest,), seeds, args.at_once, tune)
 
 
 def _count(text: str) -> int:
@@ -180,33 +209,30 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _held_out(args: argparse.Namespace, languages: Sequence[str]) -> dict[str, Sequence[str]]:
+def _held_out(args: argparse.Namespace, languages: Sequence[str]) -> dict[str, HeldOut]:
     """Documents to measure on: English, the languages that are tuned, and all others that there are."""
-    given = {lang: read_corpus(path) for lang, path in pairs("--held-out", args.held_out or ()).items()}
-    own = {lang: own_corpus(lang).held_out for lang in LANGUAGES} if not given else {}
-    found = {**own, **given}
+    files = pairs("--held-out", args.held_out or ())
+    corpora = (
+        {lang: corpus_of_file(lang, path, 0) for lang, path in files.items()}
+        if files
+        else {lang: own_corpus(lang) for lang in LANGUAGES}
+    )
     for language in (ENGLISH, *languages):
-        if language not in found:
+        if language not in corpora:
             raise InputError(f"no documents to measure {language!r} on; give them with --held-out {language}=FILE")
-    return found
+    return {lang: HeldOut(corpus.held_out, corpus.clusters) for lang, corpus in corpora.items()}
 
 
-def _evaluations(args: argparse.Namespace, languages: Sequence[str]) -> dict[str, dict[str, TaskEvaluation]]:
+def _task_evaluations(args: argparse.Namespace, languages: Sequence[str]) -> dict[str, dict[str, TaskEvaluation]]:
     """Each task in English and in those of the languages that it has."""
     evaluations = {}
     for name in filter(None, args.tasks.split(",")):
         task = task_named(name.strip())
-        there = [lang for lang in languages if lang in (task.languages if args.data else task.built_in)]
-        if not there:
+        available = [lang for lang in languages if lang in (task.languages if args.data else task.built_in)]
+        if not available:
             raise InputError(f"--tasks {name}: it has none of {', '.join(languages)}")
-        evaluations[task.name] = prepare(task, args.data, SweepSettings((ENGLISH, *there), args.items))
+        evaluations[task.name] = prepare(task, args.data, TableSettings((ENGLISH, *available), args.items))
     return evaluations
-
-
-def _given_neurons(args: argparse.Namespace, languages: Sequence[str]) -> dict[str, NeuronSet]:
-    if args.neurons is None:
-        return {}
-    return {lang: NeuronSet.load(Path(args.neurons) / "neurons" / f"{lang}.json") for lang in languages}
 
 
 def _detected(
@@ -222,10 +248,20 @@ def _detected(
     where = {ENGLISH: english.origin, **origins}
     longest = args.max_tokens or TuneSettings().max_tokens
     ready = {lang: list(encoded(model, d, longest, where=where[lang])) for lang, d in texts.items()}
-    with Progress(DETECTION_COST * sum(map(len, ready.values()))) as bar:
+    with Progress() as bar:
+        bar.expect(DETECTION_COST * sum(map(len, ready.values())))
         scores = {
-            lang: kept_scores(model, lang, d, where[lang], longest, out, bar, kept=kept_for(args.rule, len(d)))
-            for lang, d in ready.items()
+            lang: load_or_score(
+                model,
+                documents,
+                out / "scores" / f"{lang}.safetensors",
+                bar,
+                language=lang,
+                origin=where[lang],
+                max_tokens=longest,
+                kept=kept_needed(args.rule, len(documents)),
+            )
+            for lang, documents in ready.items()
         }
-    found = select_neurons(scores, args.rule, args.mode)
-    return {lang: found[lang] for lang in corpora}
+    selected = select_neurons(scores, args.rule, args.mode)
+    return {lang: selected[lang] for lang in corpora}

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from mwork_jax.cli.options import add_model, at_least, command, languages_of, load_model_of, one_of, pairs, print_result
-from mwork_jax.corpus import encoded, own_corpus, read_corpus
+from mwork_jax.cli.options import (
+    add_model,
+    add_other_model,
+    at_least,
+    check_sets,
+    command,
+    command_of,
+    languages_of,
+    load_model_of,
+    neurons_of,
+    one_of,
+    pairs,
+    print_result,
+)
+from mwork_jax.corpus import own_corpus, read_corpus
 from mwork_jax.errors import InputError
-from mwork_jax.lens.logit_lens import LensSettings, run_lens
+from mwork_jax.lens.logit_lens import run_lens
 from mwork_jax.lens.vocabulary import LABELLERS
-from mwork_jax.neurons import NeuronSet
 from mwork_jax.report import lens_report
-from mwork_jax.runtime.files import output_folder, write_json
+from mwork_jax.results import write_results
+from mwork_jax.runtime.files import output_folder
+from mwork_jax.settings import LensSettings
 
 _LANGUAGES = "en,de,es,zh,th,ar"
 
@@ -37,6 +50,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--max-tokens", type=int, default=64, help="longer prompts are cut here (default: 64)")
     parser.add_argument("--top", type=int, default=10, help="tokens that count at each position (default: 10)")
     parser.add_argument("--neurons", help="folder with neurons/LANG.json: also with each language's own neurons off")
+    add_other_model(parser)
     parser.add_argument(
         "--label-languages", help="comma-separated codes of more languages that a token can be of (default: none)"
     )
@@ -55,13 +69,13 @@ def _lens(args: argparse.Namespace) -> None:
     more = languages_of("--label-languages", args.label_languages) if args.label_languages else ()
     texts, origins = _prompts(args)
     out = output_folder(args.out)
-    neurons = {} if args.neurons is None else _neurons(Path(args.neurons), tuple(texts))
+    neurons = {} if args.neurons is None else neurons_of(args.neurons, tuple(texts), needed=False)
     model = load_model_of(args)
-    prompts = {lang: list(encoded(model, t, args.max_tokens, where=origins[lang])) for lang, t in texts.items()}
+    check_sets(args, model, neurons)
     settings = LensSettings(args.top, args.max_tokens, args.labeller, more)
-    found = run_lens(model, prompts, origins, neurons, settings, out)
-    write_json(out / "lens.json", found)
-    print_result(args, found, f"{lens_report(found)}\n\nEverything is in {out / 'lens.json'}.")
+    results = run_lens(model, texts, origins, neurons, settings, out, command=command_of(args))
+    write_results(out / "lens.json", results)
+    print_result(args, results.to_json(), f"{lens_report(results)}\n\nEverything is in {out / 'lens.json'}.")
 
 
 def _prompts(args: argparse.Namespace) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
@@ -74,17 +88,9 @@ def _prompts(args: argparse.Namespace) -> tuple[dict[str, Sequence[str]], dict[s
     texts, origins = {}, {}
     for language in languages:
         own = None if files else own_corpus(language)
-        there = read_corpus(files[language]) if own is None else own.held_out
+        available = read_corpus(files[language]) if own is None else own.held_out
         origins[language] = files[language] if own is None else f"{own.origin}, held out"
-        if args.documents > len(there):
-            raise InputError(f"{origins[language]}: {args.documents} prompts asked, there are {len(there)}")
-        texts[language] = there[: args.documents]
+        if args.documents > len(available):
+            raise InputError(f"{origins[language]}: {args.documents} prompts asked, there are {len(available)}")
+        texts[language] = available[: args.documents]
     return texts, origins
-
-
-def _neurons(folder: Path, languages: Sequence[str]) -> dict[str, NeuronSet]:
-    """The sets that the folder has of these languages."""
-    found = {lang: NeuronSet.load(p) for lang in languages if (p := folder / "neurons" / f"{lang}.json").exists()}
-    if not found:
-        raise InputError(f"{folder}: no neurons/LANG.json of {', '.join(languages)}; `mwork run` writes them")
-    return found

@@ -7,19 +7,26 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 
 from mwork_jax.errors import InputError
-from mwork_jax.load import Model, load_model, weight_bytes
+from mwork_jax.load import default_dtype, load_model, read_config
+from mwork_jax.model.decoder import weight_bytes
+from mwork_jax.model.model import Model
+from mwork_jax.neurons import NeuronSet
 from mwork_jax.report import printable
-from mwork_jax.runtime.distributed import agreed, is_first, several, start
+from mwork_jax.results import FORMAT, FORMATS_OF_0_1
+from mwork_jax.runtime.distributed import agreed, is_first, meet, several, start
 from mwork_jax.runtime.files import output_folder, read_json
-from mwork_jax.select.rules import DEFAULT_RULE, MODES
+from mwork_jax.select.modes import MODES
+from mwork_jax.select.rules import DEFAULT_RULE
 from mwork_jax.sharding import default_shape, make_mesh, parse_mesh
+
+_COMMANDS = {"tables": "evaluate"}  # the others have the name of their command
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,19 +58,37 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16"), help="of weights and matrix operands; default: what is fast here"
     )
 
+    _add_joining(parser)
     devices = "the devices to share the work out over, data=N,model=N,mask=N"
     parser.add_argument("--mesh", help=f"{devices} (default: documents over all; the model where it is too large)")
+
+
+def _add_joining(parser: argparse.ArgumentParser) -> None:
+    """The options that join several processes."""
     parser.add_argument("--coordinator", help="several processes: host:port of the first, or auto (see docs/pods.md)")
     parser.add_argument("--processes", type=int, help="how many processes there are")
     parser.add_argument("--process-id", type=int, help="which of them this one is, from 0")
 
 
+def joining_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of `_add_joining` alone, whatever else is among the arguments: a process whose arguments cannot be
+    used can still tell the others. Without them where they cannot be used themselves."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    _add_joining(parser)
+    try:
+        args = parser.parse_known_args(list(arguments))[0]
+    except InputError:
+        return argparse.Namespace()
+    return args if args.coordinator else argparse.Namespace()
+
+
 def load_model_of(args: argparse.Namespace) -> Model:
     """The model that the options of `add_model` name, on the devices that they ask for."""
     join_others(args)
+    meet()
     shape = None if args.mesh is None else parse_mesh(args.mesh)
     if shape is None and jax.device_count() > 1:
-        size = weight_bytes(args.model, args.dtype)
+        size = weight_bytes(read_config(args.model), args.dtype or default_dtype())
         shape = agreed(lambda: default_shape(jax.local_devices()[0], jax.device_count(), size))
     mesh = None if shape is None else make_mesh(shape)
     return load_model(args.model, dtype=args.dtype, mesh=mesh)
@@ -83,6 +108,19 @@ def _keep_stdout() -> None:
     sys.stdout = os.fdopen(results, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
+def add_other_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-other-model",
+        action="store_true",
+        help="use neurons that were found in another model of the same shape, such as the base of an instruct model",
+    )
+
+
+def command_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """The command as it was typed, for the provenance of results."""
+    return ("mwork", *args.typed)
+
+
 def add_rule(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rule",
@@ -97,26 +135,59 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n2", type=int, help="layers of the generation stage (default: an eighth)")
 
 
-def results_folder(path: str, command: str) -> Path:
-    """The output folder of a command that writes results.json there. Raises InputError where it cannot be written to or
-    holds a file of this name that the command did not write."""
+def results_folder(path: str, *kinds: str) -> Path:
+    """The output folder of a command that writes results.json there. Raises InputError where it cannot be written to,
+    and where it holds a results.json of another kind than `kinds`, of version 0.1, or of another project."""
     out = output_folder(path)
-    there = out / "results.json"
+    existing = out / "results.json"
+    if not existing.exists():
+        return out
     try:
-        results = read_json(there) if there.exists() else None
+        body = read_json(existing)
     except InputError:  # damaged, so nothing is lost
         return out
-    if results is not None and (writer := _writer_of(results)) != command:
-        whose = f"the results of `mwork {writer}`" if writer else "a results.json that is not of this project"
+    form = body.get("format") if isinstance(body, dict) else None
+    kind = body["kind"] if form == FORMAT and isinstance(body.get("kind"), str) else None
+    if kind not in kinds:
+        whose = "a results.json that is not of this project"
+        if form in FORMATS_OF_0_1:
+            whose = "results of version 0.1"
+        elif kind is not None:
+            whose = f"the results of `mwork {_COMMANDS.get(kind, kind)}`"
         raise InputError(f"{out}: holds {whose}; choose another output folder with --out")
     return out
 
 
-def _writer_of(results: Any) -> str | None:
-    """Which command wrote a results.json; None for none."""
-    if not isinstance(results, dict) or results.get("format") != "mwork-results-1":
-        return None
-    return "evaluate" if "tables" in results else "run" if "languages" in results else "enhance"
+def neurons_of(folder: str | Path, languages: Sequence[str], *, needed: bool = True) -> dict[str, NeuronSet]:
+    """The sets in FOLDER/neurons of these languages. Raises InputError where one is missing or, unless it is `needed`
+    that all are there, where none is."""
+    paths = {lang: Path(folder) / "neurons" / f"{lang}.json" for lang in languages}
+    missing = [path for path in paths.values() if not path.exists()]
+    if missing and (needed or len(missing) == len(paths)):
+        raise InputError(f"{missing[0]}: no such file; `mwork run` and `mwork select` write it, --neurons says where")
+    return {lang: NeuronSet.load(path) for lang, path in paths.items() if path.exists()}
+
+
+def check_sets(args: argparse.Namespace, model: Model, neurons: Mapping[str, NeuronSet]) -> None:
+    """Raises InputError, naming both models, for sets that were found in another model, base for instruct say, which
+    can have the same shape; with --allow-other-model it only warns."""
+    for language, own in neurons.items():
+        identity = own.provenance.get("model")
+        if isinstance(identity, Mapping) and not _is_of(model, identity):
+            theirs, ours = (f"{one.get('source')} (weights {one.get('weights')})" for one in (identity, model.identity))
+            line = f"the neurons of {language} were found in {theirs}, the model is {ours}"
+            if not args.allow_other_model:
+                raise InputError(f"{line}; find them in this model, or use --allow-other-model")
+            log(f"warning: {line}")
+
+
+def _is_of(model: Model, identity: Mapping[str, object]) -> bool:
+    """Whether an identity is this model's. Loaded in another dtype its weights are rounded and have another
+    fingerprint, so there the source decides."""
+    if model.is_of(identity) or identity.get("dtype") == model.identity["dtype"]:
+        return model.is_of(identity)
+    theirs, ours = ({**one, "dtype": None, "weights": None} for one in (identity, model.identity))
+    return theirs == ours
 
 
 def print_result(args: argparse.Namespace, value: Any, text: str) -> None:

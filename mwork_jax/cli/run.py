@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from mwork_jax.cli.options import (
     add_stages,
     at_least,
     command,
+    command_of,
     languages_of,
     load_model_of,
     one_of,
@@ -19,13 +21,16 @@ from mwork_jax.cli.options import (
     print_result,
     results_folder,
 )
-from mwork_jax.corpus import LANGUAGES, Corpus, own_corpus, read_corpus
+from mwork_jax.corpus import LANGUAGES, Corpus, corpus_of_file, own_corpus
 from mwork_jax.errors import InputError
-from mwork_jax.pipeline import RunSettings, choose_documents, run
-from mwork_jax.report import read_report, text_report
+from mwork_jax.intervene.stages import StageSplit
+from mwork_jax.pipeline import documents_of_run, run_pipeline
+from mwork_jax.report import read_report, run_report
 from mwork_jax.runtime.distributed import is_first
 from mwork_jax.runtime.files import write_text
-from mwork_jax.select.rules import MODES, Rule
+from mwork_jax.select.modes import MODES
+from mwork_jax.select.rules import Rule
+from mwork_jax.settings import RunSettings
 
 
 def add(commands: Any) -> None:
@@ -43,7 +48,9 @@ def add(commands: Any) -> None:
         help="own documents, text or JSONL: the first --documents find neurons, the next --held-out measure",
     )
     add_rule(parser)
-    parser.add_argument("--seeds", type=int, help="random controls per language (default: 3)")
+    parser.add_argument(
+        "--seeds", type=int, help="random sets per language; below 5 they have a mean and no interval (default: 5)"
+    )
     add_stages(parser)
     parser.add_argument("--max-tokens", type=int, default=512, help="longer documents are cut here (default: 512)")
     parser.add_argument(
@@ -53,17 +60,17 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     settings, corpora = _run_settings(args)
-    out = results_folder(args.out, "run")
+    out = results_folder(args.out, "run", "detect")
     model = load_model_of(args)
-    settings.split(model.config.num_layers)
-    results = run(model, corpora, settings, out)
+    StageSplit.of(model.config.num_layers, settings.n1, settings.n2)
+    results = run_pipeline(model, corpora, settings, out, command=command_of(args))
     if not is_first():
         return
-    text = text_report(results)
+    text = run_report(results)
     write_text(out / "table.txt", text + "\n")
     page = read_report(out).write()
     where = f"Look at {page}. Everything is in {out}: results.json, table.txt, neurons/, scores/, figures/."
-    print_result(args, results, f"{text}\n\n{where}")
+    print_result(args, results.to_json(), f"{text}\n\n{where}")
 
 
 def _run_settings(args: argparse.Namespace) -> tuple[RunSettings, dict[str, Corpus]]:
@@ -91,19 +98,13 @@ def _run_settings(args: argparse.Namespace) -> tuple[RunSettings, dict[str, Corp
         missing = ", ".join(sorted(set(languages) - set(files)))
         raise InputError(f"--data has no documents for {missing!r}; it has {', '.join(files)}")
     if files:
-        corpora = {language: _own_documents(language, files[language], settings.documents) for language in languages}
+        corpora = {language: corpus_of_file(language, files[language], settings.documents) for language in languages}
     else:
         corpora = {language: own_corpus(language) for language in languages}
-    choose_documents(corpora, settings)
+    documents_of_run(corpora, settings)
     return settings, corpora
 
 
-def _own_documents(language: str, path: str, documents: int) -> Corpus:
-    """The first `documents` of a file find neurons, the others are there to measure on."""
-    texts = read_corpus(path)
-    return Corpus(language, tuple(texts[:documents]), tuple(texts[documents:]), path)
-
-
-def _replace_given(settings: RunSettings, given: dict[str, Any]) -> RunSettings:
+def _replace_given(settings: RunSettings, given: Mapping[str, int | None]) -> RunSettings:
     """The settings with those values that were given on the command line."""
     return replace(settings, **{name: value for name, value in given.items() if value is not None})

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mwork_jax.cli.options import add_rule, command, print_result
-from mwork_jax.detect.importance import NeuronScores
+from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.errors import InputError
-from mwork_jax.runtime.files import read_json
-from mwork_jax.select.rules import Rule, select_neurons
+from mwork_jax.results import RunResults, read_results
+from mwork_jax.select.modes import select_neurons
+from mwork_jax.select.rules import Rule
 
 
 def add(commands: Any) -> None:
@@ -28,9 +29,9 @@ def _select(args: argparse.Namespace) -> None:
     if not paths:
         raise InputError(f"{folder}: no scores/LANG.safetensors in it; `mwork detect` or `mwork run` writes them")
     _refuse_other_rule(folder, str(Rule.parse(args.rule)), args.mode)
-    found = select_neurons({p.stem: NeuronScores.load(p) for p in paths}, args.rule, args.mode)
+    selected = select_neurons({p.stem: NeuronScores.load(p) for p in paths}, args.rule, args.mode)
     written = {}
-    for language, neurons in found.items():
+    for language, neurons in selected.items():
         path = folder / "neurons" / f"{language}.json"
         neurons.save(path)
         written[language] = {"file": str(path), "count": neurons.count(), "share": neurons.count() / neurons.total()}
@@ -41,18 +42,12 @@ def _select(args: argparse.Namespace) -> None:
 def _refuse_other_rule(folder: Path, rule: str, mode: str) -> None:
     """Raises InputError where the neurons would stand beside what a run measured with others."""
     path = folder / "results.json"
-    results = read_json(path) if path.exists() else {}
-    if "languages" not in results:
+    results = read_results(path) if path.exists() else None
+    if not isinstance(results, RunResults):
         return
-    try:
-        made = results["made_by"]["settings"]
-        measured = str(Rule.parse(made["rule"])), made["mode"]
-    except (KeyError, TypeError):
+    used = results.provenance.settings
+    if (str(Rule.parse(used.rule)), used.mode) != (rule, mode):
         raise InputError(
-            f"{path}: damaged (made_by.settings should have a rule and a mode); `mwork run` writes it anew"
-        ) from None
-    if measured != (rule, mode):
-        raise InputError(
-            f"{folder}: holds what `mwork run` measured with rule {made['rule']}, mode {made['mode']}; copy its "
+            f"{folder}: holds what `mwork run` measured with rule {used.rule}, mode {used.mode}; copy its "
             "scores/ to another folder, or run with the other rule: scores are kept"
         )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
 from mwork_jax.enhance.train import State
 from mwork_jax.errors import InputError
@@ -22,8 +21,10 @@ _KEPT = 2  # the newest ones
 class Checkpoints:
     """A folder with the newest checkpoints of one piece of work; usable in a `with` block."""
 
-    def __init__(self, folder: str | Path, identity: Mapping[str, Any]):
+    def __init__(self, folder: str | Path, identity: Mapping[str, object]):
         """identity: what the work is determined by, as JSON: base model, neuron sets, documents, settings."""
+        from orbax.checkpoint import v1 as ocp  # slow to import, and only tuning with checkpoints needs it
+
         self.folder, self._identity = Path(folder).absolute(), dict(identity)
         self._saver = ocp.training.Checkpointer(
             self.folder,
@@ -47,7 +48,7 @@ class Checkpoints:
         """Whether there is a checkpoint."""
         return self._saver.latest is not None
 
-    def save(self, step: int, state: State, history: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: State, history: Mapping[str, object]) -> None:
         """Begins to write the state after `step` steps; training goes on meanwhile. Raises InputError where an earlier
         one could not be written."""
         work = {"state": state, "work": {"identity": self._identity, "history": dict(history)}}
@@ -56,7 +57,7 @@ class Checkpoints:
         except Exception as failure:  # Orbax and TensorStore raise many kinds for a disk that is full
             raise _cannot_write(self.folder, failure) from None
 
-    def latest(self, like: State) -> tuple[int, State, dict[str, Any]] | None:
+    def latest(self, like: State) -> tuple[int, State, dict[str, object]] | None:
         """(step, state, history) of the newest checkpoint, or None where there is none.
 
         Raises InputError where it is of another model, neuron set, corpus or settings, or cannot be read.
@@ -76,7 +77,7 @@ class Checkpoints:
             raise InputError(f"{self.folder}: checkpoint {found.step} cannot be read ({reason}); remove it") from None
         return found.step, State(*state), work["history"]
 
-    def _check(self, theirs: Mapping[str, Any]) -> None:
+    def _check(self, theirs: Mapping[str, object]) -> None:
         for name, own in self._identity.items():
             if theirs.get(name) != own:
                 raise InputError(

@@ -6,11 +6,12 @@ applies to the base model that it names.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,142 +20,141 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mwork_jax.config import FULL_ATTENTION, ModelConfig, Rope
+from mwork_jax.config import ModelConfig
 from mwork_jax.enhance import Tuned
 from mwork_jax.enhance.neuron_params import PARAMETERS, parameter_arrays
 from mwork_jax.errors import InputError
-from mwork_jax.load import Model
-from mwork_jax.load.assemble import checkpoint_names
+from mwork_jax.families import checkpoint_names, hf_config
 from mwork_jax.model.decoder import Decoder
+from mwork_jax.model.model import Model
+from mwork_jax.neurons import group_widths
 from mwork_jax.runtime.distributed import is_first
-from mwork_jax.runtime.files import write_json, write_tensors, write_text
+from mwork_jax.runtime.files import parse_json, read_json, temporary_folder, write_json, write_tensors, write_text
 from mwork_jax.sharding import fetch, fetch_each
 
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _SHARD_BYTES = 4 << 30  # no file of weights is larger than about this
 _INDEX = "model.safetensors.index.json"
-_DELTA_FORMAT = "mwork-delta-1"
-_CLASSES = {
-    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
-}  # fmt: skip
-
-
-def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
-    """The `config.json` of a model: `ModelConfig.from_hf` reads the same configuration back."""
-    c, gemma = config, config.family.startswith("gemma")
-    described: dict[str, Any] = {
-        "architectures": [_CLASSES[c.family]],
-        "model_type": c.family,
-        "dtype": dtype,
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden_size,
-        "intermediate_size": c.intermediate_size,
-        "num_hidden_layers": c.num_layers,
-        "num_attention_heads": c.num_heads,
-        "num_key_value_heads": c.num_kv_heads,
-        "head_dim": c.head_dim,
-        "rms_norm_eps": c.norm_eps,
-        "max_position_embeddings": c.max_length,
-        "tie_word_embeddings": c.tie_embeddings,
-        "bos_token_id": c.bos_id,
-        "eos_token_id": list(c.eos_ids) if len(c.eos_ids) > 1 else next(iter(c.eos_ids), None),
-        "hidden_activation" if gemma else "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(
-            c.activation, c.activation
-        ),
-        "rope_parameters": _rope_parameters(c),
-    }
-    return described | _family_attributes(c)
-
-
-def _family_attributes(c: ModelConfig) -> dict[str, Any]:
-    """What only some families have."""
-    slides = [window != FULL_ATTENTION for window in c.windows]
-    window = max(c.windows) or None
-    layer_types = ["sliding_attention" if slide else "full_attention" for slide in slides]
-    if c.family == "llama":
-        return {"attention_bias": c.qkv_bias, "mlp_bias": c.mlp_bias}
-    if c.family == "mistral":
-        return {"sliding_window": window}
-    if c.family in ("qwen2", "qwen3"):
-        sliding = {"use_sliding_window": any(slides), "sliding_window": window, "layer_types": layer_types}
-        return sliding | ({"attention_bias": c.qkv_bias} if c.family == "qwen3" else {})
-    return {
-        "attention_bias": c.qkv_bias,
-        "query_pre_attn_scalar": _whole(c.attn_scale**-2),
-        "sliding_window": window or 4096,
-        "layer_types": layer_types,
-        "attn_logit_softcapping": c.attn_softcap,
-        "final_logit_softcapping": c.final_softcap,
-    }
-
-
-def _whole(value: float) -> int | float:
-    """A number that stands for a whole one, as that."""
-    return round(value) if abs(value - round(value)) < 1e-6 * value else value
-
-
-def _rope_parameters(c: ModelConfig) -> dict[str, Any]:
-    if c.family != "gemma3_text":
-        return _rope(c.ropes[0])
-    return {"sliding_attention": _rope(c.ropes[0]), "full_attention": _rope(c.ropes[1])}
-
-
-def _rope(rope: Rope) -> dict[str, Any]:
-    described: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
-    if rope.kind != "default":
-        described["factor"] = rope.factor
-    if rope.kind in ("llama3", "yarn"):
-        described["original_max_position_embeddings"] = rope.original_length
-    if rope.kind == "llama3":
-        described |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
-    if rope.kind == "yarn":
-        described |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
-        described["attention_factor"] = rope.attention_factor
-    return described
+_CONFIG = "config.json"
+_SAVED = "mwork.json"  # the list of the files that `save_folder` wrote: it replaces no others
+_SAVED_FORMAT, _WRITER = "mwork-model-1", "mwork"
+# Weights that readers of a folder may take for the model's.
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "flax_model*", "tf_model*", "*.gguf")
+_DELTA_FORMAT = "mwork-delta-2"
+_DELTA_WITHOUT_CHECKSUM = "mwork-delta-1"  # of version 0.1
 
 
 def save_folder(
-    tuned: Tuned, folder: str | Path, *, dtype: str = "float32", notes: Mapping[str, Any] | None = None
+    tuned: Tuned, folder: str | Path, *, dtype: str = "float32", notes: Mapping[str, object] | None = None
 ) -> None:
     """Writes the tuned model as a folder in Hugging Face layout: safetensors, config, tokenizer, model card.
 
     dtype: of the weights. bfloat16 halves the files and rounds every weight, which loses small changes. notes: what the
-    card says besides, by name. `config.json` is written last, so a folder that has one is whole. Raises InputError for
-    another dtype, OSError where the folder cannot be written.
+    card says besides, by name. Raises InputError for another dtype and as `check_folder` does, OSError where the folder
+    cannot be written.
+
+    Everything is written beside what the folder holds, then put in its place. An error or a full disk leaves the model
+    of an earlier call whole. A kill does too or, within the moment in which the files change places, leaves a folder
+    without `config.json`, which no reader takes for a model.
     """
     folder = Path(folder)
     if dtype not in _DTYPES:
         raise InputError(f"dtype {dtype!r} is not supported; use {' or '.join(_DTYPES)}")
-    if is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in (folder / "config.json", *folder.glob("model*.safetensors"), folder / _INDEX):
-            stale.unlink(missing_ok=True)  # of a model in other shards, which readers would take for this one's
-    shards = list(_write_weights(tuned, folder, _DTYPES[dtype]))  # in every process: each has a part of the weights
-    if not is_first():
+    check_folder(folder)
+    with temporary_folder(folder, "model") if is_first() else contextlib.nullcontext(folder) as new:
+        shards = list(_write_weights(tuned, new, _DTYPES[dtype]))  # in every process: each has a part of the weights
+        if not is_first():
+            return
+        if len(shards) == 1:
+            (new / shards[0][0]).replace(new / "model.safetensors")
+        else:
+            table = {name: file for file, names in shards for name in names}
+            write_json(new / _INDEX, {"metadata": {_WRITER: _SAVED_FORMAT}, "weight_map": table})
+        if tuned.tokenizer is not None:
+            _write_tokenizer(tuned.tokenizer, new)
+        write_text(new / "README.md", _card(tuned, dtype, notes or {}))
+        write_json(new / _CONFIG, hf_config(tuned.config, dtype))
+        check_folder(folder, new)
+        _put_in_place(new, folder)
+
+
+def check_folder(folder: str | Path, new: Path | None = None) -> None:
+    """Raises InputError where `save_folder` would replace files that it did not write: a model of others, or one of its
+    own that was trained on or changed since. new: the folder with the files to put there, where they are known."""
+    folder = Path(folder)
+    if not folder.exists():
         return
-    if len(shards) == 1:
-        (folder / shards[0][0]).replace(folder / "model.safetensors")
-    else:
-        table = {name: file for file, names in shards for name in names}
-        write_json(folder / _INDEX, {"metadata": {}, "weight_map": table})
-    if tuned.tokenizer is not None:
-        _write_tokenizer(tuned.tokenizer, folder)
-    write_text(folder / "README.md", _card(tuned, dtype, notes or {}))
-    write_json(folder / "config.json", hf_config(tuned.config, dtype))
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not a folder; choose another for the model")
+    own = set(_saved_files(folder))
+    weights = [path for pattern in _WEIGHTS for path in folder.glob(pattern)]
+    replaced = [folder / name for name in (_files_in(new) if new else (_CONFIG, "README.md"))]
+    for path in sorted({*weights, *replaced}):
+        if path.exists() and (path.relative_to(folder).as_posix() not in own or not _has_our_weights(path)):
+            raise InputError(
+                f"{folder}: holds {path.relative_to(folder)}, which mwork did not write; choose another folder for the "
+                "model, or remove the file"
+            )
+
+
+def _has_our_weights(path: Path) -> bool:
+    """Whether weights are those that `save_folder` wrote: who trains the model on and saves it replaces them. True for
+    files of other kinds."""
+    if path.name == _INDEX:
+        try:
+            return read_json(path)["metadata"].get(_WRITER) == _SAVED_FORMAT
+        except (InputError, KeyError, TypeError, AttributeError):
+            return False
+    if path.suffix != ".safetensors":
+        return True
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get(_WRITER) == _SAVED_FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
+def _saved_files(folder: Path) -> list[str]:
+    """The files that `save_folder` wrote here, as it wrote them down; none where it did not. A list that has been
+    changed to name files outside the folder names none."""
+    try:
+        saved = read_json(folder / _SAVED)
+        names = saved["files"] if saved["format"] == _SAVED_FORMAT else []
+        inside = folder.resolve()
+        whole = all(isinstance(n, str) and (folder / n).parent.resolve().is_relative_to(inside) for n in names)
+        return list(names) if whole else []
+    except (InputError, KeyError, TypeError, ValueError):
+        return []
+
+
+def _files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Replaces the files of an earlier `save_folder` by new ones. From the first step to the last the folder has no
+    `config.json`, and the list names all that may be there."""
+    before, names = _saved_files(folder), _files_in(new)
+    _write_list(folder, sorted({*before, *names}))
+    (folder / _CONFIG).unlink(missing_ok=True)
+    for name in before:
+        if name not in names:  # of a model in other shards, which readers would take for this one's
+            (folder / name).unlink(missing_ok=True)
+    for name in (*(name for name in names if name != _CONFIG), _CONFIG):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (new / name).replace(folder / name)
+    _write_list(folder, names)
+
+
+def _write_list(folder: Path, names: Sequence[str]) -> None:
+    write_json(folder / _SAVED, {"format": _SAVED_FORMAT, "files": list(names)})
 
 
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Beside the folder first, so that none of its files is ever half written."""
-    with tempfile.TemporaryDirectory(prefix=".tokenizer.", dir=folder) as made:
-        try:
-            tokenizer.save_pretrained(made)
-        except Exception as error:  # the Rust half says so of a full disk, with no kind of its own
-            raise OSError(errno.EIO, str(error), str(folder)) from None
-        for path in sorted(Path(made).iterdir()):
-            if (folder / path.name).is_dir():  # further chat templates
-                shutil.rmtree(folder / path.name)
-            path.replace(folder / path.name)
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the Rust half says so of a full disk, with no kind of its own
+        raise OSError(errno.EIO, str(error), str(folder)) from None
 
 
 def _write_weights(tuned: Tuned, folder: Path, dtype: np.dtype) -> Iterator[tuple[str, list[str]]]:
@@ -172,7 +172,7 @@ def _write_weights(tuned: Tuned, folder: Path, dtype: np.dtype) -> Iterator[tupl
 
 def _write_shard(folder: Path, number: int, shard: dict[str, np.ndarray]) -> tuple[str, list[str]]:
     name = f"model-{number:05}.safetensors"
-    write_tensors(folder / name, shard, {"format": "pt"})
+    write_tensors(folder / name, shard, {"format": "pt", _WRITER: _SAVED_FORMAT})
     return name, list(shard)
 
 
@@ -216,7 +216,8 @@ def tuned_rows(tuned: Tuned) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def save_delta(tuned: Tuned, path: str | Path) -> None:
-    """Writes the tuned rows and columns alone, with the base model's identity in the header: megabytes."""
+    """Writes the tuned rows and columns alone, with the base model's identity and a checksum in the header:
+    megabytes."""
     tensors = {}
     for name, (index, values) in tuned_rows(tuned).items():
         tensors[f"{name}.index"], tensors[f"{name}.values"] = index, np.ascontiguousarray(values)
@@ -225,38 +226,114 @@ def save_delta(tuned: Tuned, path: str | Path) -> None:
         "base": json.dumps(tuned.base.identity),
         "neurons": json.dumps(dict(tuned.neurons.provenance)),
     }
-    write_tensors(path, tensors, header)
+    write_tensors(path, tensors, header | {"sha256": _checksum(header, tensors)})
+
+
+def _checksum(header: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over everything that a delta file holds: header, names, dtypes, shapes, bytes."""
+    digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        digest.update(f"\n{name} {tensor.dtype.name} {tensor.shape}\n".encode())
+        digest.update(tensor.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def apply_delta(model: Model, path: str | Path) -> Model:
     """The model with the rows and columns of a delta file in their places.
 
-    Raises InputError where the file is not a delta, is damaged, or is of another base model.
+    Raises InputError where the file is not a delta, is damaged, or is of another base model. Files of version 0.1 have
+    no checksum: all else is checked, and a warning tells that their values are not verified.
     """
+    rows = _read_delta(model, path)
+    arrays = parameter_arrays(model.decoder)
+    for name, (index, values) in rows.items():
+        whole = arrays[f"layers.{name}"]
+        matrix = whole.reshape(whole.shape[0], -1, whole.shape[-1])
+        along_rows = PARAMETERS[name][1] == 1
+        at = (index[:, 0], index[:, 1]) if along_rows else (index[:, 0], slice(None), index[:, 1])
+        arrays[f"layers.{name}"] = matrix.at[at].set(jnp.asarray(values).astype(whole.dtype)).reshape(whole.shape)
+    return Model(Decoder(model.config, arrays), model.tokenizer, f"{model.source} + {Path(path).name}")
+
+
+def _read_delta(model: Model, path: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What a delta file puts into the model, as `tuned_rows` has it. Raises InputError as `apply_delta` does."""
     try:
         with safe_open(path, framework="numpy") as file:
-            header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = file.metadata() or {}
+            if header.get("format") not in (_DELTA_FORMAT, _DELTA_WITHOUT_CHECKSUM):
+                raise InputError(f"{path}: not a delta file (its 'format' should be {_DELTA_FORMAT!r})")
+            _check_base(model, header, path)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            stored = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+            _check_layout(model.config, stored, path)  # before anything is allocated
+            tensors = {name: file.get_tensor(name) for name in slices}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: cannot be read as a delta file ({str(error).splitlines()[0][:160]})") from None
-    if header.get("format") != _DELTA_FORMAT:
-        raise InputError(f"{path}: not a delta file (its 'format' should be {_DELTA_FORMAT!r})")
-    base = json.loads(header["base"])
+    if header["format"] == _DELTA_WITHOUT_CHECKSUM:
+        warnings.warn(f"{path}: of version 0.1, without a checksum; its values are not verified", stacklevel=3)
+    elif header.get("sha256") != _checksum({k: v for k, v in header.items() if k != "sha256"}, tensors):
+        raise _damaged(path, "its checksum is another")
+    rows = {name: (tensors[f"{name}.index"], tensors[f"{name}.values"]) for name in PARAMETERS}
+    _check_values(model.config, rows, path)
+    return rows
+
+
+def _damaged(path: str | Path, reason: str) -> InputError:
+    return InputError(f"{path}: damaged ({reason}); copy the file again, or write it anew with `mwork enhance`")
+
+
+def _check_base(model: Model, header: Mapping[str, str], path: str | Path) -> None:
+    """Raises InputError where the header's base model is another or cannot be read."""
+    base = parse_json(header.get("base", "null"), f"{path}: base")
+    if not isinstance(base, dict) or not {"source", "dtype", "weights"} <= base.keys():
+        raise _damaged(path, "its header does not name the base model")
     if not model.is_of(base):
         raise InputError(
             f"{path}: it belongs to {base['source']} ({base['dtype']}, weights {base['weights']}), the model given is "
             f"{model.source} ({model.key['dtype']}, weights {model.key['weights']}); load that one, with that dtype"
         )
-    arrays = parameter_arrays(model.decoder)
-    for name, (_, axis) in PARAMETERS.items():
-        index, values = tensors[f"{name}.index"], jnp.asarray(tensors[f"{name}.values"])
-        whole = arrays[f"layers.{name}"]
-        matrix = whole.reshape(whole.shape[0], -1, whole.shape[-1])
-        at = (index[:, 0], index[:, 1]) if axis == 1 else (index[:, 0], slice(None), index[:, 1])
-        arrays[f"layers.{name}"] = matrix.at[at].set(values.astype(whole.dtype)).reshape(whole.shape)
-    return Model(Decoder(model.config, arrays), model.tokenizer, f"{model.source} + {Path(path).name}")
 
 
-def _card(tuned: Tuned, dtype: str, notes: Mapping[str, Any]) -> str:
+def _check_layout(config: ModelConfig, stored: Mapping[str, tuple[str, tuple[int, ...]]], path: str | Path) -> None:
+    """Raises InputError where tensors are missing or too many, or have another dtype or shape than the model needs."""
+    expected = {f"{name}.{part}" for name in PARAMETERS for part in ("index", "values")}
+    if different := sorted(expected ^ stored.keys()):
+        problem = "is missing" if different[0] in expected else "is not part of a delta"
+        raise _damaged(path, f"{different[0]:.60} {problem}")
+    for name, (group, _) in PARAMETERS.items():
+        most = config.num_layers * group_widths(config)[group]
+        (index_dtype, index_shape), (dtype, shape) = stored[f"{name}.index"], stored[f"{name}.values"]
+        if (index_dtype, dtype) != ("I32", "F32"):
+            raise _damaged(path, f"{name} has dtypes {index_dtype} and {dtype}; I32 and F32 are needed")
+        if len(index_shape) != 2 or index_shape[1] != 2 or shape != (index_shape[0], config.hidden_size):
+            needed = f"[n, 2] and [n, {config.hidden_size}]"
+            raise _damaged(path, f"{name} has shapes {list(index_shape)} and {list(shape)}; {needed} are needed")
+        if index_shape[0] > most:
+            raise _damaged(path, f"{name} has {index_shape[0]} rows; the model has {most} neurons in {group}")
+
+
+def _check_values(config: ModelConfig, rows: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | Path) -> None:
+    """Raises InputError for places that the model does not have or that are there twice, for values that are not finite
+    and for parameters of one group with other neurons."""
+    first: dict[str, np.ndarray] = {}
+    for name, (group, _) in PARAMETERS.items():
+        index, values = rows[name]
+        sizes = config.num_layers, group_widths(config)[group]
+        outside = ((index < 0) | (index >= np.asarray(sizes))).any(axis=1)
+        if outside.any():
+            layer, place = index[outside][0].tolist()
+            needed = f"the model has {sizes[0]} layers x {sizes[1]}"
+            raise _damaged(path, f"{name}: there is no layer {layer}, neuron {place}; {needed}")
+        if len(np.unique(index, axis=0)) < len(index):
+            raise _damaged(path, f"{name}: a neuron is there twice")
+        if not np.isfinite(values).all():
+            raise _damaged(path, f"{name}: a value is not finite")
+        if not np.array_equal(first.setdefault(group, index), index):
+            raise _damaged(path, f"{name}: its neurons are not those of the other parameters of {group}")
+
+
+def _card(tuned: Tuned, dtype: str, notes: Mapping[str, object]) -> str:
     """The model card: where this model came from."""
     neurons, history = tuned.neurons, tuned.history
     settings = {"weights": dtype, "base model": tuned.base.source, "base weights": tuned.base.key["weights"]}

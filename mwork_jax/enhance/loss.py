@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.model.decoder import block_of_rows, product, rows_of, soft_cap
+from mwork_jax.model.bfloat16_bits import block_of_rows, rows_of
+from mwork_jax.model.operations import product, soft_cap
 from mwork_jax.sharding import constrain, num_shards
 
 _LOGITS = 1 << 24  # that exist at once: 64 MiB
@@ -36,8 +37,8 @@ def summed_nats(
 
     x: float32 [n, hidden] after the final norm; table: [vocab, hidden], the LM head; targets int32 [n]; counts float32
     [n], 1 where a position's target counts. Logits exist for `block` entries of the vocabulary at a time. The gradient
-    of x is made in the same sweep, so that the backward pass need not make the logits again; the head itself is frozen
-    and gets none.
+    of x is computed in the same sweep, so that the backward pass need not compute the logits again; the head itself is
+    frozen and gets none.
     """
     return _loss(config, block, x, table, targets, counts, gradient=False)[0]
 
@@ -58,7 +59,7 @@ class _Sums(NamedTuple):
 
     top: jax.Array  # float32 [s, n], the largest logit
     total: jax.Array  # float32 [s, n], of exp(logit - top)
-    rows: jax.Array | None  # float32 [s, n, hidden], of exp(logit - top) * row, as far as the gradient is asked for
+    rows: jax.Array | None  # float32 [s, n, hidden], of exp(logit - top) * row; None without the gradient
 
 
 def _loss(
@@ -71,7 +72,7 @@ def _loss(
     *,
     gradient: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The loss, and its gradient with respect to x where it is asked for."""
+    """The loss and, with `gradient`, its gradient with respect to x."""
     cap = config.final_softcap
     row = rows_of(table, targets)
     right = soft_cap(product("nm,nm->n", x, row), cap)

@@ -1,6 +1,6 @@
 """The compact form: a neuron set's rows and columns apart from the model, as one small pytree.
 
-A neuron is a row of W_Q, W_K, W_V, or of both W_gate and W_up, or a column of W_down. The chosen ones of every layer
+A neuron is a row of W_Q, W_K, W_V, or of both W_gate and W_up, or a column of W_down. The set's neurons of every layer
 are gathered at one width per group, padded, with traced indices: neuron sets of other languages, random controls and
 seeds share one program and stack for `jax.vmap`. In the forward pass the difference to the model's own values is a
 small product beside the frozen one (`changes`), so a gradient and an optimizer state exist for the selection alone.
@@ -28,7 +28,7 @@ PARAMETERS = {
 }  # fmt: skip
 _STEP = 8  # widths are multiples of it: sets of about the same size share a program
 
-NeuronParams = dict[str, jax.Array]  # {parameter: float32 [layers, w, hidden]}, one row per chosen row or column
+NeuronParams = dict[str, jax.Array]  # {parameter: float32 [layers, w, hidden]}, one row per row or column of the set
 NeuronIndex = dict[str, jax.Array]  # {group: int32 [layers, w]}; an index just past the group is padding
 
 
@@ -43,9 +43,9 @@ def index_of(neurons: NeuronSet, room: Mapping[str, int]) -> NeuronIndex:
     index = {}
     for group, members in neurons.groups.items():
         padded = np.full((members.shape[0], room[group]), members.shape[1], np.int32)
-        for row, chosen in zip(padded, members, strict=True):
-            places = np.flatnonzero(chosen)
-            row[: places.size] = places
+        for row, members_of_layer in zip(padded, members, strict=True):
+            positions = np.flatnonzero(members_of_layer)
+            row[: positions.size] = positions
         index[group] = jnp.asarray(padded)
     return index
 
@@ -73,8 +73,8 @@ def gather(decoder: Decoder, index: NeuronIndex) -> NeuronParams:
         matrix = _matrix(decoder, name)
         rows = jnp.swapaxes(matrix, 1, 2) if axis == 2 else matrix
         padded = index[group][:, :, None]
-        found = jnp.take_along_axis(rows, padded, axis=1, mode="fill", fill_value=0).astype(jnp.float32)
-        return constrain(found, "layers", "tuned", "hidden")
+        values = jnp.take_along_axis(rows, padded, axis=1, mode="fill", fill_value=0).astype(jnp.float32)
+        return constrain(values, "layers", "tuned", "hidden")
 
     return {name: taken(name) for name in PARAMETERS}
 

@@ -42,7 +42,7 @@ def adamw(rates: Rates) -> optax.GradientTransformation:
         optax.clip_by_global_norm(rates.clip),
         optax.scale_by_adam(),
         optax.add_decayed_weights(rates.weight_decay),
-        optax.scale_by_schedule(lambda step: -rate_at(rates, step)),
+        optax.scale_by_schedule(lambda step: -rate_at(rates, jnp.asarray(step))),
     )
 
 
@@ -56,8 +56,8 @@ def selected_only(inner: optax.GradientTransformation, selected: Any) -> optax.G
     def masked(tree: Any) -> Any:
         return jax.tree.map(lambda keep, x: jnp.where(keep, x, jnp.zeros_like(x)), selected, tree)
 
-    def update(gradient: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
-        updates, state = inner.update(masked(gradient), state, parameters)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(masked(updates), state, params)
         return masked(updates), state
 
     return optax.GradientTransformation(inner.init, update)

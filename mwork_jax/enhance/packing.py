@@ -2,7 +2,7 @@
 
 Several short documents share a row; each token knows where its document begins, attends to its own document only, and
 counts its positions from there, so a packed document has the loss that it has alone. The order is a function of a seed
-and the step: a step number is all there is to remember of the position in the data.
+and the step: the step number alone determines the position in the data.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ class PackedRows(NamedTuple):
     counts: np.ndarray  # float32 [..., t], 1 where there is a target
     start: np.ndarray  # int32 [..., t], the time at which the token's document begins
 
-    def at(self, places: np.ndarray) -> PackedRows:
-        return PackedRows(*(field[places] for field in self))
+    def at(self, indices: np.ndarray) -> PackedRows:
+        return PackedRows(*(field[indices] for field in self))
 
 
 def pack(documents: Sequence[Encoded], time: int) -> PackedRows:
-    """The documents in as few rows of `time` tokens as filling the best place first gives. No document is split;
+    """The documents in rows of `time` tokens: the longest first, each into the row where the least is left over
+    (best fit decreasing). No document is split;
     none may be longer than `time`."""
     left: list[int] = []  # free tokens of each row
     members: list[list[np.ndarray]] = []
@@ -72,7 +73,7 @@ def steps_per_epoch(rows: PackedRows, batch: int) -> int:
 def batch_at(rows: PackedRows, batch: int, seed: int, step: int) -> PackedRows:
     """The `batch` rows of one step; each epoch has its own order, and its last batch is filled up with empty rows."""
     each = steps_per_epoch(rows, batch)
-    epoch, place = divmod(step, each)
+    epoch, batch_of_epoch = divmod(step, each)
     order = np.random.default_rng([seed, epoch]).permutation(len(rows.tokens))
-    chosen = rows.at(order[place * batch : (place + 1) * batch])
-    return PackedRows(*map(np.concatenate, zip(chosen, empty_rows(rows, batch - len(chosen.tokens)), strict=True)))
+    picked = rows.at(order[batch_of_epoch * batch : (batch_of_epoch + 1) * batch])
+    return PackedRows(*map(np.concatenate, zip(picked, empty_rows(rows, batch - len(picked.tokens)), strict=True)))

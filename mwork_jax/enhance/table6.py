@@ -8,60 +8,66 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mwork_jax.corpus import Batching, encoded
-from mwork_jax.enhance.train import TuneSettings
 from mwork_jax.enhance.tune import Run, TuningResult, fine_tune_many, ready
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, Evaluation, LossEvaluation, TaskEvaluation
-from mwork_jax.load import Model
-from mwork_jax.metrics import ENGLISH, delta
-from mwork_jax.neurons import NeuronMask, NeuronSet
-from mwork_jax.runtime.cache import ResultCache
-from mwork_jax.runtime.distributed import agreed
+from mwork_jax.evaluate.runner import Condition, measure
+from mwork_jax.metrics import ENGLISH, delta, paired_difference
+from mwork_jax.model.model import Model
+from mwork_jax.neurons import NeuronSet
+from mwork_jax.results import (
+    DataInfo,
+    EnhanceResults,
+    ModelInfo,
+    Neurons,
+    Provenance,
+    TuningChange,
+    TuningRow,
+    TuningRun,
+    versions,
+)
+from mwork_jax.runtime.cache import CACHE_FOLDER, ResultCache, fingerprint
 from mwork_jax.runtime.progress import Progress
+from mwork_jax.settings import EnhanceSettings
 
-_POINTS = 100.0  # task scores are between 0 and 1, tables show points
-_KINDS = ("lang-spec", "random")
+_KINDS: tuple[Neurons, ...] = ("lang-spec", "random")
+_TOKENS_PER_BATCH = 2048
 
-Points = dict[str, list[float]]  # of one measure: {language: one number per item, higher is better}
-Weights = Mapping[str, np.ndarray]  # of one measure: {language: how much each item counts}
+Points = dict[str, np.ndarray]  # of one measure: {language: float64 [items], higher is better}
 
 
 @dataclass(frozen=True)
-class StudySettings:
-    """documents: numbers of documents to tune on. seeds: how many times each language's own neurons are tuned, and as
-    many random ones, each time in another order of the documents; 0 for its own neurons once and no control.
-    at_once: runs in one program."""
+class HeldOut:
+    """Documents of one language to measure on; ids: the same for a document and its translations."""
 
-    documents: tuple[int, ...] = (400,)
-    seeds: int = 1
-    at_once: int = 8
-    tune: TuneSettings = field(default_factory=TuneSettings)
+    documents: Sequence[str]
+    ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class EvaluationSuite:
-    """What models are measured on: documents of every language, and the evaluations of each task in some."""
+    """What models are measured on: documents of every language, and each task's evaluations in some of them."""
 
-    held_out: Mapping[str, Sequence[str]]
+    held_out: Mapping[str, HeldOut]
     tasks: Mapping[str, Mapping[str, TaskEvaluation]] = field(default_factory=dict)
 
     def evaluations(self, model: Model, max_tokens: int) -> dict[str, dict[str, Evaluation]]:
         """{measure: {language: evaluation}}; documents are cut at `max_tokens`. Raises InputError for one that
         cannot be used, or an item that does not fit the model."""
-        batching = Batching(max_tokens, 2048)
+        batching = Batching(max_tokens, _TOKENS_PER_BATCH)
         losses: dict[str, Evaluation] = {
             lang: LossEvaluation(
-                tuple(encoded(model, texts, max_tokens, where=f"held-out documents, {lang}")), batching
+                tuple(encoded(model, held.documents, max_tokens, where=f"held-out documents, {lang}")),
+                batching,
+                held.ids,
             )
-            for lang, texts in self.held_out.items()
+            for lang, held in self.held_out.items()
         }
         for evaluations in self.tasks.values():
             for evaluation in evaluations.values():
@@ -74,7 +80,7 @@ class Job:
     """One run's place in the tables."""
 
     language: str
-    kind: str
+    kind: Neurons
     documents: int
     seed: int
 
@@ -83,8 +89,8 @@ class Job:
         return f"{self.language}-{self.kind}-{self.documents}-{self.seed}"
 
 
-def jobs(languages: Sequence[str], settings: StudySettings) -> list[Job]:
-    """Every run of a study: those of about the same length beside each other."""
+def jobs(languages: Sequence[str], settings: EnhanceSettings) -> list[Job]:
+    """Every run: those of about the same length beside each other."""
     kinds = _KINDS if settings.seeds else _KINDS[:1]
     return [
         Job(lang, kind, count, seed)
@@ -95,51 +101,57 @@ def jobs(languages: Sequence[str], settings: StudySettings) -> list[Job]:
     ]
 
 
-def study(
+def run_enhancement(
     model: Model,
     corpora: Mapping[str, Sequence[str]],
-    found: Mapping[str, NeuronSet],
-    evaluations: Mapping[str, Mapping[str, Evaluation]],
-    settings: StudySettings,
-    out: Path,
+    origins: Mapping[str, str],
+    neurons: Mapping[str, NeuronSet],
+    suite: EvaluationSuite,
+    settings: EnhanceSettings,
+    out: str | Path,
+    *,
     progress: Progress | None = None,
-) -> tuple[dict[str, Any], dict[Job, TuningResult]]:
-    """Tunes and measures; returns what `out/results.json` says, and every run's result.
+    command: Sequence[str] = (),
+) -> tuple[EnhanceResults, dict[Job, TuningResult]]:
+    """Tunes each language's neurons on its documents and measures what that changed: the results, and every tuning.
 
-    corpora: {language: documents to tune on}; found: {language: its neurons}; evaluations: those of
-    `EvaluationSuite`. Raises InputError, before anything is tuned, where a language has fewer documents than
-    asked, or no neurons.
+    corpora: {language: documents to tune on}; origins: where they are from; neurons: {language: its set}. Checkpoints
+    and scores are kept in `out`, so that the same call goes on. Raises InputError, before anything is tuned, where a
+    language has fewer documents than asked, or no neurons, and for documents or items that cannot be used.
     """
-    check(corpora, found, settings)
+    out = Path(out)
+    check(corpora, neurons, settings)
+    evaluations = suite.evaluations(model, settings.tune.max_tokens)
     wanted = jobs(list(corpora), settings)
-    runs = {job: _run(job, corpora, found) for job in wanted}
+    runs = {job: _run(job, corpora, neurons) for job in wanted}
     ready(model, list(runs.values()), settings.tune)
     tunings: dict[Job, TuningResult] = {}
-    with progress or Progress(1) as bar:
-        bar.total = float(2 * len(wanted) + 1)
+    with progress or Progress() as bar:
+        bar.expect(float(2 * len(wanted) + 1))
         for number, group in enumerate(_groups(wanted, settings.at_once), 1):
             bar.describe(f"tune {group[0].name}" + (f" and {len(group) - 1} more" if len(group) > 1 else ""))
             together = {job: runs[job] for job in group}
             tunings |= _tune(model, together, settings, out / "checkpoints" / f"{number}", bar)
-        cache = ResultCache(out / "cells")
+        cache = ResultCache(out / CACHE_FOLDER)
         bar.describe("measure the original")
-        original = _measure(model, {"tuned": None, "model": model.key}, evaluations, None, cache)
-        bar.add(1)
+        original = _measure(model, model.key, evaluations, None, cache, bar)
         tuned = {}
-        for job, result in tunings.items():
+        for job, tuning in tunings.items():
             bar.describe(f"measure {job.name}")
-            key = {"tuned": _values_of(result), "model": model.key}
-            tuned[job] = _measure(result.merged(model), key, evaluations, job.language, cache)
-            bar.add(1)
-    return _results(model, settings, evaluations, tunings, original, tuned), tunings
+            key = {**model.key, "tuned": _fingerprint_of(tuning)}
+            tuned[job] = _measure(tuning.merged(model), key, evaluations, job.language, cache, bar)
+    data = {lang: DataInfo(origins[lang], len(texts), fingerprint(list(texts))) for lang, texts in corpora.items()}
+    provenance = Provenance(ModelInfo(**model.identity), data, settings, versions(), tuple(command), settings.tune.seed)
+    return _results(model, provenance, evaluations, tunings, original, tuned), tunings
 
 
-def check(corpora: Mapping[str, Sequence[str]], found: Mapping[str, NeuronSet], settings: StudySettings) -> None:
-    """Raises InputError for what would only come to light after hours."""
+def check(corpora: Mapping[str, Sequence[str]], neurons: Mapping[str, object], settings: EnhanceSettings) -> None:
+    """Raises InputError for what would only come to light after hours. neurons: the languages that have, or will have,
+    a set."""
     if not settings.documents or min(settings.documents) < 2:
         raise InputError("--documents: at least 2 are needed, one to learn from and one to validate with")
     for language, documents in corpora.items():
-        if language not in found:
+        if language not in neurons:
             raise InputError(f"no neurons of {language!r}; find them first, or leave the language out")
         if len(documents) < max(settings.documents):
             raise InputError(
@@ -156,18 +168,14 @@ def _groups(wanted: Sequence[Job], at_once: int) -> Iterator[list[Job]]:
             yield alike[begin : begin + at_once]
 
 
-def _run(job: Job, corpora: Mapping[str, Sequence[str]], found: Mapping[str, NeuronSet]) -> Run:
-    own = found[job.language]
-    neurons = own if job.kind == "lang-spec" else own.random_like(job.seed)
-    return Run(neurons, corpora[job.language][: job.documents], job.name, job.seed)
+def _run(job: Job, corpora: Mapping[str, Sequence[str]], neurons: Mapping[str, NeuronSet]) -> Run:
+    own = neurons[job.language]
+    tuned = own if job.kind == "lang-spec" else own.random_like(job.seed)
+    return Run(tuned, corpora[job.language][: job.documents], job.name, job.seed)
 
 
 def _tune(
-    model: Model,
-    runs: Mapping[Job, Run],
-    settings: StudySettings,
-    checkpoints: Path,
-    bar: Progress,
+    model: Model, runs: Mapping[Job, Run], settings: EnhanceSettings, checkpoints: Path, bar: Progress
 ) -> dict[Job, TuningResult]:
     done = 0.0
 
@@ -181,10 +189,10 @@ def _tune(
     return dict(zip(runs, tunings, strict=True))
 
 
-def _values_of(result: TuningResult) -> str:
-    """A fingerprint of what was tuned."""
+def _fingerprint_of(tuning: TuningResult) -> str:
+    """A short hash over what was tuned."""
     digest = hashlib.sha256()
-    for part in (result.index, result.values):
+    for part in (tuning.index, tuning.values):
         for name in sorted(part):
             digest.update(np.ascontiguousarray(part[name]).tobytes())
     return digest.hexdigest()[:16]
@@ -192,131 +200,145 @@ def _values_of(result: TuningResult) -> str:
 
 def _measure(
     model: Model,
-    key: Mapping[str, Any],
+    key: Mapping[str, object],
     evaluations: Mapping[str, Mapping[str, Evaluation]],
     language: str | None,
     cache: ResultCache,
+    progress: Progress,
 ) -> dict[str, Points]:
     """{measure: {language: points}}. Held-out loss in every language; tasks, which take long, in English and in
-    `language`, or in all where it is None."""
-    keep = NeuronMask.keep_all(model.config)
-    found: dict[str, Points] = {}
-    for measure, by_language in evaluations.items():
-        found[measure] = {}
-        for lang, evaluation in by_language.items():
-            if measure != HELD_OUT_LOSS and language is not None and lang not in (ENGLISH, language):
-                continue
-            cell = {**key, **evaluation.key}
-            scores = agreed(partial(cache.get, cell))
-            if scores is None:
-                (scores,) = evaluation.scores(model, [keep])
-                cache.put(cell, scores)
-            found[measure][lang] = _points(evaluation, scores)
-    return found
+    `language`, or in all where it is None. One unit of progress."""
+    measured: dict[str, Points] = {}
+    computed = False
+    for name, by_language in evaluations.items():
+        every = name == HELD_OUT_LOSS or language is None
+        scored = tuple(lang for lang in by_language if every or lang in (ENGLISH, language))
+        nothing = Condition(name, NeuronSet.empty(model.config), scored)
+        with Progress(quiet=True) as quiet:
+            scores = measure(model, by_language, [nothing], cache, quiet, key)[name]
+            computed = computed or quiet.worked > 0
+        measured[name] = {lang: by_language[lang].points(scores[lang]) for lang in scored}
+    progress.add(1, free=not computed)
+    return measured
 
 
-def _points(evaluation: Evaluation, scores: Mapping[str, list[float]]) -> list[float]:
-    """Minus nats per token of each document, or the first of a task's scores of each item."""
-    if isinstance(evaluation, TaskEvaluation):
-        return (_POINTS * np.asarray(scores[evaluation.task.scores[0]])).tolist()
-    return (-np.asarray(scores["nats"]) / np.asarray(scores["tokens"])).tolist()
+@dataclass(frozen=True, eq=False)
+class _Items:
+    """What is known of one measure's items: {language: weight of each, id of each}."""
+
+    weights: Mapping[str, np.ndarray]
+    ids: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of(cls, evaluations: Mapping[str, Evaluation]) -> _Items:
+        return cls({k: e.weights for k, e in evaluations.items()}, {k: e.item_ids for k, e in evaluations.items()})
+
+    def mean(self, points: Points, language: str) -> float:
+        return float(np.average(points[language], weights=self.weights[language]))
 
 
 def _results(
     model: Model,
-    settings: StudySettings,
+    provenance: Provenance[EnhanceSettings],
     evaluations: Mapping[str, Mapping[str, Evaluation]],
     tunings: Mapping[Job, TuningResult],
     original: Mapping[str, Points],
     tuned: Mapping[Job, Mapping[str, Points]],
-) -> dict[str, Any]:
-    """What results.json says: how each run went, and one row per measure, language, number of documents and kind."""
-    rows, means = [], {}
-    for measure, before in original.items():
-        weights = {lang: evaluation.weights for lang, evaluation in evaluations[measure].items()}
-        means[measure] = {lang: _mean([before], lang, weights) for lang in before}
+) -> EnhanceResults:
+    """How each run went, and one row per measure, language, number of documents and kind."""
+    rows = []
+    for name, before in original.items():
+        items = _Items.of(evaluations[name])
         for job in tuned:
             if job.seed == 0 and job.language in before:
-                alike = {kind: _scores(tuned, measure, replace(job, kind=kind)) for kind in _KINDS}
-                row = _row(model, measure, job, before, alike[job.kind], weights)
-                if job.kind != "random" and alike["random"]:
-                    row["own_beyond_random"] = _own_beyond(alike[job.kind], alike["random"], job.language, weights)
-                rows.append(row)
-    return {
-        "format": "mwork-results-1",
-        "study": "enhance",
-        "made_by": {"model": model.identity, "settings": asdict(settings)},
-        "data": {
-            measure: {lang: evaluation.size for lang, evaluation in found.items()}
-            for measure, found in evaluations.items()
+                by_kind = {kind: _over_seeds(tuned, name, replace(job, kind=kind)) for kind in _KINDS}
+                rows.append(_row(model, name, job, before, by_kind, items))
+    return EnhanceResults(
+        kind="enhance",
+        provenance=provenance,
+        original={
+            name: {lang: _Items.of(evaluations[name]).mean(before, lang) for lang in before}
+            for name, before in original.items()
         },
-        "original": means,
-        "runs": {job.name: _run_facts(result) | {"kept": result.kept(model)} for job, result in tunings.items()},
-        "rows": rows,
-    }
+        sizes={name: {lang: e.size for lang, e in of.items()} for name, of in evaluations.items()},
+        runs={job.name: _tuning_run(tuning, model) for job, tuning in tunings.items()},
+        rows=tuple(rows),
+    )
 
 
-def _scores(tuned: Mapping[Job, Mapping[str, Points]], measure: str, job: Job) -> list[Points]:
-    """One measure of a job with each of its seeds."""
-    return [scores[measure] for other, scores in tuned.items() if replace(other, seed=0) == replace(job, seed=0)]
-
-
-def _own_beyond(own: Sequence[Points], random: Sequence[Points], language: str, weights: Weights) -> dict[str, Any]:
-    """By how much a language's own neurons help it more than random ones, means over seeds, paired over items."""
-    before, after = ({lang: _of_items(alike, lang) for lang in (ENGLISH, language)} for alike in (random, own))
-    found = delta(before, {language: after}, weights)
-    return {"change": found.delta_n_eng, "ci95": list(found.delta_n_eng_ci95)}
-
-
-def _of_items(alike: Sequence[Points], language: str) -> np.ndarray:
-    """The score of each item, mean over seeds."""
-    return np.mean([scores[language] for scores in alike], axis=0)
-
-
-def _mean(alike: Sequence[Points], language: str, weights: Weights) -> float:
-    return float(np.average(_of_items(alike, language), weights=weights[language]))
-
-
-def _run_facts(result: TuningResult) -> dict[str, Any]:
-    history = result.history
-    return {
-        "neurons": result.run.neurons.count(),
-        "documents": len(result.run.documents),
-        "steps": len(history.train),
-        "best_step": history.best[0],
-        "validation_before": history.validation[0][1],
-        "validation_best": history.best[1],
-        "diverged": history.diverged,
-        "train": history.train,
-        "validation": history.validation,
-    }
+def _over_seeds(tuned: Mapping[Job, Mapping[str, Points]], name: str, job: Job) -> Points:
+    """One measure of a job: {language: [seeds, items]}; empty where there is no such job."""
+    alike = [scores[name] for other, scores in tuned.items() if replace(other, seed=0) == replace(job, seed=0)]
+    return {lang: np.stack([points[lang] for points in alike]) for lang in alike[0]} if alike else {}
 
 
 def _row(
-    model: Model, measure: str, job: Job, original: Points, alike: Sequence[Points], weights: Weights
-) -> dict[str, Any]:
-    """One language under one kind of tuning, mean over seeds, beside the original; intervals over items."""
-    others = [lang for lang in alike[0] if lang not in (ENGLISH, job.language)]
-    own = delta(
-        {lang: np.asarray(original[lang]) for lang in (ENGLISH, job.language)},
-        {job.language: {lang: _of_items(alike, lang) for lang in (ENGLISH, job.language)}},
-        weights,
+    model: Model, name: str, job: Job, original: Points, by_kind: Mapping[str, Points], items: _Items
+) -> TuningRow:
+    """One language tuned in one way beside the original: means over seeds, intervals over clusters of items.
+
+    The intervals hold for the seeds that were run: a seed orders the documents, and draws the random set."""
+    after = by_kind[job.kind]
+    scored = (ENGLISH, job.language)
+    means = {lang: points.mean(axis=0) for lang, points in after.items()}
+    change = delta(
+        {lang: original[lang] for lang in scored},
+        {job.language: {lang: means[lang] for lang in scored}},
+        items.weights,
+        items.ids,
     )
-    change = [_mean(alike, lang, weights) - _mean([original], lang, weights) for lang in others]
-    return {
-        "table": 6,
-        "task": measure,
-        "model": model.source,
-        "under": False,
-        "s_attn": False,
-        "s_ffn": False,
-        "gen": False,
-        "neurons": job.kind,
-        "language": job.language,
-        "documents": job.documents,
-        "seeds": len(alike),
-        **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(own).items()},
-        "own_by_seed": [_mean([scores], job.language, weights) for scores in alike],
-        "delta_others": float(np.mean(change)) if change else None,
-        "others": others,
-    }
+    others = tuple(lang for lang in after if lang not in scored)
+    of_others = [items.mean(means, lang) - items.mean(original, lang) for lang in others]
+    beyond = None
+    if job.kind == "lang-spec" and by_kind["random"]:
+        beyond = _own_beyond_random(after, by_kind["random"], job.language, items)
+    return TuningRow(
+        kind="tuning",
+        table=6,
+        task=name,
+        model=model.source,
+        neurons=job.kind,
+        language=job.language,
+        documents=job.documents,
+        seeds=len(after[job.language]),
+        eng=change.eng,
+        n_eng=change.n_eng,
+        delta_eng=change.delta_eng,
+        delta_n_eng=change.delta_n_eng,
+        delta=change.delta,
+        delta_eng_ci95=change.delta_eng_ci95,
+        delta_n_eng_ci95=change.delta_n_eng_ci95,
+        delta_ci95=change.delta_ci95,
+        p=change.p,
+        n_items=change.n_items,
+        n_clusters=change.n_clusters,
+        languages=change.languages,
+        own_by_seed=tuple(items.mean({job.language: one}, job.language) for one in after[job.language]),
+        delta_others=float(np.mean(of_others)) if of_others else None,
+        others=others,
+        own_beyond_random=beyond,
+    )
+
+
+def _own_beyond_random(own: Points, random: Points, language: str, items: _Items) -> TuningChange:
+    """By how much a language's own neurons help it more than random ones; chance in the seeds of both sides counts, so
+    there is an interval only with enough of them."""
+    weights, ids = {language: items.weights[language]}, {language: items.ids[language]}
+    found = paired_difference({language: own[language]}, {language: random[language]}, weights, ids)
+    return TuningChange(found.change, found.ci95, found.p)
+
+
+def _tuning_run(tuning: TuningResult, model: Model) -> TuningRun:
+    history = tuning.history
+    return TuningRun(
+        neurons=tuning.run.neurons.count(),
+        documents=len(tuning.run.documents),
+        steps=len(history.train),
+        best_step=history.best[0],
+        validation_before=history.validation[0][1],
+        validation_best=history.best[1],
+        diverged=history.diverged,
+        kept=tuning.kept(model),
+        train=tuple(history.train),
+        validation=tuple(history.validation),
+    )

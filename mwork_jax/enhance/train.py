@@ -6,8 +6,6 @@ stopped getting better, or whose loss is no longer finite stays as it is while t
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,57 +17,10 @@ from mwork_jax.enhance.loss import summed_nats, vocab_block
 from mwork_jax.enhance.neuron_params import NeuronIndex, NeuronParams, changes, gather
 from mwork_jax.enhance.optimizer import Rates, adamw
 from mwork_jax.enhance.packing import PackedRows
-from mwork_jax.errors import InputError
-from mwork_jax.model.decoder import Decoder, hidden_states, rms_norm
+from mwork_jax.model.decoder import Decoder, hidden_states
+from mwork_jax.model.operations import rms_norm
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.sharding import num_shards
-
-
-@dataclass(frozen=True)
-class TuneSettings:
-    """How neurons are tuned. The default rate helped Vietnamese in Gemma 3 270M, ten times more hurt it (README).
-
-    learning_rate: the highest; it rises over the share `warmup` of the steps and falls along a cosine. epochs: times
-    that training sees every document; steps: fewer or exactly so many steps instead. batch: packed rows per step, in
-    `accumulate` parts whose gradients are added up. max_tokens: length of a row; longer documents are cut.
-    weight_decay, clip: of the selection alone. validation: share of the documents that are kept out of training and
-    decide which step is best; validate_every: steps between two looks at them, each of which is a checkpoint;
-    patience: so many looks without a better one end the run. remat: layers are computed again in the backward pass,
-    which takes a third more time and keeps memory from growing with depth. seed: order of the documents.
-    """
-
-    learning_rate: float = 1e-4
-    epochs: int = 3
-    steps: int | None = None
-    batch: int = 8
-    accumulate: int = 1
-    max_tokens: int = 512
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    clip: float = 0.3
-    validation: float = 0.1
-    validate_every: int = 10
-    patience: int = 3
-    remat: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("epochs", 1), ("batch", 1), ("accumulate", 1), ("max_tokens", 2), ("validate_every", 1), ("patience", 1),
-            ("steps", 1), ("seed", 0),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"tuning: {name} is {value}; it must be {least} or more")
-        for name, low, high in (
-            ("learning_rate", 0.0, math.inf), ("clip", 0.0, math.inf), ("weight_decay", -1e-9, math.inf),
-            ("warmup", -1e-9, 1.0), ("validation", 0.0, 0.5),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not low < value <= high or value == math.inf:
-                raise InputError(f"tuning: {name} is {value}; it must be above {max(low, 0):g} and at most {high:g}")
-        if self.batch % self.accumulate:
-            raise InputError(f"tuning: a batch of {self.batch} rows does not split into {self.accumulate} equal parts")
 
 
 class State(NamedTuple):
@@ -80,15 +31,15 @@ class State(NamedTuple):
     step: jax.Array  # int32, updates made
     best: NeuronParams  # the values with the lowest validation loss so far
     best_loss: jax.Array  # float32, nats per token
-    stale: jax.Array  # int32, looks at the validation documents since the best
+    stale: jax.Array  # int32, validations since the best one
     diverged: jax.Array  # bool, whether the loss or the gradient was not finite
 
 
 class Frozen(NamedTuple):
-    """What training does not change. `decoder` is shared; `index`, `base` and `rates` have a leading axis over runs."""
+    """What training does not change. `decoder` is shared; the others have a leading axis over runs."""
 
     decoder: Decoder
-    index: NeuronIndex
+    neuron_index: NeuronIndex
     base: NeuronParams
     rates: Rates
 
@@ -131,9 +82,10 @@ def _nats(
     """Summed loss of packed rows [b, t] of one run; `block` as in `summed_nats`."""
     config = decoder.config
     added, keep = changes(index, base, values), NeuronMask.keep_all(config)
-    positions = jnp.arange(rows.tokens.shape[1], dtype=jnp.int32) - rows.start
+    tokens, start = jnp.asarray(rows.tokens), jnp.asarray(rows.start)
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32) - start
     x, _ = hidden_states(
-        decoder, rows.tokens, keep, positions=positions, documents=rows.start, changes=added, remat=program.remat
+        decoder, tokens, keep, positions=positions, documents=start, changes=added, remat=program.remat
     )
     x = rms_norm(x, decoder.final_norm[...], config).reshape(-1, config.hidden_size)
     head = decoder.embed[...] if decoder.head is None else decoder.head[...]
@@ -150,7 +102,7 @@ def _block(rows: PackedRows) -> int:
 def train_step(program: Program, frozen: Frozen, state: State, rows: PackedRows) -> tuple[State, StepReport]:
     """One step of every run. rows: [runs, accumulate, b, t]; the loss is the mean over all tokens of all parts."""
     one = partial(_one_step, program, _block(rows), frozen.decoder)
-    return jax.vmap(one)(frozen.index, frozen.base, frozen.rates, state, rows)
+    return jax.vmap(one)(frozen.neuron_index, frozen.base, frozen.rates, state, rows)
 
 
 def _one_step(
@@ -186,12 +138,12 @@ def _one_step(
 def validation_nats(program: Program, frozen: Frozen, values: NeuronParams, rows: PackedRows) -> jax.Array:
     """Summed loss of every run on its validation rows [runs, b, t]: float32 [runs]."""
     nats = partial(_nats, program, _block(rows), frozen.decoder)
-    return jax.vmap(nats)(frozen.index, frozen.base, rows, values)
+    return jax.vmap(nats)(frozen.neuron_index, frozen.base, rows, values)
 
 
 @jax.jit
 def note_validation(state: State, loss: jax.Array) -> State:
-    """The state after a look at the validation documents: loss float32 [runs]."""
+    """The state after a validation: loss float32 [runs]."""
 
     def note(state: State, loss: jax.Array) -> State:
         better = loss < state.best_loss

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.corpus import Document, Encoded, encoded
+from mwork_jax.corpus import Encoded, documents_key, encoded
 from mwork_jax.enhance.checkpoint import Checkpoints
 from mwork_jax.enhance.neuron_params import NeuronIndex, NeuronParams, check_fits, gather, index_of, scatter, widths
 from mwork_jax.enhance.optimizer import Rates
@@ -26,16 +26,17 @@ from mwork_jax.enhance.train import (
     Frozen,
     Program,
     State,
-    TuneSettings,
     begin,
     note_validation,
     train_step,
     validation_nats,
 )
 from mwork_jax.errors import InputError
-from mwork_jax.load import Model
+from mwork_jax.model.model import Model
+from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.runtime.cache import fingerprint
+from mwork_jax.settings import TuneSettings
 from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, put
 
 
@@ -53,8 +54,8 @@ class Run:
 @dataclass(frozen=True)
 class History:
     """How one run went: nats per token. `train[i]` is the loss of step i before its update; `validation` is [steps
-    made, loss] pairs, the first of them before any step. Losses that are not finite are in neither; `diverged` says
-    that there was one."""
+    made, loss] pairs, the first of them before any step. Losses that are not finite are in neither; `diverged` is
+    True where there was one."""
 
     train: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
@@ -68,7 +69,7 @@ class History:
 
 @dataclass(frozen=True, eq=False)
 class TuningResult:
-    """What a run found: the tuned neurons in the compact form, megabytes; `merged` makes a model of them."""
+    """What a run gives: the tuned neurons in the compact form, megabytes; `merged` makes a model of them."""
 
     run: Run
     index: NeuronIndex
@@ -127,7 +128,7 @@ def fine_tune(
     share of the documents is kept out and decides which step's values are returned. checkpoints: a folder; the same
     call goes on from the newest checkpoint in it. progress is called with (steps made, steps in all).
 
-    Raises InputError for an empty or foreign neuron set, too few documents for the steps asked, a checkpoint of other
+    Raises InputError for an empty or foreign neuron set, too few documents for `steps`, a checkpoint of other
     work, and a loss that is no longer finite.
     """
     run = Run(neurons, documents)
@@ -145,7 +146,7 @@ def fine_tune_many(
 ) -> list[TuningResult]:
     """`fine_tune` for several runs in one program; each gets what it would get on its own.
 
-    A run that diverges stays at its best values and says so in its history, while others go on; where all do,
+    A run that diverges stays at its best values and is marked in its history, while others go on; where all do,
     InputError. Otherwise as `fine_tune`.
     """
     data = ready(model, runs, settings)
@@ -164,7 +165,7 @@ def fine_tune_many(
     kept_in = Checkpoints(checkpoints, identity) if checkpoints is not None else nullcontext()
     with kept_in as kept, on_mesh_of(model.decoder):
         work.go(kept, progress)
-        return [TuningResult(run, *work.of(place)) for place, run in enumerate(runs)]
+        return [TuningResult(run, *work.of(index)) for index, run in enumerate(runs)]
 
 
 def ready(model: Model, runs: Sequence[Run], settings: TuneSettings) -> list[Packed]:
@@ -183,12 +184,12 @@ def _stack(trees: Sequence[Any]) -> Any:
 def _rates(run: Run, data: Packed, settings: TuneSettings) -> Rates:
     highest = settings.learning_rate if run.learning_rate is None else run.learning_rate
     return Rates(
-        np.float32(highest), np.int32(data.steps), np.float32(settings.warmup), np.float32(settings.weight_decay),
-        np.float32(settings.clip),
+        jnp.float32(highest), jnp.int32(data.steps), jnp.float32(settings.warmup), jnp.float32(settings.weight_decay),
+        jnp.float32(settings.clip),
     )  # fmt: skip
 
 
-def _described(run: Run, data: Packed) -> dict[str, Any]:
+def _described(run: Run, data: Packed) -> dict[str, object]:
     """What determines a run, apart from the model and the settings; for its checkpoints."""
     return {
         "neurons": fingerprint({g: np.flatnonzero(m).tolist() for g, m in run.neurons.groups.items()}),
@@ -227,12 +228,11 @@ class Packed:
                 f"{steps_per_epoch(training, settings.batch)} batches, {most} in {settings.epochs} epochs; ask for "
                 "fewer steps or more epochs, or give more documents"
             )
-        described = fingerprint([d.tokens.tolist() for d in cut])
-        return cls(training, validation, settings.steps or most, run.seed, described)
+        return cls(training, validation, settings.steps or most, run.seed, documents_key(cut))
 
 
 class _Work:
-    """The loop: steps, looks at the validation documents, checkpoints."""
+    """The loop: steps, validations, checkpoints."""
 
     def __init__(self, frozen: Frozen, state: State, data: Sequence[Packed], settings: TuneSettings):
         self.frozen, self.state, self.data, self.settings = frozen, state, data, settings
@@ -265,20 +265,20 @@ class _Work:
 
     def of(self, run: int) -> tuple[NeuronIndex, NeuronParams, History]:
         """One run's index, its best values, and how it went."""
-        index, values = fetch(jax.tree.map(lambda x: x[run], (self.frozen.index, self.state.best)))
-        # A run that has ended is looked at on, beside longer ones, but it is what it was after its last update.
-        made = int(fetch(self.state.step)[run])
-        looks = {min(step, made): losses[run] for step, losses in self.validation if np.isfinite(losses[run])}
-        train = [losses[run] for losses in self.train[:made]]
-        history = History(train, list(looks.items()), bool(fetch(self.state.diverged)[run]))
+        index, values = fetch(jax.tree.map(lambda x: x[run], (self.frozen.neuron_index, self.state.best)))
+        # A run that has ended is validated as long as others go on, but stays as it was after its last update.
+        updates = int(fetch(self.state.step)[run])
+        validation = {min(step, updates): losses[run] for step, losses in self.validation if np.isfinite(losses[run])}
+        train = [losses[run] for losses in self.train[:updates]]
+        history = History(train, list(validation.items()), bool(fetch(self.state.diverged)[run]))
         return index, values, history
 
     def _resume(self, kept: Checkpoints | None) -> int | None:
         """The steps that the newest checkpoint has made, or None where the work begins."""
-        found = kept.latest(self.state) if kept is not None else None
-        if found is None:
+        checkpoint = kept.latest(self.state) if kept is not None else None
+        if checkpoint is None:
             return None
-        done, self.state, history = found
+        done, self.state, history = checkpoint
         self.train = history["train"]
         self.validation = [(int(step), list(losses)) for step, losses in history["validation"]]
         return done

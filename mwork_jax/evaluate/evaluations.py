@@ -1,34 +1,40 @@
-"""What a model is asked in one language, under any number of masks: the items of a task, or held-out documents."""
+"""What a model is measured on in one language, under any number of masks: a task's items, or held-out documents."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from mwork_jax.corpus import Batching, Encoded
+from mwork_jax.corpus import Batching, Encoded, documents_key
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import held_out_losses, log_likelihoods
 from mwork_jax.evaluate.tasks import Choices, Item, Task, continuations, filtered
-from mwork_jax.generate import generations
-from mwork_jax.load import Model
+from mwork_jax.model.generate import generations
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.runtime.cache import fingerprint
 
 Scores = dict[str, list[float]]  # score name -> one number per item
 HELD_OUT_LOSS = "held-out loss"  # its name beside the tasks: minus nats per token, so that higher is better
-LOSS_VERSION = "held_out_loss-1"  # results of another one are not mixed in
+LOSS_VERSION = "held_out_loss-1"  # results of another version are not mixed in
+POINTS = 100.0  # a task's scores are between 0 and 1, tables show points
 
 
 class Evaluation(Protocol):
-    """Something to ask a model in one language. `key`, a JSON value, is what determines the answers besides the model
-    and the mask."""
+    """Something to measure a model on in one language. `key`, a JSON value, is what determines the scores besides the
+    model and the mask."""
 
     @property
-    def key(self) -> Mapping[str, Any]: ...
+    def key(self) -> Mapping[str, object]: ...
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The names of its scores."""
+        ...
 
     @property
     def size(self) -> int:
@@ -36,8 +42,18 @@ class Evaluation(Protocol):
         ...
 
     @property
+    def item_ids(self) -> tuple[str, ...]:
+        """What each item is about, [size]: items with one id are not independent of each other, in this language and
+        across languages (a parallel document, the questions on one passage)."""
+        ...
+
+    @property
     def weights(self) -> np.ndarray:
         """How much each item counts in a mean: float64 [size]."""
+        ...
+
+    def points(self, scores: Scores) -> np.ndarray:
+        """What tables show of each item, higher is better: float64 [size]."""
         ...
 
     def scores(
@@ -49,33 +65,51 @@ class Evaluation(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LossEvaluation:
-    """Held-out documents of one language; their scores are "nats", "tokens" and "bytes"."""
+    """Held-out documents of one language; their scores are "nats", "tokens" and "bytes". ids: of the documents, the
+    same for documents that are translations of each other."""
 
     documents: tuple[Encoded, ...]
     batching: Batching
+    ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.documents):
+            raise InputError(f"held-out documents: {len(self.documents)} documents have {len(self.ids)} ids")
 
     @cached_property
-    def key(self) -> Mapping[str, Any]:
-        tokens = [[d.tokens.tolist(), d.bytes] for d in self.documents]
-        return {"evaluator": LOSS_VERSION, "documents": fingerprint(tokens)}
+    def key(self) -> Mapping[str, object]:
+        return {"evaluator": LOSS_VERSION, "documents": documents_key(self.documents)}
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        return ("nats", "tokens", "bytes")
 
     @property
     def size(self) -> int:
         return len(self.documents)
 
     @property
+    def item_ids(self) -> tuple[str, ...]:
+        return self.ids
+
+    @property
     def weights(self) -> np.ndarray:
-        """Its predicted tokens, for a loss per token."""
+        """The predicted tokens of each document, so that means are per token."""
         return np.asarray([d.tokens.size - 1 for d in self.documents], float)
+
+    def points(self, scores: Scores) -> np.ndarray:
+        """Minus nats per token of each document."""
+        return -np.asarray(scores["nats"]) / np.asarray(scores["tokens"])
 
     def scores(
         self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None = None
     ) -> list[Scores]:
-        found = held_out_losses(model, self.documents, masks, batching=self.batching, progress=progress)
-        if not all(np.isfinite(loss.nats).all() for loss in found):
-            raise InputError("the held-out loss is not finite; are the model's weights sound?")
+        losses = held_out_losses(model, self.documents, masks, batching=self.batching, progress=progress)
+        if not all(np.isfinite(loss.nats).all() for loss in losses):
+            raise InputError(f"{model.source}: the held-out loss is not finite; are the model's weights sound?")
         return [
-            {"nats": loss.nats.tolist(), "tokens": loss.tokens.tolist(), "bytes": loss.bytes.tolist()} for loss in found
+            {"nats": loss.nats.tolist(), "tokens": loss.tokens.tolist(), "bytes": loss.bytes.tolist()}
+            for loss in losses
         ]
 
 
@@ -88,10 +122,11 @@ class TaskEvaluation:
     items: tuple[Item, ...]
     prompts: tuple[str, ...]
     origin: str
+    revision: str | None = None
     chat: bool = False
 
     @cached_property
-    def key(self) -> Mapping[str, Any]:
+    def key(self) -> Mapping[str, object]:
         items = fingerprint([self.prompts, [asdict(item) for item in self.items], self.chat])
         return {"task": [self.task.name, self.task.version], "items": items}
 
@@ -100,8 +135,26 @@ class TaskEvaluation:
         return len(self.items)
 
     @property
+    def score_names(self) -> tuple[str, ...]:
+        return self.task.scores
+
+    @property
+    def item_ids(self) -> tuple[str, ...]:
+        return tuple(item.group or item.id for item in self.items)
+
+    @property
     def weights(self) -> np.ndarray:
         return np.ones(len(self.items))
+
+    def points(self, scores: Scores) -> np.ndarray:
+        """The first of the task's scores, in points of 100."""
+        return POINTS * np.asarray(scores[self.task.scores[0]])
+
+    def right(self, scores: Scores) -> np.ndarray | None:
+        """Whether each answer is right: bool [size]; None for a task without such a score. Where choices tie, a part of
+        an item cannot be right, so it counts as wrong."""
+        name = self.task.right_or_wrong
+        return np.asarray(scores[name]) == 1.0 if name else None
 
     def as_chat(self, model: Model) -> TaskEvaluation:
         """With every prompt as a user's message in the model's chat template. Raises InputError where it has none."""
@@ -127,18 +180,18 @@ class TaskEvaluation:
     def scores(
         self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None = None
     ) -> list[Scores]:
-        answer = self._generated if self.task.kind == "generate" else self._chosen
-        found = []
-        for said in answer(model, masks, progress):
-            each = [self.task.score(item, one) for item, one in zip(self.items, said, strict=True)]
-            found.append({name: [one[name] for one in each] for name in self.task.scores})
-        return found
+        answers_of = self._generated if self.task.kind == "generate" else self._choices
+        scores = []
+        for answers in answers_of(model, masks, progress):
+            each = [self.task.score(item, answer) for item, answer in zip(self.items, answers, strict=True)]
+            scores.append({name: [one[name] for one in each] for name in self.task.scores})
+        return scores
 
     def _generated(
         self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None
     ) -> list[list[str]]:
         """What the model writes after each prompt, as it is scored."""
-        found = generations(
+        answers = generations(
             model,
             self.prompts,
             masks,
@@ -146,9 +199,9 @@ class TaskEvaluation:
             stop=self.task.stop(self.language),
             progress=progress,
         )
-        return [[filtered(self.task, self.language, str(text)) for text in texts] for texts in found]
+        return [[filtered(self.task, self.language, str(text)) for text in texts] for texts in answers]
 
-    def _chosen(
+    def _choices(
         self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None
     ) -> list[list[Choices]]:
         """How likely the model finds each choice after each prompt; all choices of all items go through together."""

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.corpus import Batching, Document, Encoded, encoded
+from mwork_jax.corpus import Batching, Encoded, encoded
 from mwork_jax.errors import InputError
-from mwork_jax.load import Model
 from mwork_jax.metrics import NORMALISATIONS
 from mwork_jax.model.decoder import Decoder, logits_of
+from mwork_jax.model.model import Model
+from mwork_jax.model.prefill import Prefilled, PrefillRequest, prefill
+from mwork_jax.model.tokens import Document, shared_prefix_length
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.prefill import Prefilled, PrefillRequest, prefill
 from mwork_jax.sharding import DATA, MASK, constrain, fetch, mesh_of, on_mesh_of, put, size_of
 
 LOGIT_ROWS = 128  # positions whose logits exist at once: a vocabulary is too wide for a whole batch
@@ -165,7 +166,7 @@ def _pair(model: Model, context: Document, continuation: Document, where: str) -
     first = model.encode(context, where=f"{where}, context")
     if isinstance(context, str) and isinstance(continuation, str):
         whole, size = model.encode(context + continuation, where=where), len(continuation.encode())
-        begin = _shared_length(first, whole)
+        begin = shared_prefix_length(first, whole)
     else:
         second = model.encode(continuation, where=f"{where}, continuation")
         whole, size, begin = np.concatenate([first, second]), 0, first.size
@@ -176,13 +177,6 @@ def _pair(model: Model, context: Document, continuation: Document, where: str) -
     if whole.size > model.config.max_length:
         raise InputError(f"{where} has {whole.size} tokens; the model's context is {model.config.max_length}")
     return Encoded(whole, size), begin
-
-
-def _shared_length(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens a and b begin with in common."""
-    shorter = min(a.size, b.size)
-    differ = np.flatnonzero(a[:shorter] != b[:shorter])
-    return int(differ[0]) if differ.size else shorter
 
 
 def _nats(
@@ -197,13 +191,13 @@ def _nats(
     mesh, done = mesh_of(decoder), 0
     for run in prefill(decoder, rows, masks, tokens_per_batch=tokens_per_batch):
         shards = tuple(size_of(mesh, axis) for axis in (MASK, DATA))
-        positions, predicted = _predicting(run, [rows[place].needed for place in run.tree.places], shards)
+        positions, predicted = _predicting(run, [rows[place].needed for place in run.tree.indices], shards)
         targets = np.roll(run.tree.levels[-1].tokens, -1, axis=1)
         with on_mesh_of(decoder):
             placed = put(targets, mesh, "batch", None), put(positions, mesh, "masks", "batch", None)
             found = fetch(losses_at(decoder, run.x, *placed, np.int32(predicted)))
-        nats[np.ix_(run.masks, run.tree.places)] = found[: len(run.masks), : len(run.tree.places)]
-        done += len(run.masks) * len(run.tree.places)
+        nats[np.ix_(run.masks, run.tree.indices)] = found[: len(run.masks), : len(run.tree.indices)]
+        done += len(run.masks) * len(run.tree.indices)
         if progress is not None:
             progress(done)
     return nats

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from mwork_jax.errors import InputError
+from mwork_jax.evaluate.delta_rows import RowSpec
 from mwork_jax.intervene.stages import EVERYWHERE, StageSetting
-
-Neurons = Literal["random", "lang-spec"]
+from mwork_jax.results import Neurons
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,9 @@ class Printed:
 
 
 @dataclass(frozen=True)
-class PaperRow:
-    """What is off, whether the neurons are a language's own or random, and what was printed for each model."""
+class PaperRow(RowSpec):
+    """A row with what was printed for each model."""
 
-    setting: StageSetting
-    neurons: Neurons
     printed: Mapping[str, Printed]
 
 

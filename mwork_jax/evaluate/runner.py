@@ -1,22 +1,22 @@
-"""Cells of a sweep: one set of neurons off, on one language's evaluation. Each is computed once and kept."""
+"""Measuring a model with sets of neurons off: each set on each language's evaluation is computed once and kept."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
-
-import numpy as np
 
 from mwork_jax.evaluate.evaluations import Evaluation, Scores
-from mwork_jax.load import Model
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask, NeuronSet
-from mwork_jax.runtime.cache import ResultCache, fingerprint
+from mwork_jax.runtime.cache import ResultCache
 from mwork_jax.runtime.distributed import agreed
 from mwork_jax.runtime.progress import Progress
 
-_AT_ONCE = 32  # sets whose cells are finished together: they share the original model's pass over an evaluation
+_CHUNK = 32  # sets whose scores are finished together: they share the original model's pass over an evaluation
+
+Measured = Mapping[str, Mapping[str, Scores]]  # condition -> language -> scores
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Condition:
 
     name: str
     neurons: NeuronSet
-    scored: tuple[str, ...]
+    languages: tuple[str, ...]
 
 
 def measure(
@@ -33,55 +33,55 @@ def measure(
     evaluations: Mapping[str, Evaluation],
     conditions: Sequence[Condition],
     cache: ResultCache,
-    bar: Progress,
+    progress: Progress,
+    model_key: Mapping[str, object] | None = None,
 ) -> dict[str, dict[str, Scores]]:
-    """{condition: {language: scores}}, from the cache where they are there. Conditions that switch off the same
-    neurons are computed once. Progress counts items."""
-    found: dict[str, dict[str, Scores]] = {condition.name: {} for condition in conditions}
+    """{condition: {language: scores}}, from the cache where they are there. Conditions that switch off the same neurons
+    are computed once. Progress counts items. model_key: what tells this model apart (default: its own key)."""
+    measured: dict[str, dict[str, Scores]] = {condition.name: {} for condition in conditions}
     for language, evaluation in evaluations.items():
-        asked = {c.name: _key(model, evaluation, c.neurons) for c in conditions if language in c.scored}
-        sets = {fingerprint(asked[c.name]): c.neurons for c in conditions if c.name in asked}
-        keys = {fingerprint(key): key for key in asked.values()}
-        known = agreed(partial(_finished, cache, keys, evaluation))
-        missing = [place for place in keys if place not in known]
-        bar.add(evaluation.size * (len(asked) - len(missing)), free=True)
-        for portion in _portions(missing):
-            bar.describe(f"{language}: {len(portion)} masks of {len(missing)}")
-            masks = [NeuronMask.keep_all(model.config).drop(sets[place]) for place in portion]
-            values = evaluation.scores(model, masks, bar.callback())
-            cache.put_all([(keys[place], value) for place, value in zip(portion, values, strict=True)])
-            known |= dict(zip(portion, values, strict=True))
-        for name, key in asked.items():
-            found[name][language] = known[fingerprint(key)]
-    return found
+        wanted = [condition for condition in conditions if language in condition.languages]
+        sets = {condition.neurons.fingerprint: condition.neurons for condition in wanted}
+        keys = {off: _key(model_key or model.key, evaluation, off) for off in sets}
+        scores = agreed(partial(_cached, cache, keys, evaluation))
+        missing = [off for off in keys if off not in scores]
+        progress.add(evaluation.size * (len(wanted) - len(missing)), free=True)
+        for chunk in _chunks(missing):
+            progress.describe(f"{language}: {len(chunk)} masks of {len(missing)}")
+            masks = [NeuronMask.keep_all(model.config).drop(sets[off]) for off in chunk]
+            values = evaluation.scores(model, masks, progress.callback())
+            cache.put_all([(keys[off], value) for off, value in zip(chunk, values, strict=True)])
+            scores |= dict(zip(chunk, values, strict=True))
+        for condition in wanted:
+            measured[condition.name][language] = scores[condition.neurons.fingerprint]
+    return measured
 
 
-def _finished(cache: ResultCache, keys: Mapping[str, Mapping[str, Any]], evaluation: Evaluation) -> dict[str, Scores]:
-    """The cells that are in the cache, by fingerprint; none where one is damaged: alone, it would come out with other
-    last digits than in its first company."""
-    found = {place: value for place, key in keys.items() if _fits(value := cache.get(key), evaluation)}
-    return {} if any(cache.has(key) for place, key in keys.items() if place not in found) else found
-
-
-def _portions(places: Sequence[str]) -> Iterator[list[str]]:
-    for begin in range(0, len(places), _AT_ONCE):
-        yield list(places[begin : begin + _AT_ONCE])
-
-
-def _key(model: Model, evaluation: Evaluation, neurons: NeuronSet) -> dict[str, Any]:
-    off = fingerprint({g: np.flatnonzero(members).tolist() for g, members in neurons.groups.items()})
-    return {**evaluation.key, "model": model.key, "off": off}
-
-
-def _fits(value: Any, evaluation: Evaluation) -> bool:
-    """Whether a cell's value is one that this evaluation gives; a damaged one is computed again."""
+def valid_scores(value: object, evaluation: Evaluation) -> bool:
+    """Whether a cached value can be the evaluation's scores: the right names, a finite number for each item."""
     return (
         isinstance(value, dict)
-        and bool(value)
+        and set(value) == set(evaluation.score_names)
         and all(
             isinstance(numbers, list)
             and len(numbers) == evaluation.size
-            and all(isinstance(number, int | float) for number in numbers)
+            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
             for numbers in value.values()
         )
     )
+
+
+def _cached(cache: ResultCache, keys: Mapping[str, Mapping[str, object]], evaluation: Evaluation) -> dict[str, Scores]:
+    """The scores that the cache holds, by set; none where one is damaged: recompute the whole chunk then, as rounding
+    depends on which masks share a batch."""
+    scores = {off: value for off, key in keys.items() if valid_scores(value := cache.get(key), evaluation)}
+    return {} if any(cache.has(key) for off, key in keys.items() if off not in scores) else scores
+
+
+def _chunks(keys: Sequence[str]) -> Iterator[list[str]]:
+    for begin in range(0, len(keys), _CHUNK):
+        yield list(keys[begin : begin + _CHUNK])
+
+
+def _key(model_key: Mapping[str, object], evaluation: Evaluation, off: str) -> dict[str, object]:
+    return {**evaluation.key, "model": dict(model_key), "off": off}

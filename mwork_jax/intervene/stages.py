@@ -64,11 +64,13 @@ class StageSetting:
             "s_ffn": middle.in_groups(*FFN_GROUPS),
             "gen": neurons.in_layers(last, split.layers),
         }
-        chosen = neurons.none()
+        switched_off = neurons.none()
         for name, part in parts.items():
             if getattr(self, name):
-                chosen = chosen | part
-        return NeuronSet(chosen.groups, {**neurons.provenance, "off": [name for name in parts if getattr(self, name)]})
+                switched_off = switched_off | part
+        return NeuronSet(
+            switched_off.groups, {**neurons.provenance, "off": [name for name in parts if getattr(self, name)]}
+        )
 
 
 EVERYWHERE = StageSetting(under=True, s_attn=True, s_ffn=True, gen=True)

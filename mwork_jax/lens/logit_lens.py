@@ -8,28 +8,37 @@ the embeddings, measured like every other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
-from mwork_jax.corpus import Batching, Document, Encoded, encoded, stream_batches
-from mwork_jax.detect.importance import counted_rows
+from mwork_jax.corpus import Batching, Document, Encoded, documents_key, encoded, measured_token_mask, stream_batches
 from mwork_jax.errors import InputError
 from mwork_jax.lens.vocabulary import RULES, VocabularyLabels, label_vocabulary
-from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, embedded, hidden_states, logits_of
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask, NeuronSet
-from mwork_jax.runtime.cache import ResultCache, fingerprint
-from mwork_jax.runtime.distributed import agreed
+from mwork_jax.results import (
+    DataInfo,
+    LabelsInfo,
+    LensExample,
+    LensResults,
+    LensShares,
+    LensToken,
+    ModelInfo,
+    Provenance,
+    versions,
+)
+from mwork_jax.runtime.cache import CACHE_FOLDER, ResultCache, fingerprint
 from mwork_jax.runtime.progress import Progress
+from mwork_jax.settings import LensSettings
 from mwork_jax.sharding import constrain, fetch, mesh_of, on_mesh_of, put
 
-LENS_FORMAT = "mwork-lens-1"
 EVALUATOR = "lens-1"  # its version: results of another one are not mixed in
 _ROWS = 128  # positions whose logits exist at once: a vocabulary is too wide for a whole batch
 _SHORT = Batching(max_tokens=64, tokens_per_batch=512)
@@ -77,9 +86,9 @@ def language_shares(
     table, off = put(jnp.asarray(labels.table()), mesh, None, None), put(mask, mesh, None, None)
     total, done, positions = 0.0, 0, 0
     for batch in stream_batches(encoded(model, documents, batching.max_tokens, where="prompts"), batching):
-        rows = counted_rows(model.config, batch.tokens, batch.lengths, include_bos=False)
-        flat = np.flatnonzero(rows)
-        places = np.zeros(-(-rows.size // _ROWS) * _ROWS, np.int32)
+        token_mask = measured_token_mask(model.config, batch.tokens, batch.lengths, include_bos=False)
+        flat = np.flatnonzero(token_mask)
+        places = np.zeros(-(-token_mask.size // _ROWS) * _ROWS, np.int32)
         places[: flat.size] = flat
         with on_mesh_of(model.decoder):
             tokens = put(batch.tokens, mesh, "batch", "time")
@@ -161,50 +170,47 @@ def _top_tokens(decoder: Decoder, tokens: jax.Array, mask: NeuronMask, k: int) -
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
 
 
-@dataclass(frozen=True)
-class LensSettings:
-    """How a lens is run, apart from model, documents and neurons."""
-
-    top: int = 10
-    max_tokens: int = 64
-    labeller: str = "lingua"
-    label_languages: tuple[str, ...] = ()  # beside those of the prompts
-    example_tokens: int = 9
-
-
 def run_lens(
     model: Model,
-    prompts: Mapping[str, Sequence[Encoded]],
+    documents: Mapping[str, Sequence[Document | Encoded]],
     origins: Mapping[str, str],
     neurons: Mapping[str, NeuronSet],
     settings: LensSettings,
-    out: Path,
-) -> dict[str, Any]:
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> LensResults:
     """The shares for the prompts of each language, on the original model and, where `neurons` has a set for the
-    language, with that set switched off. Returns what `lens.json` says; finished parts are kept in `out/cells`, the
-    labels in `out/labels`."""
-    for neurons_of in neurons.values():  # a set of another model is found before any work
+    language, with that set switched off. Finished parts are kept in `out/cache`, the labels in `out/labels`.
+
+    documents: {language: its prompts}, cut at `settings.max_tokens`; origins: {language: where they are from}. Raises
+    InputError, before any work, for prompts that cannot be used, sets of another shape and a model without a
+    tokenizer.
+    """
+    out = Path(out)
+    # Cut here, as the cached shares are found by the tokens that were counted.
+    prompts = {lang: list(encoded(model, d, settings.max_tokens, where=origins[lang])) for lang, d in documents.items()}
+    for neurons_of in neurons.values():
         NeuronMask.keep_all(model.config).drop(neurons_of)
     languages = tuple(dict.fromkeys((*prompts, *settings.label_languages)))
     labels = kept_labels(model, languages, settings.labeller, out)
-    cache = ResultCache(out / "cells")
+    cache = ResultCache(out / CACHE_FOLDER)
     parts = [(lang, off) for lang in prompts for off in (None, *([neurons[lang]] if lang in neurons else []))]
-    shares = []
-    with Progress(sum(len(prompts[lang]) for lang, _ in parts)) as bar:
-        for language, off in parts:
-            shares.append(_kept_shares(model, language, prompts[language], off, labels, settings, cache, bar))
-    return {
-        "format": LENS_FORMAT,
-        "model": model.identity,
-        "settings": asdict(settings),
-        "labels": {"columns": list(labels.columns), "counts": labels.counts(), **labels.provenance},
-        "data": {
-            lang: {"origin": origins[lang], "documents": len(docs), "fingerprint": _fingerprint(docs)}
-            for lang, docs in prompts.items()
-        },
-        "shares": shares,
-        "examples": [_example(model, lang, docs[0], labels, settings) for lang, docs in prompts.items()],
-    }
+    with progress or Progress() as bar:
+        bar.expect(sum(len(prompts[lang]) for lang, _ in parts))
+        shares = tuple(
+            _load_or_count(model, language, prompts[language], off, labels, settings, cache, bar)
+            for language, off in parts
+        )
+    data = {lang: DataInfo(origins[lang], len(docs), documents_key(docs)) for lang, docs in prompts.items()}
+    return LensResults(
+        kind="lens",
+        provenance=Provenance(ModelInfo(**model.identity), data, settings, versions(), tuple(command)),
+        labels=LabelsInfo(labels.columns, labels.counts()),
+        shares=shares,
+        examples=tuple(_example(model, lang, docs[0], labels, settings) for lang, docs in prompts.items()),
+    )
 
 
 def kept_labels(model: Model, languages: tuple[str, ...], labeller: str, out: Path) -> VocabularyLabels:
@@ -233,7 +239,7 @@ def kept_labels(model: Model, languages: tuple[str, ...], labeller: str, out: Pa
     return labels
 
 
-def _kept_shares(
+def _load_or_count(
     model: Model,
     language: str,
     documents: Sequence[Encoded],
@@ -241,66 +247,57 @@ def _kept_shares(
     labels: VocabularyLabels,
     settings: LensSettings,
     cache: ResultCache,
-    bar: Progress,
-) -> dict[str, Any]:
+    progress: Progress,
+) -> LensShares:
     """One language's shares under one mask, from the cache where they are there."""
     key = {
         "evaluator": EVALUATOR,
         "model": model.key,
-        "language": language,
-        "documents": _fingerprint(documents),
-        "off": None if off is None else fingerprint({g: np.flatnonzero(m).tolist() for g, m in off.groups.items()}),
+        "documents": documents_key(documents),
+        "off": None if off is None else off.fingerprint,
         "labels": fingerprint([labels.columns, labels.codes.tolist()]),
         "top": settings.top,
     }
-    bar.describe(f"lens {language}" + ("" if off is None else ", own neurons off"))
-    known = agreed(partial(cache.get, key))
-    if known is not None:
-        bar.add(len(documents), free=True)
-        return known
-    mask = NeuronMask.keep_all(model.config)
-    mask = mask if off is None else mask.drop(off)
-    batching = Batching(max_tokens=settings.max_tokens, tokens_per_batch=_SHORT.tokens_per_batch)
-    found = language_shares(model, documents, mask, labels, k=settings.top, batching=batching)
-    known = {
-        "language": language,
-        "neurons_off": 0 if off is None else off.count(),
-        "positions": found.positions,
-        "top_k": np.round(found.top_k, 6).tolist(),
-        "top_1": np.round(found.top_1, 6).tolist(),
-    }
-    cache.put(key, known)
-    bar.add(len(documents))
-    return known
+    progress.describe(f"lens {language}" + ("" if off is None else ", own neurons off"))
+    computed = False
+
+    def count() -> dict[str, object]:
+        nonlocal computed
+        computed = True
+        mask = NeuronMask.keep_all(model.config)
+        mask = mask if off is None else mask.drop(off)
+        batching = Batching(max_tokens=settings.max_tokens, tokens_per_batch=_SHORT.tokens_per_batch)
+        shares = language_shares(model, documents, mask, labels, k=settings.top, batching=batching)
+        rounded = (np.round(table, 6).tolist() for table in (shares.top_k, shares.top_1))
+        return {"positions": shares.positions, **dict(zip(("top_k", "top_1"), rounded, strict=True))}
+
+    value = cache.get_or_compute(key, count)
+    progress.add(len(documents), free=not computed)
+    shares = msgspec.convert(
+        {"language": language, "neurons_off": 0 if off is None else off.count(), **value}, LensShares
+    )
+    return shares
 
 
 def _example(
     model: Model, language: str, document: Encoded, labels: VocabularyLabels, settings: LensSettings
-) -> dict[str, Any]:
-    """What each layer would say next along the beginning of a document."""
+) -> LensExample:
+    """What each layer would predict next along the beginning of a document."""
     tokens = document.tokens[: settings.example_tokens]
     best, probability = top_tokens(model, tokens, NeuronMask.keep_all(model.config), k=1)
     first = int(tokens[0] == model.config.bos_id)  # what is said after a BOS alone is no matter of language
     tokens = tokens[first:]
     best, probability = best[:, first:, 0], probability[:, first:, 0]
     texts = dict(zip(best.ravel().tolist(), _texts(model, best.ravel()), strict=True))
-    return {
-        "language": language,
-        "tokens": list(_texts(model, tokens)),
-        "layers": [
-            [
-                {"token": texts[int(t)], "label": labels.of(int(t)), "probability": round(float(p), 4)}
-                for t, p in zip(row, chances, strict=True)
-            ]
-            for row, chances in zip(best, probability, strict=True)
-        ],
-    }
+    layers = tuple(
+        tuple(
+            LensToken(texts[int(t)], labels.of(int(t)), round(float(p), 4)) for t, p in zip(row, chances, strict=True)
+        )
+        for row, chances in zip(best, probability, strict=True)
+    )
+    return LensExample(language, tuple(_texts(model, tokens)), layers)
 
 
 def _texts(model: Model, tokens: np.ndarray) -> Iterator[str]:
     for token in tokens.tolist():
         yield model.tokenizer.decode([token])  # pyright: ignore[reportOptionalMemberAccess]
-
-
-def _fingerprint(documents: Sequence[Encoded]) -> str:
-    return fingerprint([d.tokens.tolist() for d in documents])

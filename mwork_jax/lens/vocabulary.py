@@ -71,7 +71,7 @@ class VocabularyLabels:
 
     languages: tuple[str, ...]
     codes: np.ndarray
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         codes = np.array(self.codes, np.int16)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from math import prod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from mwork_jax.config import ModelConfig, ending_too
+from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import config_from_hf, with_generation_config
 from mwork_jax.load.assemble import assemble, assemble_on
 from mwork_jax.load.bucket import BucketFolder, is_bucket
 from mwork_jax.load.flax_checkpoint import FlaxCheckpoint
@@ -26,84 +21,13 @@ from mwork_jax.load.gguf_file import GGUFCheckpoint
 from mwork_jax.load.hf_folder import SafetensorsFolder
 from mwork_jax.load.packaged import PACKAGED, packaged_gguf
 from mwork_jax.load.source import WeightSource
-from mwork_jax.load.tokenizer import chat_prompt, encode, folder_tokenizer
-from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.load.tokenizer import folder_tokenizer
+from mwork_jax.model.model import Model
 from mwork_jax.runtime.files import read_json
-from mwork_jax.sharding import fetch, fetch_each
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _GENERATION = "generation_config.json"
 _HUB_FILES = ["*.json", "model*.safetensors", "flax_model*.msgpack", "tokenizer*", "*.model", "*.jinja"]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A loaded model: `decoder` (parameters, a pytree), its `config`, its `tokenizer` (or None), and where it came
-    from.
-
-    A pytree whose leaves are the parameters, so it can be an argument of jit, and grad with respect to it is a Model.
-    """
-
-    decoder: Decoder
-    tokenizer: Any | None
-    source: str
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.decoder.config
-
-    def encode(self, document: str | np.ndarray, *, where: str = "document") -> np.ndarray:
-        """A document as int32 [time]. Raises InputError for tokens outside the vocabulary."""
-        tokens = encode(self.tokenizer, document, where=where)
-        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.config.vocab_size):
-            raise InputError(f"{where}: token {tokens.max()} is outside the vocabulary of {self.config.vocab_size}")
-        return tokens
-
-    def chat_prompt(self, text: str) -> str:
-        """The text as a user's message in the model's chat template. Raises InputError where it has none."""
-        return chat_prompt(self.tokenizer, text)
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What results say about the model: where it came from, and its `key`."""
-        return {"source": self.source, **self.key}
-
-    @cached_property
-    def key(self) -> dict[str, Any]:
-        """What tells two models apart, however their paths are spelled: shape, dtype, and fingerprints of the weights
-        with the configuration and of the tokenizer (None without one). The first use reads every weight."""
-        return {
-            "family": self.config.family,
-            "layers": self.config.num_layers,
-            "hidden_size": self.config.hidden_size,
-            "dtype": jnp.dtype(self.decoder.dtype).name,
-            "weights": _fingerprint(self.decoder),
-            "tokenizer": _tokenizer_fingerprint(self.tokenizer),
-        }
-
-    def is_of(self, identity: Mapping[str, Any]) -> bool:
-        """Whether an identity that results hold is this model's, wherever it came from."""
-        return {name: value for name, value in identity.items() if name != "source"} == self.key
-
-
-class _Static:
-    """What a Model has besides its parameters, as jit compares it: tokenizers by identity, as they have no equality."""
-
-    def __init__(self, tokenizer: Any | None, source: str):
-        self.tokenizer, self.source = tokenizer, source
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self.tokenizer is other.tokenizer and self.source == other.source
-
-    def __hash__(self) -> int:
-        return hash((id(self.tokenizer), self.source))
-
-
-jax.tree_util.register_pytree_with_keys(
-    Model,
-    lambda model: (((jax.tree_util.GetAttrKey("decoder"), model.decoder),), _Static(model.tokenizer, model.source)),
-    lambda static, children: Model(children[0], static.tokenizer, static.source),
-)
 
 
 def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: Mesh | None = None) -> Model:
@@ -113,8 +37,7 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
     (`gs://…`, `s3://…`), a `.gguf` file, the name of a packaged model ("gemma3-270m"), or a Hub id. dtype: "float32" or
     "bfloat16", of the weights and of matrix products' operands (results, norms and scores are float32 always); None
     picks what is fast on this machine. mesh: one of `mw.make_mesh`, to share out the weights and the work over its
-    devices. Raises InputError with one line that says
-    what is wrong, where, and what would be right.
+    devices. Raises InputError, one line with what is wrong, where, and what would be right.
     """
     if dtype is not None and dtype not in _DTYPES:
         raise InputError(f"dtype {dtype!r} is not supported; use {' or '.join(_DTYPES)}")
@@ -127,11 +50,9 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
     return Model(decoder, read_tokenizer(), str(source))
 
 
-def weight_bytes(source: str, dtype: str | None = None) -> int:
-    """How many bytes the weights of a model take once they are loaded in `dtype`, however they are stored."""
-    _, config, _ = _open(source)
-    size = np.dtype(_DTYPES[dtype or default_dtype()]).itemsize
-    return sum(prod(spec.shape) * (4 if spec.keep_float32 else size) for spec in parameter_specs(config).values())
+def read_config(source: str | os.PathLike[str]) -> ModelConfig:
+    """The configuration of a model that `load_model` would load; no weight is read. Raises InputError as it does."""
+    return _open(str(source))[1]
 
 
 def default_dtype() -> str:
@@ -173,14 +94,14 @@ def _located(source: str) -> Path:
 
 def _open_gguf(path: Path) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
     checkpoint = GGUFCheckpoint(path)
-    return checkpoint, ModelConfig.from_hf(checkpoint.hf_config(), where=str(path)), checkpoint.tokenizer
+    return checkpoint, config_from_hf(checkpoint.hf_config(), where=str(path)), checkpoint.tokenizer
 
 
 def _open_bucket(url: str) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
     bucket = BucketFolder(url)
     config = _config_of(bucket.json("config.json"), f"{bucket.where}/config.json")
     if bucket.holds(_GENERATION):
-        config = ending_too(config, bucket.json(_GENERATION), f"{bucket.where}/{_GENERATION}")
+        config = with_generation_config(config, bucket.json(_GENERATION), f"{bucket.where}/{_GENERATION}")
 
     def tokenizer() -> Any | None:
         with bucket.without_weights() as folder:
@@ -192,7 +113,7 @@ def _open_bucket(url: str) -> tuple[WeightSource, ModelConfig, Callable[[], Any 
 def _config_of(hf: Any, where: str) -> ModelConfig:
     if not isinstance(hf, dict):
         raise InputError(f"{where}: a JSON object is needed")
-    return ModelConfig.from_hf(hf, where=where)
+    return config_from_hf(hf, where=where)
 
 
 def _open_folder(folder: Path) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
@@ -200,7 +121,7 @@ def _open_folder(folder: Path) -> tuple[WeightSource, ModelConfig, Callable[[], 
         raise InputError(f"{folder}: no config.json; a model folder in Hugging Face layout has one")
     config = _config_of(read_json(folder / "config.json"), str(folder / "config.json"))
     if (folder / _GENERATION).is_file():
-        config = ending_too(config, read_json(folder / _GENERATION), str(folder / _GENERATION))
+        config = with_generation_config(config, read_json(folder / _GENERATION), str(folder / _GENERATION))
     if SafetensorsFolder.holds(folder):
         weights: WeightSource = SafetensorsFolder(folder)
     elif FlaxCheckpoint.holds(folder):
@@ -221,31 +142,3 @@ def _download(repository: str) -> Path:
     except Exception as error:  # offline, unknown, gated: many kinds, one line for all
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{repository}: no such folder here, and the Hub could not give it ({reason[:160]})") from None
-
-
-def _fingerprint(decoder: Decoder) -> str:
-    """A short hash over the configuration and every byte of every parameter with its name, shape and dtype."""
-    digest = hashlib.sha256(repr(decoder.config).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(decoder):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype.name}\n".encode())
-        for part in fetch_each(leaf) if "layers" in jax.tree_util.keystr(path) else (fetch(leaf),):
-            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()[:16]
-
-
-def _tokenizer_fingerprint(tokenizer: Any | None) -> str | None:
-    """A short hash over what decides which tokens a text becomes: vocabulary, merges, special tokens, what goes around
-    a text."""
-    if tokenizer is None:
-        return None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        text = backend.to_str()
-        # Truncation and padding stand before the added tokens, and every call of the tokenizer sets them anew.
-        described = text[max(0, text.find('"added_tokens"')) :]
-    else:
-        vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
-        around = [int(token) for token in tokenizer("a")["input_ids"]]
-        described = json.dumps([type(tokenizer).__qualname__, sorted(vocabulary.items()), around])
-    special = sorted((name, str(token)) for name, token in getattr(tokenizer, "special_tokens_map", {}).items())
-    return hashlib.sha256(f"{described}\n{special}".encode("utf-8", "surrogatepass")).hexdigest()[:16]

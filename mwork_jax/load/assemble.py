@@ -13,60 +13,37 @@ from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import checkpoint_names
+from mwork_jax.families.base import WHOLE_TENSORS
 from mwork_jax.load.source import SlicedSource, WeightSource
 from mwork_jax.model.decoder import Decoder, ParameterSpec, parameter_specs
 from mwork_jax.sharding import sharding
 
 Index = tuple[slice, ...]
 
-# Where each parameter stands in a Hugging Face checkpoint. Gemma has four norms per layer and names them its own way.
-_WHOLE = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
-_LAYER = {
-    "attn_norm": "input_layernorm.weight",
-    "ffn_norm": "post_attention_layernorm.weight",
-    "q_norm": "self_attn.q_norm.weight",
-    "k_norm": "self_attn.k_norm.weight",
-    **{n: f"self_attn.{n}_proj.weight" for n in "qkvo"},
-    **{f"{n}_bias": f"self_attn.{n}_proj.bias" for n in "qkvo"},
-    **{n: f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")},
-    **{f"{n}_bias": f"mlp.{n}_proj.bias" for n in ("gate", "up", "down")},
-}
-_LAYER_WITH_POST_NORMS = _LAYER | {
-    "attn_post_norm": "post_attention_layernorm.weight",
-    "ffn_norm": "pre_feedforward_layernorm.weight",
-    "ffn_post_norm": "post_feedforward_layernorm.weight",
-}
 # Buffers that some checkpoints carry and that the configuration determines anyway.
 _DERIVED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 
 
-def checkpoint_names(config: ModelConfig, parameter: str) -> list[str]:
-    """The checkpoint's tensor names for one entry of `parameter_specs`: one, or one per layer."""
-    if not parameter.startswith("layers."):
-        return [_WHOLE[parameter]]
-    table = _LAYER_WITH_POST_NORMS if config.post_norms else _LAYER
-    return [f"model.layers.{i}.{table[parameter.removeprefix('layers.')]}" for i in range(config.num_layers)]
-
-
 def assemble(
-    config: ModelConfig, source: WeightSource, dtype: Any, place: Callable[[str, np.ndarray], jax.Array]
+    config: ModelConfig, source: WeightSource, dtype: Any, put: Callable[[str, np.ndarray], jax.Array]
 ) -> Decoder:
     """Reads every parameter into its stacked form, one after the other, so that little more than the weights is in
     memory.
 
-    place(parameter name, host array) puts one finished parameter on the devices. Raises InputError for a tensor that is
+    put(parameter name, host array) puts one finished parameter on the devices. Raises InputError for a tensor that is
     missing, left over, or of another shape than the configuration says.
     """
     _check_names(config, source)
     arrays = {}
     for name, spec in parameter_specs(config).items():
-        arrays[name] = place(name, _parameter(config, source, name, spec.shape, _dtype(spec, dtype)))
+        arrays[name] = put(name, _parameter(config, source, name, spec.shape, _dtype(spec, dtype)))
     return Decoder(config, arrays)
 
 
 def assemble_on(config: ModelConfig, source: WeightSource, dtype: Any, mesh: Mesh) -> Decoder:
-    """`assemble` onto a mesh, as `sharding.TABLE` says. Of a checkpoint that gives parts, every process reads the parts
-    that its own devices hold and nothing else; of another, each parameter is whole on the host for a moment."""
+    """`assemble` onto a mesh, laid out by `sharding.TABLE`. Of a checkpoint that gives parts, every process reads the
+    parts that its own devices hold and nothing else; of another, each parameter is whole on the host for a moment."""
     _check_names(config, source)
     arrays = {}
     for name, spec in parameter_specs(config).items():
@@ -74,7 +51,7 @@ def assemble_on(config: ModelConfig, source: WeightSource, dtype: Any, mesh: Mes
             read = partial(_part, config, source, name, spec.shape, _dtype(spec, dtype))
         else:
             read = _parameter(config, source, name, spec.shape, _dtype(spec, dtype)).__getitem__
-        arrays[name] = jax.make_array_from_callback(spec.shape, sharding(mesh, spec.axes, spec.shape), _once(read))
+        arrays[name] = jax.make_array_from_callback(spec.shape, sharding(mesh, spec.axes, spec.shape), _once(read))  # pyright: ignore[reportArgumentType]
     return Decoder(config, arrays)
 
 
@@ -158,16 +135,18 @@ def _check_names(config: ModelConfig, source: WeightSource) -> None:
     present = source.names()
     missing = sorted(needed - present)
     if missing:
-        raise InputError(f"{source.where}: {_some(missing)} missing; is it complete, and of this config?")
+        raise InputError(f"{source.where}: {_first_names(missing)} missing; is it complete, and of this config?")
     extra = sorted(n for n in present - needed if not n.endswith(_DERIVED) and not _tied_copy(config, n))
     if extra:
-        raise InputError(f"{source.where}: {_some(extra)} in the checkpoint that the configuration does not explain")
+        raise InputError(
+            f"{source.where}: {_first_names(extra)} in the checkpoint that the configuration does not explain"
+        )
 
 
 def _tied_copy(config: ModelConfig, name: str) -> bool:
-    return config.tie_embeddings and name == _WHOLE["head"]
+    return config.tie_embeddings and name == WHOLE_TENSORS["head"]
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     shown: Iterator[str] = iter(names[:3])
     return f"tensors {', '.join(shown)}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")

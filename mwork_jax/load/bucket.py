@@ -1,7 +1,7 @@
 """Checkpoints in a bucket, or wherever else fsspec reaches: `gs://…`, `s3://…`, `memory://…`.
 
-The format of safetensors is simple: eight bytes that say how long the header is, the header as JSON, then the tensors.
-So the header tells which bytes a part of a tensor has, and nothing else is asked for.
+A safetensors file begins with eight bytes, the length of its header, then the header as JSON, then the tensors. The
+header gives the bytes of every tensor, so that a part of one is read without the rest of the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def is_bucket(source: str) -> bool:
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where a tensor is: its file, its first byte there, its dtype as safetensors names it, and its shape."""
+    """Where a tensor is: its file, its first byte in the file, its dtype as safetensors names it, and its shape."""
 
     file: str
     begin: int
@@ -82,8 +82,8 @@ class BucketFolder:
             return np.frombuffer(self._bytes(at.file, at.begin, at.begin + dtype.itemsize), dtype)[0]
         first, last, _ = index[0].indices(at.shape[0])
         row = prod(at.shape[1:]) * dtype.itemsize
-        found = self._bytes(at.file, at.begin + first * row, at.begin + last * row)
-        return np.frombuffer(found, dtype).reshape(last - first, *at.shape[1:])[(slice(None), *index[1:])]
+        stored = self._bytes(at.file, at.begin + first * row, at.begin + last * row)
+        return np.frombuffer(stored, dtype).reshape(last - first, *at.shape[1:])[(slice(None), *index[1:])]
 
     def holds(self, name: str) -> bool:
         """Whether the folder has such a file."""
@@ -110,10 +110,10 @@ class BucketFolder:
     def _listed(self) -> dict[str, int]:
         """{file name: bytes}."""
         try:
-            found = self._files.ls(self._root, detail=True)
+            entries = self._files.ls(self._root, detail=True)
         except Exception as error:  # each filesystem raises kinds of its own
             raise _unreachable(self.where, error) from None
-        files = (entry for entry in found if entry["type"] == "file")
+        files = (entry for entry in entries if entry["type"] == "file")
         return {entry["name"].rsplit("/", 1)[-1]: int(entry["size"]) for entry in files}
 
     def _header(self, file: str) -> dict[str, _Stored]:
@@ -141,16 +141,16 @@ class BucketFolder:
 
     def _bytes(self, file: str, begin: int | None = None, end: int | None = None) -> bytes:
         try:
-            found = self._files.cat_file(f"{self._root}/{file}", start=begin, end=end)
+            content = self._files.cat_file(f"{self._root}/{file}", start=begin, end=end)
         except Exception as error:  # each filesystem raises kinds of its own
             raise _unreachable(f"{self.where}/{file}", error) from None
-        if begin is not None and end is not None and len(found) != end - begin:
+        if begin is not None and end is not None and len(content) != end - begin:
             raise InputError(f"{self.where}/{file}: ends before byte {end}; copy the file again")
-        return found
+        return content
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """What reads the address, and the folder's name there."""
+    """The file system of an address, and the folder's path in it."""
     import fsspec
 
     try:

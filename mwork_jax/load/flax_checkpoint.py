@@ -15,6 +15,7 @@ import numpy as np
 from flax.serialization import msgpack_restore
 
 from mwork_jax.errors import InputError
+from mwork_jax.load.hf_folder import shard_names
 from mwork_jax.runtime.files import read_json
 
 _WHOLE = "flax_model.msgpack"
@@ -55,11 +56,7 @@ class FlaxCheckpoint:
 def _paths(folder: Path) -> list[Path]:
     if not (folder / _INDEX).is_file():
         return [folder / _WHOLE]
-    index = read_json(folder / _INDEX)
-    shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
-        raise InputError(f"{folder / _INDEX}: no 'weight_map' that says which shard holds which tensor")
-    paths = [folder / name for name in sorted(set(shards.values()))]
+    paths = [folder / name for name in shard_names(read_json(folder / _INDEX), str(folder / _INDEX))]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise InputError(f"{folder}: {_INDEX} names files that are not there: {', '.join(missing)}")

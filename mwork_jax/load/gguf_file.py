@@ -27,7 +27,7 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# Gemma norms both ends of each block, and HF calls the one before the feed-forward something else there.
+# Gemma norms both ends of each block, and HF has another name for the norm before the feed-forward in them.
 _GEMMA_LAYER = _LAYER | {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
@@ -74,7 +74,7 @@ class GGUFCheckpoint:
         self._names = {self._hf_name(name): name for name in self._file.tensors if name != _LLAMA3_FACTORS}
 
     def names(self) -> set[str]:
-        """Tensor names as in a PyTorch checkpoint; a tensor that has no place there keeps its GGUF name."""
+        """Tensor names as in a PyTorch checkpoint; a tensor without such a name keeps its GGUF name."""
         return set(self._names)
 
     def read(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:
@@ -99,7 +99,7 @@ class GGUFCheckpoint:
         """
         return build_tokenizer(self._file.metadata, self.where)
 
-    def hf_config(self) -> dict[str, Any]:
+    def hf_config(self) -> dict[str, object]:
         """The model as a Hugging Face `config.json` would describe it.
 
         Raises InputError for metadata that is missing, not understood, or beyond what this package computes.
@@ -132,7 +132,7 @@ class GGUFCheckpoint:
         scaling = self._rope_scaling(head_dim, config["rope_theta"])
         return config | ({"rope_scaling": scaling} if scaling else {}) | self._family_config(head_dim, hidden // heads)
 
-    def _family_config(self, head_dim: int, hidden_per_head: int) -> dict[str, Any]:
+    def _family_config(self, head_dim: int, hidden_per_head: int) -> dict[str, object]:
         """What only some families have."""
         window = self._get("attention.sliding_window")
         if self._arch == "llama":
@@ -175,7 +175,7 @@ class GGUFCheckpoint:
             raise InputError(f"{self.where}: '{self._arch}.attention.sliding_window_pattern' is {pattern!r:.80}")
         return ["sliding_attention" if slide else "full_attention" for slide in slides]
 
-    def _rope_scaling(self, head_dim: int, theta: float) -> dict[str, Any] | None:
+    def _rope_scaling(self, head_dim: int, theta: float) -> dict[str, object] | None:
         """HF's `rope_scaling`, or None for plain rotary embeddings."""
         kind = self._get("rope.scaling.type", "linear" if self._get("rope.scale_linear") else "none")
         if _LLAMA3_FACTORS in self._file.tensors:
@@ -224,8 +224,8 @@ class GGUFCheckpoint:
     def _embedding_shape(self) -> tuple[int, int]:
         hidden, table = self._count("embedding_length"), self._file.tensors.get("token_embd.weight")
         if table is None or len(table.shape) != 2 or table.shape[1] != hidden:
-            found = "is missing" if table is None else f"has shape {table.shape}"
-            raise InputError(f"{self.where}: token_embd.weight {found}; [vocabulary, {hidden}] is needed")
+            problem = "is missing" if table is None else f"has shape {table.shape}"
+            raise InputError(f"{self.where}: token_embd.weight {problem}; [vocabulary, {hidden}] is needed")
         return table.shape[0], hidden
 
     def _unpermuted(self, array: np.ndarray, heads: int, name: str) -> np.ndarray:
@@ -260,7 +260,7 @@ class GGUFCheckpoint:
         return value
 
 
-def llama3_scaling(factors: np.ndarray, head_dim: int, theta: float, where: str) -> dict[str, Any] | None:
+def llama3_scaling(factors: np.ndarray, head_dim: int, theta: float, where: str) -> dict[str, object] | None:
     """Llama 3's rope scaling, recognised by the divisor of each pair's frequency, float64 [head_dim / 2].
 
     Only the two cut-off wavelengths (original length / low and / high factor) show in the divisors, so the low factor

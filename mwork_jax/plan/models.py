@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import config_from_hf
 from mwork_jax.runtime.files import read_json
 
 _LLAMA_2 = {
@@ -15,7 +15,7 @@ _LLAMA_2 = {
     "rope_theta": 10000.0, "tie_word_embeddings": False,
 }  # fmt: skip
 # The shapes of the paper's models, as their authors published them; Vicuna is a Llama 2 7B.
-NAMED: Mapping[str, Mapping[str, Any]] = {
+NAMED: Mapping[str, Mapping[str, object]] = {
     "mistral-7b": {
         "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
@@ -36,7 +36,7 @@ def config_of(source: str) -> ModelConfig:
     """The configuration of a config.json, of a folder that holds one, or of one of NAMED. No weights are read. Raises
     InputError where there is none."""
     if source.lower() in NAMED:
-        return ModelConfig.from_hf(NAMED[source.lower()], where=source)
+        return config_from_hf(NAMED[source.lower()], where=source)
     path = Path(source).expanduser()
     if path.is_dir():
         path = path / "config.json"
@@ -45,4 +45,4 @@ def config_of(source: str) -> ModelConfig:
     values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a JSON object is needed")
-    return ModelConfig.from_hf(values, where=str(path))
+    return config_from_hf(values, where=str(path))

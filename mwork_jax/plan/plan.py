@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.model.decoder import parameter_specs
+from mwork_jax.model.decoder import weight_bytes
 from mwork_jax.plan.chips import Slice
 from mwork_jax.plan.compiled import Case, compile_case
 from mwork_jax.plan.stages import Size, own_operations
@@ -16,7 +15,7 @@ from mwork_jax.plan.work import Work, full_tables
 from mwork_jax.runtime.compiled import Cost
 from mwork_jax.sharding import DATA, MASK, MODEL
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 _ROOM = 0.97  # of a chip's memory that weights may take before it is worth compiling
 _REPEATED = 1.05  # operations against the model's own; where memory is short, XLA computes some products again
 _LARGEST_MODEL_AXIS = 32  # devices that share one model; beyond, its own communication eats what is gained
@@ -104,15 +103,15 @@ def plan(
     slice_: Slice,
     size: Size,
     mesh: Mapping[str, int] | None = None,
-    say: Say = lambda line: None,
+    log: Log = lambda line: None,
 ) -> Plan:
-    """Compiles a stage for a slice. mesh: as asked, or the one with the fewest devices to a model that fits and does
+    """Compiles a stage for a slice. mesh: as given, or the one with the fewest devices to a model that fits and does
     little work twice; where none does, the first that fits, or else the last that was tried. Raises InputError where
     libtpu is missing, or the mesh is not of the slice's size."""
     tried = first = None
     for shape in [mesh] if mesh is not None else meshes(stage, config, slice_):
         full = {axis: shape.get(axis, 1) for axis in (DATA, MODEL, MASK)}
-        say(f"{slice_.name}: compiling {stage} with {mesh_name(full)}")
+        log(f"{slice_.name}: compiling {stage} with {mesh_name(full)}")
         tried = Plan(stage, config, slice_, full, size, compile_case(stage, config, slice_, full, size))
         if tried.case.fits and (tried.operations_ratio or 0.0) <= _REPEATED:
             return tried
@@ -125,7 +124,7 @@ def plan(
 def meshes(stage: str, config: ModelConfig, slice_: Slice) -> Iterator[Mapping[str, int]]:
     """Meshes of a slice, the model shared out over as few devices as its weights need, then over twice as many ...
     What is left goes to the documents: masks and runs are many on each device already."""
-    weights = _weights(config)
+    weights = weight_bytes(config)
     limit = slice_.chip.hbm_gib * 2.0**30 * _ROOM
     sizes = [n for n in (2**i for i in range(10)) if slice_.count % n == 0 and n <= _LARGEST_MODEL_AXIS]
     fitting = [n for n in sizes if weights / n <= limit]
@@ -133,22 +132,19 @@ def meshes(stage: str, config: ModelConfig, slice_: Slice) -> Iterator[Mapping[s
         yield {DATA: slice_.count // size, MODEL: size}
 
 
-def _weights(config: ModelConfig) -> float:
-    """Bytes of all weights, in bfloat16."""
-    return sum(2.0 * prod(spec.shape) for spec in parameter_specs(config).values())
-
-
-def smallest_that_fits(known: Plan, say: Say = lambda line: None) -> Plan | None:
-    """The smallest usual slice of the chip of a plan on which its stage fits at its size, or None. Slices are asked
-    from the smallest up until one fits; what is known is not compiled again."""
+def smallest_that_fits(known: Plan, log: Log = lambda line: None) -> Plan | None:
+    """The smallest usual slice of the chip of a plan on which its stage fits at its size, or None. Slices are tried
+    from the smallest up until one fits; the known one is not compiled again."""
     stage, config, slice_, size = known.stage, known.config, known.slice, known.size
-    weights = _weights(config)
+    weights = weight_bytes(config)
     for candidate in slice_.siblings():
         if weights / candidate.count > slice_.chip.hbm_gib * 2.0**30 * _ROOM:
             continue
-        found = known if candidate == slice_ and known.case.fits else plan(stage, config, candidate, size, say=say)
-        if found.case.fits:
-            return found
+        candidate_plan = (
+            known if candidate == slice_ and known.case.fits else plan(stage, config, candidate, size, log=log)
+        )
+        if candidate_plan.case.fits:
+            return candidate_plan
     return None
 
 

@@ -11,17 +11,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
-from mwork_jax.detect.importance import DEFAULT_KEPT, OrderStatistics, order_statistics_axes, score_batch
+from mwork_jax.detect.order_statistics import OrderStatistics, order_statistics_axes
+from mwork_jax.detect.scores import DEFAULT_KEPT, score_batch
 from mwork_jax.enhance.neuron_params import PARAMETERS
 from mwork_jax.enhance.optimizer import Rates, adamw
 from mwork_jax.enhance.packing import PackedRows
 from mwork_jax.enhance.train import Frozen, Program, State, train_step
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import LOGIT_ROWS, losses_at
-from mwork_jax.generate import Decoded, DecodeState, run_steps
-from mwork_jax.model.decoder import KeyValueCache
+from mwork_jax.model.generate import Decoded, DecodeState, run_steps
+from mwork_jax.model.kv_cache import KeyValueCache
+from mwork_jax.model.prefill import advance
 from mwork_jax.plan.topology import abstract, abstract_decoder, abstract_masks
-from mwork_jax.prefill import advance
 from mwork_jax.runtime.compiled import Cost, Trips, no_unknown_loops
 from mwork_jax.sharding import DATA, MASK, MODEL
 
@@ -66,7 +67,7 @@ _NOTHING = Cost()
 @dataclass(frozen=True)
 class StageProgram:
     """A function to lower and compile on a mesh, how often the loops run whose bounds it gets as arguments, and what a
-    call of a kernel does inside, at least, which the program's text does not say."""
+    call of a kernel does inside, at least, which the program's text does not show."""
 
     name: str
     function: Any
@@ -135,7 +136,7 @@ def _evaluate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
         abstract_decoder(config, mesh),
         abstract(mesh, (masks, rows, time, config.hidden_size), jnp.float32, "masks", "batch", "time", "hidden"),
         abstract(mesh, (rows, time), jnp.int32, "batch", "time"),
-        abstract(mesh, (of_masks, of_rows, positions), jnp.int32, "masks", "batch", "places"),
+        abstract(mesh, (of_masks, of_rows, positions), jnp.int32, "masks", "batch", "positions"),
         abstract(mesh, (), jnp.int32),
     )
     chunks = positions // LOGIT_ROWS
@@ -145,8 +146,8 @@ def _evaluate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
 def _generate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     masks, rows = size.masks * mesh.shape[MASK], size.batch * mesh.shape[DATA]
 
-    def whole(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return abstract(mesh, shape, dtype, *("masks", "batch", "new")[: len(shape)])
+    def whole(shape: tuple[int, ...], dtype: Any) -> Any:
+        return abstract(mesh, shape, dtype, *("masks", "batch", "time")[: len(shape)])
 
     decoded = Decoded(
         whole((masks, rows, size.new), jnp.int32), whole((masks, rows), jnp.int32), abstract(mesh, (), jnp.int32)
@@ -166,7 +167,7 @@ def _generate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
 def _enhance(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     runs, rows, layers = size.masks * mesh.shape[MASK], size.batch * mesh.shape[DATA], config.num_layers
 
-    def of_runs(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    def of_runs(shape: tuple[int, ...], dtype: Any) -> Any:
         axes = ("layers", "tuned", "hidden") if len(shape) == 3 else (None,) * len(shape)
         return abstract(mesh, (runs, *shape), dtype, "runs", *axes)
 
@@ -177,10 +178,10 @@ def _enhance(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     optimizer = jax.tree.map(lambda x: of_runs(x.shape[1:], x.dtype), optimizer)
     number, count = of_runs((), jnp.float32), of_runs((), jnp.int32)
     state = State(values, optimizer, count, values, number, count, of_runs((), jnp.bool_))
-    places = {"tokens": jnp.int32, "targets": jnp.int32, "counts": jnp.float32, "start": jnp.int32}
+    dtypes = {"tokens": jnp.int32, "targets": jnp.int32, "counts": jnp.float32, "start": jnp.int32}
     axes = ("runs", None, "batch", "time")
     shape = (runs, 1, rows, size.length)
-    batch = PackedRows(**{name: abstract(mesh, shape, dtype, *axes) for name, dtype in places.items()})
+    batch = PackedRows(**{name: abstract(mesh, shape, dtype, *axes) for name, dtype in dtypes.items()})
     arguments = (
         Program(True, 3),
         Frozen(abstract_decoder(config, mesh), index, values, rates),
@@ -228,5 +229,5 @@ def _keys_seen(length: int, window: int) -> float:
 
 
 def with_given(size: Size, given: Mapping[str, int | None]) -> Size:
-    """The size with what is given in place of its own."""
+    """The size with the given values (other than None) instead of its own."""
     return replace(size, **{name: value for name, value in given.items() if value is not None})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from mwork_jax.plan.compiled import Case
 from mwork_jax.plan.plan import Plan, mesh_name
@@ -15,11 +14,11 @@ _THE = {"memory": "the memory's bandwidth", "matrix units": "the matrix units", 
         "interconnect": "the interconnect"}  # fmt: skip
 
 
-def as_record(plan: Plan, smallest: Plan | None = None) -> dict[str, Any]:
+def as_record(plan: Plan, smallest: Plan | None = None) -> dict[str, object]:
     """What `mwork plan --json` prints. compiled: from the program that the compiler made; computed: from those numbers
     and the chips' specifications; assumed: what the hours rest on."""
     case, chip = plan.case, plan.slice.chip
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "topology": plan.slice.name,
         "chips": plan.slice.count,
         "stage": plan.stage,
@@ -38,7 +37,7 @@ def as_record(plan: Plan, smallest: Plan | None = None) -> dict[str, Any]:
     return record
 
 
-def _compiled(plan: Plan, case: Case) -> dict[str, Any]:
+def _compiled(plan: Plan, case: Case) -> dict[str, object]:
     cost = case.cost
     assert cost is not None
     return {
@@ -61,7 +60,7 @@ def _by_kind(plan: Plan) -> dict[str, dict[str, float]]:
     return kinds
 
 
-def _computed(plan: Plan) -> dict[str, Any]:
+def _computed(plan: Plan) -> dict[str, object]:
     hours = plan.hours
     return {
         "own_operations_per_token": own_operations(plan.stage, plan.config, plan.size),
@@ -76,7 +75,7 @@ def _computed(plan: Plan) -> dict[str, Any]:
 
 
 def plan_report(plan: Plan, name: str, smallest: Plan | None = None, *, searched: bool = True) -> str:
-    """The plan in lines. searched: the smallest slice that fits was looked for, and is None where there is none."""
+    """The plan in lines. searched: whether `smallest` None means that no slice fits, not that none was searched for."""
     size, chip, memory = plan.size, plan.slice.chip, plan.case.memory
     what = {"detect": "documents", "evaluate": "texts x masks", "generate": "prompts x masks", "enhance": "rows x runs"}
     axes = ", ".join(f"{axis} {n}" for axis, n in plan.mesh.items())
@@ -111,13 +110,13 @@ def _fitting(plan: Plan) -> list[str]:
     assert cost is not None
     assert hours is not None
     own = own_operations(plan.stage, plan.config, plan.size)
-    found = cost.flops * plan.slice.count / plan.tokens
+    compiled = cost.flops * plan.slice.count / plan.tokens
     kinds = "; ".join(
         f"{entry['count']:,.0f} {kind}, {entry['bytes'] / _GB:.3g} GB" for kind, entry in _by_kind(plan).items()
     )
     limits = ", ".join(f"{name} {1e3 * s:,.3g} ms" for name, s in plan.limits.items())
     lines = [
-        f"  compiled: {found / _GB:,.2f} GFLOP per token, {plan.operations_ratio:.3f} of the model's own "
+        f"  compiled: {compiled / _GB:,.2f} GFLOP per token, {plan.operations_ratio:.3f} of the model's own "
         f"{own / _GB:,.2f}; {cost.bytes / _GB:,.1f} GB between memory and chip per step",
         f"  compiled: collectives per chip and step: {kinds or 'none'}",
         f"  computed: a step takes at least {limits}",

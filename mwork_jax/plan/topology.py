@@ -24,7 +24,7 @@ from mwork_jax.sharding import make_mesh, sharding
 def described(slice_: Slice) -> list[Any]:
     """The slice's devices, as descriptions to compile for. Raises InputError where libtpu is missing or does not know
     the slice."""
-    # Without these, libtpu looks for a TPU on this machine and for the others of its pod, and waits.
+    # Without these, libtpu searches for a TPU on this machine and for the others of its pod, and waits.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # the lock guards a TPU, which is not used here
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
@@ -37,12 +37,12 @@ def described(slice_: Slice) -> list[Any]:
         raise InputError("mwork plan compiles with libtpu, which is not installed: pip install libtpu") from None
     single = {"chips_per_host_bounds": [1, 1, 1]} if slice_.count == 1 else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=slice_.name, **single)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=slice_.name, **single)
     except Exception as error:  # libtpu raises several kinds for a shape that does not exist
         reason = " ".join(str(error).split())[:160]
         shapes = ", ".join(slice_.chip.slices)
         raise InputError(f"--topology {slice_.name}: libtpu cannot describe it ({reason}); usual: {shapes}") from None
-    return list(found.devices)
+    return list(topology.devices)
 
 
 def abstract_mesh(slice_: Slice, shape: Mapping[str, int]) -> Mesh:
@@ -50,8 +50,9 @@ def abstract_mesh(slice_: Slice, shape: Mapping[str, int]) -> Mesh:
     return make_mesh(shape, described(slice_))
 
 
-def abstract(mesh: Mesh, shape: Sequence[int], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
-    """An array as a shape with its place on the mesh, its axes named as in `sharding.TABLE`."""
+def abstract(mesh: Mesh, shape: Sequence[int], dtype: Any, *axes: str | None) -> Any:
+    """A `jax.ShapeDtypeStruct` that stands for an array: its shape, and its layout on the mesh with its axes named as
+    in `sharding.TABLE`."""
     names = axes if axes else (None,) * len(shape)
     return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding(mesh, names, shape))
 
@@ -62,7 +63,7 @@ def abstract_decoder(config: ModelConfig, mesh: Mesh, dtype: Any = jnp.bfloat16)
         name: abstract(mesh, spec.shape, jnp.float32 if spec.keep_float32 else dtype, *spec.axes)
         for name, spec in parameter_specs(config).items()
     }
-    return Decoder(config, arrays)  # type: ignore[arg-type]
+    return Decoder(config, arrays)
 
 
 def abstract_masks(config: ModelConfig, mesh: Mesh, masks: int) -> NeuronMask:
@@ -70,4 +71,4 @@ def abstract_masks(config: ModelConfig, mesh: Mesh, masks: int) -> NeuronMask:
     return NeuronMask(**{
         group: abstract(mesh, (masks, config.num_layers, width), jnp.float32, "masks", "layers", "neurons")
         for group, width in group_widths(config).items()
-    })  # type: ignore[arg-type]  # fmt: skip
+    })  # fmt: skip

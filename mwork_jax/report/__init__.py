@@ -19,7 +19,7 @@ from mwork_jax.report.language_names import NAMES
 from mwork_jax.report.loaded_results import LoadedResults, load_results
 from mwork_jax.report.sections import tuning_figure
 from mwork_jax.report.table import FORMATS, Table
-from mwork_jax.report.text import enhance_report, grid_report, lens_report, printable, table_report, text_report
+from mwork_jax.report.text import enhance_report, lens_report, printable, run_report, table_report
 from mwork_jax.report.write import Report, read_report, tables_as
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "Report",
     "Table",
     "enhance_report",
-    "grid_report",
     "lens_report",
     "load_results",
     "plot_deltas",
@@ -43,8 +42,8 @@ __all__ = [
     "plot_thresholds",
     "printable",
     "read_report",
+    "run_report",
     "table_report",
     "tables_as",
-    "text_report",
     "tuning_figure",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from mwork_jax.report.names import one_line
+
+_LONGEST = 40  # characters of a name that nobody has checked
 _NAMES = {
     "ar": ("Arabic", "العربية"),
     "bn": ("Bengali", "বাংলা"),
@@ -39,7 +42,7 @@ NAMES = {code: english for code, (english, _) in _NAMES.items()}
 
 def name_of(language: str) -> str:
     """The English name; the code itself where none is known."""
-    return _NAMES.get(language, (language, language))[0]
+    return _names_of(language)[0]
 
 
 def direction_of(language: str) -> str:
@@ -50,5 +53,16 @@ def direction_of(language: str) -> str:
 def full_name(language: str) -> str:
     """Both names, as in `Thai · ไทย`; one where they are the same or unknown. The own name is isolated, so that one
     written from right to left leaves what stands around it in place."""
-    english, own = _NAMES.get(language, (language, language))
+    english, own = _names_of(language)
     return english if english == own else f"{english} · \u2068{own}\u2069"
+
+
+def shown_name(name: str) -> str:
+    """A name from a file, of a task or a language, as it stands in a figure: one line, and not a long one."""
+    name = one_line(name)
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"
+
+
+def _names_of(language: str) -> tuple[str, str]:
+    code = shown_name(language)
+    return _NAMES.get(language, (code, code))

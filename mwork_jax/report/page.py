@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import html
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import resources
-from typing import Any
+
+import msgspec
 
 from mwork_jax.report.language_names import direction_of, full_name, name_of
 from mwork_jax.report.loaded_results import LoadedResults
+from mwork_jax.report.names import one_line
 from mwork_jax.report.sections import LENS_KEY, Figure, Section
 from mwork_jax.report.table import Table
+from mwork_jax.results import LensExample, LensToken, Provenance
 
 _LONG = 16  # rows
 _EXAMPLE_NOTE = (
@@ -25,7 +28,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # noth
 def page(loaded: LoadedResults, parts: Iterable[Section]) -> str:
     """The whole page as HTML."""
     parts = list(parts)
-    title = f"mwork: {loaded.model['source']}"
+    title = f"mwork: {loaded.model.source}"
     css = (resources.files("mwork_jax.report") / "page.css").read_text(encoding="utf-8")
     links = "".join(f'<li><a href="#{s.name}">{_text(s.title)}</a></li>' for s in parts)
     return f"""<!doctype html>
@@ -42,14 +45,14 @@ def page(loaded: LoadedResults, parts: Iterable[Section]) -> str:
 </head>
 <body>
 <header>
-<h1>{_text(_short(str(loaded.model["source"])))}</h1>
+<h1>{_text(_short(loaded.model.source))}</h1>
 <p class="lead">How this model handles languages: {_text(_lead(loaded))}</p>
 {_facts(loaded)}
 <nav aria-label="Sections"><ul>{links}<li><a href="#made">What made this</a></li></ul></nav>
 </header>
 <main>
 {"".join(map(_section, parts))}
-{_made(loaded)}
+{_provenance(loaded)}
 </main>
 <footer><p>Written by mwork-jax, an implementation of PLND and MWork (Zhao et al., NeurIPS 2024).</p></footer>
 </body>
@@ -57,8 +60,8 @@ def page(loaded: LoadedResults, parts: Iterable[Section]) -> str:
 """
 
 
-def _text(text: Any) -> str:
-    return html.escape(str(text))
+def _text(text: object) -> str:
+    return html.escape(one_line(str(text)))
 
 
 def _short(source: str) -> str:
@@ -67,9 +70,9 @@ def _short(source: str) -> str:
 
 
 def _lead(loaded: LoadedResults) -> str:
-    languages = dict.fromkeys([*(loaded.run or {}).get("original", {}), *loaded.neurons, *loaded.scores])
+    languages = dict.fromkeys([*(loaded.run.original if loaded.run else ()), *loaded.neurons, *loaded.scores])
     if loaded.lens is not None:
-        languages |= dict.fromkeys(loaded.lens["data"])
+        languages |= dict.fromkeys(loaded.lens.provenance.data)
     return f"{', '.join(map(name_of, languages))}." if languages else "the tables below."
 
 
@@ -77,17 +80,17 @@ def _facts(loaded: LoadedResults) -> str:
     """The run in four numbers."""
     if loaded.run is None:
         return ""
-    rows = list(loaded.run["languages"].values())
+    rows = list(loaded.run.languages.values())
 
     def span(values: list[float], form: str) -> str:
         low, high = format(min(values), form), format(max(values), form)
         return low if low == high else f"{low} to {high}"
 
     facts = (
-        ("own", span([100 * r["share"] for r in rows], ".2f") + " %", "of the neurons switched off, by language"),
-        ("own", span([r["everywhere"]["own"] for r in rows], "+.2f"), "nats per token lost in the language itself"),
-        ("english", span([r["everywhere"]["english"] for r in rows], "+.2f"), "nats per token lost in English"),
-        ("random", span([r["random"]["own_mean"] for r in rows], "+.2f"), "lost with as many random neurons off"),
+        ("own", span([100 * r.share for r in rows], ".2f") + " %", "of the neurons switched off, by language"),
+        ("own", span([r.everywhere.own for r in rows], "+.2f"), "nats per token lost in the language itself"),
+        ("english", span([r.everywhere.english for r in rows], "+.2f"), "nats per token lost in English"),
+        ("random", span([r.random.own_mean for r in rows], "+.2f"), "lost with as many random neurons off"),
     )
     cells = "".join(f'<div class="{kind}"><dt>{what}</dt><dd>{value}</dd></div>' for kind, value, what in facts)
     return f'<dl class="facts">{cells}</dl>'
@@ -136,13 +139,13 @@ def _table(table: Table) -> str:
     return f"<details><summary>{_text(table.title)}: the numbers</summary>{table.html()}{link}</details>"
 
 
-def _example(example: Mapping[str, Any], opened: bool) -> str:
+def _example(example: LensExample, opened: bool) -> str:
     """Layers by positions, each cell the token that the layer ranks first, tinted by its label."""
-    language = example["language"]
-    head = "".join(f'<th scope="col"><bdi>{_token(t)}</bdi></th>' for t in example["tokens"])
+    language = example.language
+    head = "".join(f'<th scope="col"><bdi>{_token(t)}</bdi></th>' for t in example.tokens)
     rows = []
-    for layer in reversed(range(len(example["layers"]))):
-        cells = "".join(_lens_cell(cell, language) for cell in example["layers"][layer])
+    for layer in reversed(range(len(example.layers))):
+        cells = "".join(_lens_token(token, language) for token in example.layers[layer])
         rows.append(f'<tr><th scope="row">{layer}</th>{cells}</tr>')
     name = _text(full_name(language))
     return (
@@ -154,14 +157,14 @@ def _example(example: Mapping[str, Any], opened: bool) -> str:
     )
 
 
-def _lens_cell(cell: Mapping[str, Any], language: str) -> str:
+def _lens_token(token: LensToken, language: str) -> str:
     kind = {language: "own", "en": "english"}.get(
-        cell["label"], "rest" if cell["label"] in ("other", "unclear", "none") else "others"
+        token.label, "rest" if token.label in ("other", "unclear", "none") else "others"
     )
-    tint = 8 + round(42 * float(cell["probability"]))
+    tint = 8 + round(42 * token.probability)
     style = f"background:color-mix(in srgb, var(--{kind}) {tint}%, transparent)"
-    about = _text(f"{cell['label']}, probability {cell['probability']:.2f}")
-    return f'<td style="{style}" title="{about}"><bdi>{_token(cell["token"])}</bdi></td>'
+    about = _text(f"{token.label}, probability {token.probability:.2f}")
+    return f'<td style="{style}" title="{about}"><bdi>{_token(token.token)}</bdi></td>'
 
 
 def _token(token: str) -> str:
@@ -169,88 +172,45 @@ def _token(token: str) -> str:
     return _text(shown) if shown.strip() else "␣"
 
 
-def _made(loaded: LoadedResults) -> str:
-    """Model, data, settings, versions, seeds, and the command that repeats it."""
-    run, lens, split = loaded.run, loaded.lens, loaded.split
-    made = dict(run["made_by"]) if run else {}
-    tuned = dict((loaded.study or {}).get("made_by", {}).get("settings", {}))
-    tuned |= tuned.pop("tune", {})
-    staged = bool(run or lens or loaded.tables or loaded.neurons)
-    facts: dict[str, Any] = {
-        "Model": ", ".join(f"{k} {v}" for k, v in loaded.model.items()),
-        "Settings": _pairs(made.get("settings", {})),
-        "Stages": f"N1 = {split.understanding}, N2 = {split.generation} of {split.layers} layers" if staged else "",
-        "Data": "; ".join(f"{lang}: {d['origin']}" for lang, d in made.get("data", {}).items()),
-        "Lens": _pairs(lens["settings"]) if lens else "",
-        "Tuning": _pairs(tuned),
-        "Versions": _pairs(made.get("versions", {})),
-    }
-    for table in loaded.tables:
-        facts[f"Table {table['table']}, {table['task']['name']}"] = _pairs(table.get("settings", {}))
-    rows = "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in facts.items() if v)
-    commands = "\n".join(repeat_commands(loaded))
-    again = f"<h3>To repeat it</h3><pre><code>{_text(commands)}</code></pre>" if commands else ""
+def _provenance(loaded: LoadedResults) -> str:
+    """Model, data, settings, versions, and the commands that made it."""
+    facts: list[tuple[str, str]] = [("Model", _values(loaded.model))]
+    parts = _parts(loaded)
+    if loaded.run or loaded.lens or loaded.tables or loaded.neurons:
+        split = loaded.split
+        facts.append(("Stages", f"N1 = {split.understanding}, N2 = {split.generation} of {split.layers} layers"))
+    for title, provenance in parts:
+        facts.append((f"{title}: settings", _values(provenance.settings)))
+        facts.append((f"{title}: data", "; ".join(f"{lang}: {d.origin}" for lang, d in provenance.data.items())))
+        facts.append((f"{title}: versions", ", ".join(f"{name} {v}" for name, v in provenance.versions.items())))
+    rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts if value)
+    commands = "\n".join(map(_text, repeat_commands(loaded)))
+    again = f"<h3>To repeat it</h3><pre><code>{commands}</code></pre>" if commands else ""
     return (
         '<section id="made" aria-labelledby="made-title"><h2 id="made-title">What made this</h2>'
         f'<dl class="made">{rows}</dl>{again}</section>'
     )
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
+def _parts(loaded: LoadedResults) -> list[tuple[str, Provenance]]:
+    """Every result of the folder with what made it."""
+    parts = [(name, r) for name, r in (("Run", loaded.run), ("Tuning", loaded.tuning), ("Lens", loaded.lens)) if r]
+    parts += [(f"Table {t.table}, {t.task.name}", t) for t in (*loaded.tables, *loaded.grids)]
+    return [(name, result.provenance) for name, result in parts]
+
+
+def _values(settings: object) -> str:
+    """The fields of a dataclass in words; those without a value are left out."""
+    values = msgspec.to_builtins(settings)
+    values |= values.pop("tune", {})
     return ", ".join(
-        f"{k} {' '.join(map(str, v)) if isinstance(v, list | tuple) else v}"
-        for k, v in values.items()
-        if v is not None and v != []
+        f"{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in values.items()
+        if value is not None and value != ()
     )
 
 
 def repeat_commands(loaded: LoadedResults) -> list[str]:
-    """The commands that give the same results again, as far as the files say."""
-    commands = []
-    run, lens = loaded.run, loaded.lens
-    if run is not None:
-        made = run["made_by"]
-        own = [f"{lang}={origin}" for lang, origin in _own_files(made.get("data", {})).items()]
-        commands.append(_command("run", made["model"], made["settings"], "DIR", [("data", own)] if own else []))
-    if lens is not None:
-        options = {"languages": list(lens["data"]), "documents": next(iter(lens["data"].values()))["documents"]}
-        options |= {k: lens["settings"].get(k) for k in ("max_tokens", "top", "labeller", "label_languages")}
-        options["neurons"] = "DIR" if any(s["neurons_off"] for s in lens["shares"]) else None
-        files = [("corpus", [f"{lang}={origin}"]) for lang, origin in _own_files(lens["data"]).items()]
-        commands.append(_command("lens", lens["model"], options, "DIR", files))
-    for table in (*loaded.tables, *loaded.grids):
-        options = {"neurons": "DIR", "table": table["table"], "task": table["task"]["name"]}
-        options |= dict(table.get("settings", {})) | _stages_of(table)
-        folder = "DIR/tables" if "stages" in table else "DIR/grid"
-        commands.append(_command("evaluate", table["model"], options, folder))
-    return commands
-
-
-def _own_files(data: Mapping[str, Any]) -> dict[str, str]:
-    """{language: the reader's own file}; none of the project's own documents."""
-    origins = {lang: str(d.get("origin", "")) for lang, d in data.items()}
-    return {lang: origin for lang, origin in origins.items() if origin and not origin.startswith("mwork-jax data")}
-
-
-def _stages_of(table: Mapping[str, Any]) -> dict[str, list[int]]:
-    """N1 and N2 as options: of a grid, all of them."""
-    rows = [table["stages"]] if "stages" in table else table["rows"]
-    return {option: sorted({row[n] for row in rows}) for option, n in (("n1", "understanding"), ("n2", "generation"))}
-
-
-def _command(
-    name: str,
-    model: Mapping[str, Any],
-    options: Mapping[str, Any],
-    out: str,
-    files: Iterable[tuple[str, list[str]]] = (),
-) -> str:
-    """A command line: what is None, False or empty is left out, True is an option without a value. files: options with
-    several values."""
-    given = [f"mwork {name}"]
-    for option, value in {"model": model["source"], "dtype": model["dtype"], **options}.items():
-        if value is not None and value is not False and value != []:
-            shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            given.append(f"--{option.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(shown)}"))
-    given += [f"--{option} {' '.join(map(shlex.quote, values))}" for option, values in files]
-    return " ".join([*given, f"--out {out}"])
+    """The commands as they were typed, each once; none for what was made from Python."""
+    commands = (provenance.command for _, provenance in _parts(loaded))
+    return list(dict.fromkeys(shlex.join(command) for command in commands if command[:1] == ("mwork",)))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from mwork_jax.report.figures import (
 )
 from mwork_jax.report.language_names import full_name, name_of
 from mwork_jax.report.loaded_results import LoadedResults
+from mwork_jax.report.names import slug
 from mwork_jax.report.svg import Drawing, draw
 from mwork_jax.report.table import Table
 from mwork_jax.report.tables import (
@@ -32,12 +32,15 @@ from mwork_jax.report.tables import (
     all_tables,
     grid_settings,
     grid_tables,
+    interval_text,
     lens_sentence,
     lens_shares,
     measures,
     own_english_rest,
-    slug,
+    parts_off,
+    table_name,
 )
+from mwork_jax.results import DeltaRow, EnhanceResults, LensExample, LensShares, RunResults, TableResult
 from mwork_jax.select.rules import Rule
 
 _PANEL, _WIDE = (3.5, 2.15), 4.1
@@ -68,7 +71,7 @@ class Section:
     words: tuple[str, ...]
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
-    examples: tuple[Mapping[str, Any], ...] = ()
+    examples: tuple[LensExample, ...] = ()
 
 
 def sections(loaded: LoadedResults) -> Iterator[Section]:
@@ -80,25 +83,25 @@ def sections(loaded: LoadedResults) -> Iterator[Section]:
         yield _task_section(table, tables)
     for grid in loaded.grids:
         yield _grid_section(grid)
-    if loaded.study is not None:
-        yield _tuning_section(loaded.study, tables)
+    if loaded.tuning is not None:
+        yield _tuning_section(loaded.tuning, tables)
     if loaded.lens is not None:
         yield _lens_section(loaded, tables)
     if loaded.neurons:
         yield _where_section(loaded, tables)
-    if loaded.shared_basis:
+    if loaded.overlap_sets:
         yield _overlap_section(loaded, tables)
     if loaded.scores:
         yield _threshold_section(loaded, tables)
         yield _importance_section(loaded, tables)
 
 
-def _run_section(run: Mapping[str, Any], tables: Mapping[str, Table]) -> Section:
-    languages, rows = run["languages"], run["rows"]
-    worst = max(languages, key=lambda lang: languages[lang]["everywhere"]["own"])
+def _run_section(run: RunResults, tables: Mapping[str, Table]) -> Section:
+    languages, rows = run.languages, run.rows
+    worst = max(languages, key=lambda lang: languages[lang].everywhere.own)
     alt = "; ".join(
-        f"{name_of(lang)}: own {r['everywhere']['own']:+.2f}, English {r['everywhere']['english']:+.2f}, random "
-        f"{r['random']['own_mean']:+.2f}"
+        f"{name_of(lang)}: own {r.everywhere.own:+.2f}, English {r.everywhere.english:+.2f}, random "
+        f"{r.random.own_mean:+.2f}"
         for lang, r in languages.items()
     )
     losses = draw(
@@ -110,8 +113,8 @@ def _run_section(run: Mapping[str, Any], tables: Mapping[str, Table]) -> Section
     )
     words = (
         f"With its own neurons switched off, {name_of(worst)} loses most, "
-        f"{languages[worst]['everywhere']['own']:+.2f} nats per token; the same costs English "
-        f"{languages[worst]['everywhere']['english']:+.2f}.",
+        f"{languages[worst].everywhere.own:+.2f} nats per token; the same costs English "
+        f"{languages[worst].everywhere.english:+.2f}.",
     )
     key = (
         ("own", "the language itself (disc)"),
@@ -128,13 +131,13 @@ def _run_section(run: Mapping[str, Any], tables: Mapping[str, Table]) -> Section
     return Section("loss", "What switching the neurons off costs", words, figures, parts)
 
 
-def _delta_figure(name: str, rows: list[Mapping[str, Any]], label: str, digits: int) -> Figure:
+def _delta_figure(name: str, rows: Sequence[DeltaRow], label: str, digits: int) -> Figure:
     drawing = draw(
         name,
         label,
         "; ".join(
-            f"{'random' if r['neurons'] == 'random' else 'language-specific'} neurons off in {_off(r)}: Δ "
-            f"{r['delta']:+.{digits}f} ({r['delta_ci95'][0]:+.{digits}f} to {r['delta_ci95'][1]:+.{digits}f})"
+            f"{'random' if r.neurons == 'random' else 'language-specific'} neurons off in {_off(r)}: Δ "
+            f"{r.delta:+.{digits}f} ({interval_text(r.delta_ci95, digits)})"
             for r in rows
         ),
         (_WIDE, 0.32 * len(rows) + 0.75),
@@ -147,23 +150,24 @@ def _delta_figure(name: str, rows: list[Mapping[str, Any]], label: str, digits: 
     return Figure(caption, (drawing,), (("own", "language-specific (disc)"), ("random", "random (ring)")))
 
 
-def _off(row: Mapping[str, Any]) -> str:
-    return " and ".join(s for s in ("under", "s_attn", "s_ffn", "gen") if row[s]) or "no stage"
+def _off(row: DeltaRow) -> str:
+    return " and ".join(parts_off(row)) or "no stage"
 
 
-def _task_section(table: Mapping[str, Any], tables: Mapping[str, Table]) -> Section:
-    task, name = table["task"], f"table-{table['table']}-{table['task']['name']}"
+def _task_section(table: TableResult, tables: Mapping[str, Table]) -> Section:
+    task, name = table.task, table_name(table)
     original = ", ".join(
-        f"{name_of(lang)} {scores[task['score']]:.1f}" for lang, scores in table.get("original", {}).items()
+        f"{name_of(lang)} {scores[task.score]:.1f}" for lang, scores in table.original.items() if task.score in scores
     )
-    words = (f"Task {task['name']}, scored by {task['score']} in points. Original model: {original}.",)
-    label = f"Δ on {task['name']} by deactivated part"
-    figure = _delta_figure(f"delta-{name}", table["rows"], label, 1)
-    return Section(name, f"Table {table['table']}: {table['stage']}", words, (figure,), (tables[name],))
+    words = (f"Task {task.name}, scored by {task.score} in points. Original model: {original}.",)
+    label = f"Δ on {task.name} by deactivated part"
+    figure = _delta_figure(f"delta-{name}", table.rows, label, 1)
+    return Section(name, f"Table {table.table}: {table.stage}", words, (figure,), (tables[name],))
 
 
 def _lens_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Section:
-    lens = loaded.lens or {}
+    lens = loaded.lens
+    assert lens is not None
     figures = []
     for off, caption in (
         (
@@ -183,39 +187,37 @@ def _lens_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Section
         (lens_sentence(lens), _LABELS_NOTE),
         tuple(figures),
         (tables["languages-by-layer"],),
-        tuple(lens["examples"]),
+        lens.examples,
     )
 
 
-def _grid_section(grid: Mapping[str, Any]) -> Section:
+def _grid_section(grid: TableResult) -> Section:
     tables, drawings = tuple(grid_tables(grid)), []
     for table, (off, rows) in zip(tables, grid_settings(grid).items(), strict=True):
-        best = max(rows, key=lambda row: row["delta"])
-        alt = f"Highest Δ {best['delta']:+.1f} at N1 = {best['understanding']}, N2 = {best['generation']}."
+        best = max(rows, key=lambda row: row.delta)
+        alt = f"Highest Δ {best.delta:+.1f} at N1 = {best.understanding}, N2 = {best.generation}."
         drawings.append(draw(table.name, " + ".join(off), alt, _PANEL, partial(plot_grid, rows=rows)))
     figure = Figure("Δ in points, by N1 (down) and N2 (across); one panel for each deactivated part.", tuple(drawings))
-    name = f"grid-{grid['table']}-{slug(grid['task']['name'])}"
-    title = f"Table {grid['table']}, every N1 and N2: {grid['stage']}"
-    return Section(name, title, (f"Task {grid['task']['name']}.",), (figure,), tables)
+    title = f"Table {grid.table}, every N1 and N2: {grid.stage}"
+    return Section(table_name(grid), title, (f"Task {grid.task.name}.",), (figure,), tables)
 
 
-def _tuning_section(study: Mapping[str, Any], tables: Mapping[str, Table]) -> Section:
+def _tuning_section(tuning: EnhanceResults, tables: Mapping[str, Table]) -> Section:
     caption = "Mean change over the tuned languages, by documents. Faint: each language."
     words = ("Only the selected neurons were trained; everything else is as it was. Higher is better.",)
     parts = tuple(t for name, t in tables.items() if name.startswith("table-6-"))
-    return Section("tuning", "What tuning them brings", words, (Figure(caption, (tuning_figure(study),)),), parts)
+    return Section("tuning", "What tuning them brings", words, (Figure(caption, (tuning_figure(tuning),)),), parts)
 
 
-def tuning_figure(study: Mapping[str, Any]) -> Drawing:
+def tuning_figure(tuning: EnhanceResults) -> Drawing:
     """Figure 4: one panel for each measure of `mwork enhance --sweep`."""
-    said = "; ".join(
-        f"{r['task']}, {name_of(r['language'])}, {r['neurons']} neurons, {r['documents']} documents: "
-        f"{r['delta_n_eng']:+.3g}"
-        for r in study["rows"]
+    alt = "; ".join(
+        f"{r.task}, {name_of(r.language)}, {r.neurons} neurons, {r.documents} documents: {r.delta_n_eng:+.3g}"
+        for r in tuning.rows
     )
-    rows = ([row for row in study["rows"] if row["task"] == task] for task in measures(study))
+    rows = ([row for row in tuning.rows if row.task == measure] for measure in measures(tuning))
     plots = [partial(plot_enhancement, rows=alike) for alike in rows]
-    return draw("figure-4", "What tuning changed, by documents", said, (_WIDE, 2.4), *plots)
+    return draw("figure-4", "What tuning changed, by documents", alt, (_WIDE, 2.4), *plots)
 
 
 _LABELS_NOTE = (
@@ -230,14 +232,18 @@ LENS_KEY = (
 )
 
 
-def _lens_drawing(loaded: LoadedResults, language: str, shares: Mapping[str, Any], suffix: str) -> Drawing:
-    own, english, rest = own_english_rest(loaded.lens or {}, shares)
-    said = [
+def _lens_drawing(loaded: LoadedResults, language: str, shares: LensShares, suffix: str) -> Drawing:
+    lens = loaded.lens
+    assert lens is not None
+    own, english, rest = own_english_rest(lens, shares)
+    layers = [
         f"layer {i}: own {100 * own[i]:.0f} %, English {100 * english[i]:.0f} %, not labelled {100 * rest[i]:.0f} %"
         for i in sorted({0, len(own) // 2, len(own) - 1})
     ]
-    plot = partial(plot_layer_languages, lens=loaded.lens or {}, shares=shares, split=loaded.split)
-    return draw(f"languages-by-layer-{language}{suffix}", full_name(language), "; ".join(said) + ".", _PANEL, plot)
+    plot = partial(plot_layer_languages, lens=lens, shares=shares, split=loaded.split)
+    return draw(
+        f"languages-by-layer-{slug(language)}{suffix}", full_name(language), "; ".join(layers) + ".", _PANEL, plot
+    )
 
 
 def _where_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Section:
@@ -251,7 +257,7 @@ def _where_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Sectio
         plot = partial(plot_neurons, neurons=neurons, split=loaded.split, full=full)
         alt = f"{neurons.count()} neurons; the largest share is in {most}."
         drawings.append(
-            draw(f"neurons-{language}", f"{full_name(language)}: {neurons.count():,}", alt, (3.5, 1.75), plot)
+            draw(f"neurons-{slug(language)}", f"{full_name(language)}: {neurons.count():,}", alt, (3.5, 1.75), plot)
         )
     split = loaded.split
     caption = (
@@ -263,20 +269,20 @@ def _where_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Sectio
 
 
 def _overlap_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Section:
-    found = overlap(loaded.shared_basis)
-    upper = np.triu_indices(len(found.languages), 1)
-    best = int(np.argmax(found.jaccard[upper]))
-    pair = [name_of(found.languages[int(axis[best])]) for axis in upper]
-    most = f"{pair[0]} and {pair[1]} share most: {100 * found.jaccard[upper][best]:.0f} % of what either has."
-    size = 0.42 * len(found.languages) + 1.3
+    shared = overlap(loaded.overlap_sets)
+    upper = np.triu_indices(len(shared.languages), 1)
+    best = int(np.argmax(shared.jaccard[upper]))
+    pair = [name_of(shared.languages[int(axis[best])]) for axis in upper]
+    most = f"{pair[0]} and {pair[1]} share most: {100 * shared.jaccard[upper][best]:.0f} % of what either has."
+    size = 0.42 * len(shared.languages) + 1.3
     drawing = draw(
         "overlap",
         "Jaccard index of each two languages, percent",
         most,
         (size, size),
-        lambda ax: plot_overlap(ax, found),
+        lambda ax: plot_overlap(ax, shared),
     )
-    caption = f"{loaded.basis_note} Similar languages are side by side (average linkage). In percent."
+    caption = f"{loaded.overlap_note} Similar languages are side by side (average linkage). In percent."
     return Section("overlap", "What languages share", (most,), (Figure(caption, (drawing,)),), (tables["overlap"],))
 
 
@@ -285,12 +291,12 @@ def _threshold_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Se
     if loaded.mode == "minus_english":
         curves = {lang: curve for lang, curve in curves.items() if lang != ENGLISH}
     rule = Rule.parse(loaded.rule)
-    chosen = rule.value if rule.kind == "top_fraction" else None
+    current = rule.value if rule.kind == "top_fraction" else None
     alt = "; ".join(
         f"{name_of(lang)}: most at {100 * FRACTIONS[int(np.argmax(c))]:.2g} %, {c.max()} neurons"
         for lang, c in curves.items()
     )
-    plot = partial(plot_thresholds, values=FRACTIONS, curves=curves, chosen=chosen)
+    plot = partial(plot_thresholds, values=FRACTIONS, curves=curves, current=current)
     drawing = draw("thresholds", "Neurons found at every threshold", alt + ".", (_WIDE, 2.9), plot)
     caption = (
         "How many neurons are among the top fraction of their layer and group for every document of a language, mode "

@@ -23,6 +23,7 @@ from mwork_jax.report.figures import (
     REST_COLOUR,
     STYLE,
 )
+from mwork_jax.report.names import one_line
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', Arial, sans-serif"
@@ -53,14 +54,17 @@ def draw(name: str, label: str, alt: str, size: tuple[float, float], *plots: Cal
     from matplotlib.figure import Figure
 
     out = io.StringIO()
-    with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+    style: Any = {**STYLE, "svg.hashsalt": name}  # matplotlib's type lists every name there is
+    with warnings.catch_warnings(), matplotlib.rc_context(style):
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts draw the text, not matplotlib's
         width, height = size
         figure = Figure(figsize=(width, height * len(plots)), layout="constrained")
         for plot, ax in zip(plots, figure.subplots(len(plots), squeeze=False).flat, strict=True):
             plot(ax)
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    root = _accessible(ET.fromstring(out.getvalue()), f"fig-{name}", label, alt)
+    label, alt = one_line(label), one_line(alt)
+    lines = map(one_line, out.getvalue().split("\n"))
+    root = _accessible(ET.fromstring("\n".join(lines)), f"fig-{name}", label, alt)
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _LINK)
     plain = ET.tostring(root, encoding="unicode")

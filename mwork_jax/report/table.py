@@ -7,7 +7,8 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from mwork_jax.report.names import one_line
 
 FORMATS = ("md", "latex", "csv")
 _LATEX = {
@@ -33,7 +34,13 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     words: int = 1
     note: str = ""
-    records: tuple[Mapping[str, Any], ...] = ()
+    records: tuple[Mapping[str, object], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("title", "note"):
+            object.__setattr__(self, name, one_line(getattr(self, name)))
+        object.__setattr__(self, "columns", tuple(map(one_line, self.columns)))
+        object.__setattr__(self, "rows", tuple(tuple(map(one_line, row)) for row in self.rows))
 
     def text(self, left: int | None = None) -> str:
         """Aligned columns; the first `left` ones to the left (default: the words)."""
@@ -48,12 +55,15 @@ class Table:
         return "\n".join([lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:])])
 
     def markdown(self) -> str:
+        def plain(text: str) -> str:
+            return text.replace("&", "&amp;").replace("<", "&lt;")  # Markdown may hold HTML
+
         def line(cells: Sequence[str]) -> str:
-            return "| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |"
+            return "| " + " | ".join(plain(c).replace("|", r"\|") for c in cells) + " |"
 
         marks = ["---" if i < self.words else "---:" for i in range(len(self.columns))]
         body = "\n".join([line(self.columns), line(marks), *map(line, self.rows)])
-        return f"**{self.title}**\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
+        return f"**{plain(self.title)}**\n\n{body}\n" + (f"\n{plain(self.note)}\n" if self.note else "")
 
     def latex(self) -> str:
         """A table for the packages booktabs and amssymb."""
@@ -84,6 +94,7 @@ class Table:
         """The records where there are any, else the cells."""
         out = io.StringIO()
         records = self.records or [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+        records = [{one_line(key): _plain_value(value) for key, value in record.items()} for record in records]
         writer = csv.DictWriter(out, list(dict.fromkeys(key for record in records for key in record)))
         writer.writeheader()
         writer.writerows(records)
@@ -114,6 +125,10 @@ class Table:
 
     def _repr_html_(self) -> str:
         return self.html()
+
+
+def _plain_value(value: object) -> object:
+    return one_line(value) if isinstance(value, str) else value
 
 
 def _kind(column: int, words: int) -> str:

@@ -1,214 +1,247 @@
-"""The tables of a report: Delta in the paper's layout, languages, the lens, and what the atlas knows."""
+"""The tables of a report: Delta in the paper's layout, languages, the lens, and what the analysis shows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from mwork_jax.analysis import QUANTILES, importance_quantiles, overlap, threshold_curves
 from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS
 from mwork_jax.lens.vocabulary import REST
-from mwork_jax.metrics import ENGLISH
+from mwork_jax.metrics import ENGLISH, MIN_SEEDS
 from mwork_jax.neurons import GROUPS
 from mwork_jax.report.language_names import name_of
 from mwork_jax.report.loaded_results import LoadedResults
+from mwork_jax.report.names import slug
 from mwork_jax.report.table import Table
+from mwork_jax.results import (
+    Change,
+    DeltaRow,
+    EnhanceResults,
+    Interval,
+    LanguageChange,
+    LensResults,
+    LensShares,
+    Neurons,
+    RunResults,
+    TableResult,
+    TuningRow,
+)
 
-STAGES = ("under", "s_attn", "s_ffn", "gen")
-STAGE_TITLES = ("Under", "S-ATTN", "S-FFN", "Gen")
-ALIKE, DIFFERS = "≈", "differs"
+STAGE_TITLES = ("Under", "S-ATTN", "S-FFN", "Gen")  # in the order of `DeltaRow.off`
+ALIKE, DIFFERS, NONE = "≈", "differs", "–"
 _LEVEL = 0.05  # of the corrected p
 ROUND_FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
 FRACTIONS = tuple(sorted({*ROUND_FRACTIONS, *(float(f"{f:.2g}") for f in np.geomspace(0.005, 0.5, 41))}))
 
 
 def all_tables(loaded: LoadedResults) -> Iterator[Table]:
-    """Every table that a folder's loaded allow, in the order of the page."""
-    run = loaded.run
-    if run is not None:
+    """Every table that a folder's results allow, in the order of the page."""
+    if loaded.run is not None:
         deltas = "Δ = ΔEng − Δn-Eng, held-out loss (minus nats per token, higher is better)"
-        yield delta_table(run["rows"], 2, name="delta-held-out-loss", title=deltas)
-        yield language_table(run)
+        yield delta_table(loaded.run.rows, 2, name="delta-held-out-loss", title=deltas)
+        yield language_table(loaded.run)
     for table in loaded.tables:
-        task = table["task"]
-        title = f"Table {table['table']}: {table['stage']}, {task['name']} ({task['score']}, points)"
-        yield delta_table(table["rows"], 1, name=f"table-{table['table']}-{task['name']}", title=title)
+        yield delta_table(table.rows, 1, name=table_name(table), title=table_title(table))
     for grid in loaded.grids:
         yield from grid_tables(grid)
-    if loaded.study is not None:
-        yield from tuning_tables(loaded.study)
+    if loaded.tuning is not None:
+        yield from tuning_tables(loaded.tuning)
     if loaded.lens is not None:
         yield lens_table(loaded.lens)
     if loaded.neurons:
         yield counts_table(loaded)
-    if loaded.shared_basis:
+    if loaded.overlap_sets:
         yield overlap_table(loaded)
     if loaded.scores:
         yield thresholds_table(loaded)
         yield importance_table(loaded)
 
 
-def delta_table(rows: Sequence[Mapping[str, Any]], digits: int, *, name: str = "delta", title: str = "Delta") -> Table:
-    """Rows in the layout of the paper's Tables 2 to 5, with the interval of Delta, its p where it was corrected over
-    the rows, and how it compares with random."""
-    corrected = all("p_holm" in row for row in rows)
-    numbers = ("Eng", "n-Eng", "ΔEng", "Δn-Eng", "Δ", "95% interval", *["p"] * corrected, "vs random")
+def table_name(table: TableResult) -> str:
+    """The name of a table's file."""
+    return f"{table.kind}-{table.table}-{slug(table.task.name)}"
+
+
+def table_title(table: TableResult) -> str:
+    return f"Table {table.table}: {table.stage}, {table.task.name} ({table.task.score}, points)"
+
+
+def delta_table(rows: Sequence[DeltaRow], digits: int, *, name: str = "delta", title: str = "Delta") -> Table:
+    """Rows in the layout of the paper's Tables 2 to 5, with the interval of Delta, its p corrected over the rows, and
+    how it compares with matched random sets."""
+    numbers = ("Eng", "n-Eng", "ΔEng", "Δn-Eng", "Δ", "95% interval", "p", "vs random")
     shown = [
         (
-            *("✗" if row[stage] else "✓" for stage in STAGES),
-            _neuron(row),
-            *(f"{row[score]:.{digits}f}" for score in ("eng", "n_eng")),
-            *(f"{row[score]:+.{digits}f}" for score in ("delta_eng", "delta_n_eng", "delta")),
-            _interval(row["delta_ci95"], digits),
-            *([_p(row["p_holm"])] if corrected else []),
-            _beyond_random(row, rows, digits),
+            *("✗" if off else "✓" for off in row.off),
+            kind_title(row.neurons),
+            *(f"{score:.{digits}f}" for score in (row.eng, row.n_eng)),
+            *(f"{change:+.{digits}f}" for change in (row.delta_eng, row.delta_n_eng, row.delta)),
+            interval_text(row.delta_ci95, digits),
+            p_text(row.p_holm),
+            _beyond_random_text(row, digits),
         )
         for row in rows
     ]
-    note = _delta_note(rows, corrected)
     columns = (*STAGE_TITLES, "Neuron", *numbers)
-    return Table(name, title, columns, tuple(shown), 5, note, tuple(map(_record, rows)))
+    return Table(name, title, columns, tuple(shown), 5, _delta_note(rows), tuple(map(_record, rows)))
 
 
-def _delta_note(rows: Sequence[Mapping[str, Any]], corrected: bool) -> str:
-    items = f" over {rows[0]['n_items']} items" if "n_items" in rows[0] else ""
-    note = f"✗ = deactivated. Interval{' and p' if corrected else ''} of Δ: paired bootstrap{items}"
-    if corrected:
-        return (
-            f"{note}; p corrected over the rows (Holm). vs random: how much higher Δ is than with as many random "
-            f"neurons off in the same parts; {ALIKE}: not told apart from random (p of .05 or more; where no random "
-            "row has the same parts, intervals that meet)."
-        )
-    return (
-        f"{note}. {ALIKE}: the interval meets that of random neurons (in the same parts where the table has such a "
-        "row, else everywhere), so Δ is not told apart from random."
+def _delta_note(rows: Sequence[DeltaRow]) -> str:
+    """What the columns are, and how many independent items there are."""
+    row = rows[0]
+    languages = len(row.languages) + 1
+    items = f"{row.n_items} items in {languages} languages"
+    if row.n_clusters < row.n_items:
+        items += f", {row.n_clusters} clusters of parallel or related items"
+    note = (
+        f"✗ = deactivated. Interval and p of Δ: over {items}; p corrected over the rows (Holm). vs random: how much "
+        f"higher Δ is than with matched random sets off, and its corrected p; {ALIKE}: not told apart from random; "
+        f"{NONE}: no random sets with the same parts off, or too few to tell."
+    )
+    return note + (
+        f" With fewer than {MIN_SEEDS} random sets there is a mean and no interval."
+        if any(0 < row.seeds < MIN_SEEDS for row in rows)
+        else ""
     )
 
 
-def _p(p: float) -> str:
+def p_text(p: float | None) -> str:
+    if p is None:
+        return NONE
     return "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0")
 
 
-def _beyond_random(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], digits: int) -> str:
+def _beyond_random_text(row: DeltaRow, digits: int) -> str:
     """How a row compares with random; for a random row, the spread over its seeds."""
-    if row["neurons"] == "random":
-        spread = row.get("seed_spread", {}).get("delta", {}).get("std")
-        return "–" if spread is None else f"seeds ±{spread:.{digits}f}"
-    mark, other = against_random(row, rows), row.get("beyond_random")
-    if other is None:
-        return mark
-    return f"{other['delta']:+.{digits}f} (p {_p(other['p_holm'])})" + (f" {ALIKE}" if mark == ALIKE else "")
+    if row.neurons == "random":
+        spread = row.seed_spread.delta.std if row.seed_spread is not None else None
+        return NONE if spread is None else f"seeds ±{spread:.{digits}f}"
+    beyond = row.beyond_random
+    if beyond is None:
+        return NONE
+    if beyond.p_holm is None:
+        return f"{beyond.delta:+.{digits}f}"
+    mark = f" {ALIKE}" if against_random(row) == ALIKE else ""
+    return f"{beyond.delta:+.{digits}f} (p {p_text(beyond.p_holm)}){mark}"
 
 
-def against_random(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Whether a row's Delta differs from that of random neurons: "differs", "≈", or "–" where there is nothing to
-    compare with. Decided by the paired test where the row has one, else by whether the intervals meet."""
-    if "beyond_random" in row:
-        return ALIKE if row["beyond_random"]["p_holm"] >= _LEVEL else DIFFERS
-    randoms = [r for r in rows if r["neurons"] == "random"]
-    same = [r for r in randoms if all(r[s] == row[s] for s in STAGES)] or [
-        r for r in randoms if all(r[s] for s in STAGES)
-    ]
-    if row["neurons"] == "random" or not same:
-        return "–"
-    (low, high), (random_low, random_high) = row["delta_ci95"], same[0]["delta_ci95"]
-    return ALIKE if low <= random_high and random_low <= high else DIFFERS
+def against_random(row: DeltaRow) -> str:
+    """Whether a row's Delta differs from that of matched random sets: "differs", "≈", or "–" where there is nothing to
+    compare with or too little to tell."""
+    if row.beyond_random is None or row.beyond_random.p_holm is None:
+        return NONE
+    return DIFFERS if row.beyond_random.p_holm < _LEVEL else ALIKE
 
 
-def grid_tables(grid: Mapping[str, Any]) -> Iterator[Table]:
+def grid_tables(grid: TableResult) -> Iterator[Table]:
     """Delta for every N1 (down) and N2 (across), one table for each deactivated part; the highest is marked."""
     for off, rows in grid_settings(grid).items():
-        first, last = (sorted({row[name] for row in rows}) for name in ("understanding", "generation"))
-        deltas = {row["delta"] for row in rows}
+        first, last = sorted({row.understanding or 0 for row in rows}), sorted({row.generation or 0 for row in rows})
+        deltas = {row.delta for row in rows}
         best = max(deltas) if len(deltas) > 1 else None
-        cells = {
-            (r["understanding"], r["generation"]): f"{r['delta']:+.1f}{'*' if r['delta'] == best else ' '}"
-            for r in rows
+        values = {
+            (row.understanding, row.generation): f"{row.delta:+.1f}{'*' if row.delta == best else ' '}" for row in rows
         }
-        shown = tuple((str(n1), *(cells.get((n1, n2), "") for n2 in last)) for n1 in first)
-        name = f"grid-{grid['table']}-{slug(grid['task']['name'])}-{slug('-'.join(off))}"
+        shown = tuple((str(n1), *(values.get((n1, n2), "") for n2 in last)) for n1 in first)
+        name = f"{table_name(grid)}-{slug('-'.join(off))}"
         title, note = f"Off: {', '.join(off)}", "Δ in points for N1 (down) and N2 (across); * the highest."
         yield Table(name, title, ("N1", *(f"N2 = {n}" for n in last)), shown, 1, note, tuple(map(_record, rows)))
 
 
-def grid_settings(grid: Mapping[str, Any]) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
+def grid_settings(grid: TableResult) -> dict[tuple[str, ...], list[DeltaRow]]:
     """{which parts are off: its rows}."""
-    settings: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for row in grid["rows"]:
-        off = tuple(title for stage, title in zip(STAGES, STAGE_TITLES, strict=True) if row[stage])
-        settings.setdefault(off, []).append(row)
+    settings: dict[tuple[str, ...], list[DeltaRow]] = {}
+    for row in grid.rows:
+        settings.setdefault(parts_off(row), []).append(row)
     return settings
 
 
-def _record(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A result row as flat values: an interval as two, a list as words, an object as its fields."""
-    flat: dict[str, Any] = {}
+def parts_off(row: DeltaRow) -> tuple[str, ...]:
+    """The titles of the parts that a row switches off."""
+    return tuple(title for title, off in zip(STAGE_TITLES, row.off, strict=True) if off)
+
+
+def _record(row: DeltaRow | TuningRow) -> dict[str, object]:
+    """A result row as flat values."""
+    return _flat(msgspec.to_builtins(row))
+
+
+def _flat(row: Mapping[str, object]) -> dict[str, object]:
+    """An interval as two values, a list as words, an object as its fields."""
+    flat: dict[str, object] = {}
     for key, value in row.items():
         if key.endswith("ci95"):
-            flat[f"{key}_low"], flat[f"{key}_high"] = value
+            flat[f"{key}_low"], flat[f"{key}_high"] = value if isinstance(value, list | tuple) else (None, None)
         elif isinstance(value, Mapping):
-            flat |= {f"{key}_{inner}": x for inner, x in _record(value).items()}
+            flat |= {f"{key}_{inner}": x for inner, x in _flat(value).items()}
         else:
             flat[key] = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
     return flat
 
 
-def language_table(results: Mapping[str, Any]) -> Table:
+def language_table(run: RunResults) -> Table:
     """A run's change of held-out loss by language."""
-    seeds = results["made_by"]["settings"]["seeds"]
+    seeds = run.provenance.settings.seeds
     columns = ("language", "neurons", "share", "own", "en", "times", f"random ({seeds})", "times", *STAGE_TITLES)
-    rows, records = [], []
-    for language, row in results["languages"].items():
-        everywhere, random = row["everywhere"], row["random"]
-        rows.append(
-            (
-                name_of(language),
-                f"{row['neurons']:,}",
-                f"{100 * row['share']:.2f}%",
-                f"{everywhere['own']:+.2f}",
-                f"{everywhere['english']:+.2f}",
-                _ratio(row.get("own_to_english")),
-                f"{random['own_mean']:+.2f} ±{_spread(random['own']):.2f}",
-                _ratio(row.get("own_to_random")),
-                *(f"{row[s]['own']:+.2f}/{row[s]['english']:+.2f}" for s in STAGES),
-            )
-        )
-        changes = {f"{k}_{at}": row[k][at] for k in ("everywhere", *STAGES) for at in ("own", "english")}
-        random_means = {f"random_{at}": random[f"{at}_mean"] for at in ("own", "english")}
-        size = {"language": language, "neurons": row["neurons"], "share": row["share"]}
-        records.append(size | changes | random_means)
+    rows = tuple(_language_row(language, row) for language, row in run.languages.items())
+    records = tuple(_language_record(language, row) for language, row in run.languages.items())
     title = "Change of held-out loss, nats per token, with a language's own neurons off"
+    spread = ", mean and standard deviation over the sets" if seeds >= MIN_SEEDS else ", mean over the sets"
     note = (
-        "own: in the language itself; en: in English; random: with as many random neurons off, mean and spread over "
-        "seeds; times: how many times the rise of English, and of random. Under to Gen: own/en with the neurons of one "
-        "stage off."
+        f"own: in the language itself; en: in English; random: with as many random neurons off{spread}; times: how "
+        "many times the rise of English, and of random. Under to Gen: own/en with the neurons of one stage off."
     )
-    return Table("loss-by-language", title, columns, tuple(rows), note=note, records=tuple(records))
+    return Table("loss-by-language", title, columns, rows, note=note, records=records)
 
 
-def _spread(values: Sequence[float]) -> float:
-    """Standard deviation over seeds; 0 for a single one."""
-    mean = sum(values) / len(values)
-    return (sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)) ** 0.5
+def stage_changes(row: LanguageChange) -> tuple[Change, Change, Change, Change]:
+    """In the order of STAGE_TITLES."""
+    return row.under, row.s_attn, row.s_ffn, row.gen
+
+
+def _language_row(language: str, row: LanguageChange) -> tuple[str, ...]:
+    spread = f" ±{np.std(row.random.own, ddof=1):.2f}" if len(row.random.own) >= MIN_SEEDS else ""
+    return (
+        name_of(language),
+        f"{row.neurons:,}",
+        f"{100 * row.share:.2f}%",
+        f"{row.everywhere.own:+.2f}",
+        f"{row.everywhere.english:+.2f}",
+        _ratio(row.own_to_english),
+        f"{row.random.own_mean:+.2f}{spread}",
+        _ratio(row.own_to_random),
+        *(f"{change.own:+.2f}/{change.english:+.2f}" for change in stage_changes(row)),
+    )
+
+
+def _language_record(language: str, row: LanguageChange) -> dict[str, object]:
+    changes = dict(
+        zip(("everywhere", "under", "s_attn", "s_ffn", "gen"), (row.everywhere, *stage_changes(row)), strict=True)
+    )
+    record: dict[str, object] = {"language": language, "neurons": row.neurons, "share": row.share}
+    for name, change in changes.items():
+        record |= {f"{name}_own": change.own, f"{name}_english": change.english}
+    return record | {"random_own": row.random.own_mean, "random_english": row.random.english_mean}
 
 
 def _ratio(times: float | None) -> str:
-    return "–" if times is None else f"{times:.1f}"
+    return NONE if times is None else f"{times:.1f}"
 
 
-def tuning_tables(study: Mapping[str, Any]) -> Iterator[Table]:
+def tuning_tables(tuning: EnhanceResults) -> Iterator[Table]:
     """Table 6: each measure at each number of documents, before and after tuning."""
-    for task in measures(study):
-        rows = [row for row in study["rows"] if row["task"] == task]
-        for count in sorted({row["documents"] for row in rows}):
-            yield _tuning_table(study["original"].get(task, {}), [row for row in rows if row["documents"] == count])
+    for measure in measures(tuning):
+        rows = [row for row in tuning.rows if row.task == measure]
+        for count in sorted({row.documents for row in rows}):
+            yield _tuning_table(tuning.original.get(measure, {}), [row for row in rows if row.documents == count])
 
 
-def measures(study: Mapping[str, Any]) -> list[str]:
-    """What a study measured: the held-out loss, then tasks."""
-    return list(dict.fromkeys(row["task"] for row in study["rows"]))
+def measures(tuning: EnhanceResults) -> list[str]:
+    """What models were measured on: the held-out loss, then tasks."""
+    return list(dict.fromkeys(row.task for row in tuning.rows))
 
 
 def score_of(measure: str) -> str:
@@ -216,81 +249,83 @@ def score_of(measure: str) -> str:
     return "minus nats per token" if measure == HELD_OUT_LOSS else "points"
 
 
-def _tuning_table(original: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> Table:
-    task, documents = rows[0]["task"], rows[0]["documents"]
-    digits = 3 if task == HELD_OUT_LOSS else 1
-    languages = list(dict.fromkeys(row["language"] for row in rows))
-    before = (f"{original[lang]:.{digits}f}" if lang in original else "–" for lang in (ENGLISH, *languages))
+def _tuning_table(original: Mapping[str, float], rows: Sequence[TuningRow]) -> Table:
+    measure, documents = rows[0].task, rows[0].documents
+    digits = 3 if measure == HELD_OUT_LOSS else 1
+    languages = list(dict.fromkeys(row.language for row in rows))
+    before = (f"{original[lang]:.{digits}f}" if lang in original else NONE for lang in (ENGLISH, *languages))
     shown: list[tuple[str, ...]] = [("Original", *before, "")]
     for kind in ("random", "lang-spec"):
-        of_kind = {row["language"]: row for row in rows if row["neurons"] == kind}
+        of_kind = {row.language: row for row in rows if row.neurons == kind}
         if of_kind:
             shown += _tuned_rows(of_kind, languages, digits)
     note = (
-        "change: from the original, with its 95% interval, paired over items; beyond Random: how much more its own "
-        "neurons bring a language than as many random ones. Means over seeds; English and others over all tuned models."
+        "change: from the original, with its 95% interval over items; beyond Random: how much more its own neurons "
+        f"bring a language than as many random ones, with an interval where there are {MIN_SEEDS} seeds of each. Means "
+        "over seeds; English and others over all tuned models."
     )
-    title = f"Table 6: {task} ({score_of(task)}, higher is better), {documents} documents per language"
+    title = f"Table 6: {measure} ({score_of(measure)}, higher is better), {documents} documents per language"
     columns = ("Method", *map(name_of, (ENGLISH, *languages)), "others")
-    name = f"table-6-{slug(task)}-{documents}"
+    name = f"table-6-{slug(measure)}-{documents}"
     return Table(name, title, columns, tuple(shown), 1, note, tuple(map(_record, rows)))
 
 
-def _tuned_rows(of_kind: Mapping[str, Mapping[str, Any]], languages: Sequence[str], digits: int) -> Iterator[Any]:
+def _tuned_rows(of_kind: Mapping[str, TuningRow], languages: Sequence[str], digits: int) -> Iterator[tuple[str, ...]]:
     """The scores of the models tuned in one way, {language: row}, their changes, and what lies beyond random."""
 
-    def cells(changes: Sequence[tuple[float, Sequence[float]] | None]) -> Iterator[str]:
-        for change in changes:
-            yield f"{change[0]:+.{digits}f} ({_interval(change[1], digits)})" if change else "–"
+    def changes(values: Sequence[tuple[float, Interval | None] | None]) -> Iterator[str]:
+        for value in values:
+            if value is None:
+                yield NONE
+            else:
+                interval = "" if value[1] is None else f" ({interval_text(value[1], digits)})"
+                yield f"{value[0]:+.{digits}f}{interval}"
 
     rows = [of_kind.get(lang) for lang in languages]
-    there = list(of_kind.values())
-    others = [row["delta_others"] for row in there if row.get("delta_others") is not None]
-    scores = [f"{row['n_eng']:.{digits}f}" if row else "–" for row in rows]
-    yield (_neuron(there[0]), f"{_mean(row['eng'] for row in there):.{digits}f}", *scores, "")
-    changes = [(row["delta_n_eng"], row["delta_n_eng_ci95"]) if row else None for row in rows]
-    english = f"{_mean(row['delta_eng'] for row in there):+.{digits}f}"
-    yield ("  change", english, *cells(changes), f"{_mean(others):+.{digits}f}" if others else "")
-    beyond = [row.get("own_beyond_random") if row else None for row in rows]
+    existing = list(of_kind.values())
+    others = [row.delta_others for row in existing if row.delta_others is not None]
+    scores = [f"{row.n_eng:.{digits}f}" if row else NONE for row in rows]
+    yield (kind_title(existing[0].neurons), f"{_mean(row.eng for row in existing):.{digits}f}", *scores, "")
+    english = f"{_mean(row.delta_eng for row in existing):+.{digits}f}"
+    own = changes([(row.delta_n_eng, row.delta_n_eng_ci95) if row else None for row in rows])
+    yield ("  change", english, *own, f"{_mean(others):+.{digits}f}" if others else "")
+    beyond = [row.own_beyond_random if row else None for row in rows]
     if any(beyond):
-        yield ("  beyond Random", "", *cells([(b["change"], b["ci95"]) if b else None for b in beyond]), "")
+        yield ("  beyond Random", "", *changes([(b.change, b.ci95) if b else None for b in beyond]), "")
 
 
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def slug(text: str) -> str:
-    """A file's name for a measure's."""
-    return "".join(sign if sign.isalnum() else "-" for sign in text.lower())
+def kind_title(neurons: Neurons) -> str:
+    return "Random" if neurons == "random" else "Lang-Spec"
 
 
-def _neuron(row: Mapping[str, Any]) -> str:
-    return "Random" if row["neurons"] == "random" else "Lang-Spec"
-
-
-def _interval(interval: Sequence[float], digits: int) -> str:
+def interval_text(interval: Interval | None, digits: int) -> str:
+    if interval is None:
+        return NONE
     low, high = interval
     return f"{low:+.{digits}f} to {high:+.{digits}f}"
 
 
-def lens_shares(lens: Mapping[str, Any], off: bool = False) -> dict[str, Mapping[str, Any]]:
+def lens_shares(lens: LensResults, off: bool = False) -> dict[str, LensShares]:
     """{prompt language: its shares}, of the original model or with the language's own neurons off."""
-    return {s["language"]: s for s in lens["shares"] if bool(s["neurons_off"]) == off}
+    return {s.language: s for s in lens.shares if bool(s.neurons_off) == off}
 
 
-def own_english_rest(lens: Mapping[str, Any], shares: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def own_english_rest(lens: LensResults, shares: LensShares) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """By layer, the shares of the prompt's language, of English, and of what has no label: float64 [layers + 1] each.
     Zeros where a language is not among the columns."""
-    columns, top = lens["labels"]["columns"], np.asarray(shares["top_k"])
+    columns, top = lens.labels.columns, np.asarray(shares.top_k)
 
     def share(*names: str) -> np.ndarray:
         return top[:, [columns.index(n) for n in names if n in columns]].sum(axis=1)
 
-    return share(shares["language"]), share(ENGLISH), share(*REST)
+    return share(shares.language), share(ENGLISH), share(*REST)
 
 
-def lens_table(lens: Mapping[str, Any]) -> Table:
+def lens_table(lens: LensResults) -> Table:
     """Own language, English and unlabelled share by layer, for the prompts of each language, in percent."""
     parts = {lang: own_english_rest(lens, shares) for lang, shares in lens_shares(lens).items()}
     layers = len(next(iter(parts.values()))[0])
@@ -298,11 +333,11 @@ def lens_table(lens: Mapping[str, Any]) -> Table:
         (str(layer), *("/".join(f"{100 * part[layer]:.0f}" for part in shares) for shares in parts.values()))
         for layer in range(layers)
     ]
-    top, columns = lens["settings"]["top"], lens["labels"]["columns"]
+    top, columns = lens.provenance.settings.top, lens.labels.columns
     records = [
-        {"prompt": s["language"], "neurons_off": s["neurons_off"], "layer": layer}
-        | dict(zip(columns, s["top_k"][layer], strict=True))
-        for s in lens["shares"]
+        {"prompt": s.language, "neurons_off": s.neurons_off, "layer": layer}
+        | dict(zip(columns, s.top_k[layer], strict=True))
+        for s in lens.shares
         for layer in range(layers)
     ]
     note = (
@@ -313,11 +348,11 @@ def lens_table(lens: Mapping[str, Any]) -> Table:
     return Table("languages-by-layer", "Languages by layer", ("layer", *names), tuple(rows), 1, note, tuple(records))
 
 
-def lens_sentence(lens: Mapping[str, Any]) -> str:
+def lens_sentence(lens: LensResults) -> str:
     """What the layer figure shows, counted and not wished for."""
     shares = {lang: own_english_rest(lens, s) for lang, s in lens_shares(lens).items() if lang != ENGLISH}
-    top = lens["settings"]["top"]
-    if not shares or ENGLISH not in lens["labels"]["columns"]:
+    top = lens.provenance.settings.top
+    if not shares or ENGLISH not in lens.labels.columns:
         return "The figure has no language beside English to compare with English."
     peaks = {lang: int(np.argmax(english)) for lang, (_, english, _) in shares.items()}
     leads = [lang for lang, (own, english, _) in shares.items() if english[peaks[lang]] > own[peaks[lang]]]
@@ -366,17 +401,17 @@ def counts_table(loaded: LoadedResults) -> Table:
 
 def overlap_table(loaded: LoadedResults) -> Table:
     """Shared neurons and Jaccard index of each two languages."""
-    found = overlap(loaded.shared_basis)
+    shared = overlap(loaded.overlap_sets)
     rows, records = [], []
-    for i, language in enumerate(found.languages):
-        pairs = [(int(found.shared[i, j]), float(found.jaccard[i, j])) for j in range(len(found.languages))]
+    for i, language in enumerate(shared.languages):
+        pairs = [(int(shared.shared[i, j]), float(shared.jaccard[i, j])) for j in range(len(shared.languages))]
         rows.append((name_of(language), *(f"{n:,} ({100 * x:.0f}%)" for n, x in pairs)))
         records += [
             {"language": language, "other": other, "shared": n, "jaccard": x}
-            for other, (n, x) in zip(found.languages, pairs, strict=True)
+            for other, (n, x) in zip(shared.languages, pairs, strict=True)
         ]
-    columns = ("language", *map(name_of, found.languages))
-    note = f"{loaded.basis_note} Shared neurons, and in brackets the Jaccard index: shared over the union."
+    columns = ("language", *map(name_of, shared.languages))
+    note = f"{loaded.overlap_note} Shared neurons, and in brackets the Jaccard index: shared over the union."
     return Table("overlap", "What languages share", columns, tuple(rows), 1, note, tuple(records))
 
 

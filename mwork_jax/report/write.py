@@ -19,17 +19,17 @@ from mwork_jax.runtime.files import write_text
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """All that a folder's loaded show. In a notebook it shows the page."""
+    """All that a folder's results show. In a notebook it shows the page."""
 
-    loaded: LoadedResults
+    results: LoadedResults
 
     @cached_property
     def sections(self) -> list[Section]:
-        return list(sections(self.loaded))
+        return list(sections(self.results))
 
     @cached_property
     def tables(self) -> dict[str, Table]:
-        return {table.name: table for table in all_tables(self.loaded)}
+        return {table.name: table for table in all_tables(self.results)}
 
     @cached_property
     def drawings(self) -> dict[str, Drawing]:
@@ -37,7 +37,7 @@ class Report:
 
     @cached_property
     def html(self) -> str:
-        return page(self.loaded, self.sections)
+        return page(self.results, self.sections)
 
     def _repr_html_(self) -> str:
         inside = html.escape(self.html, quote=True)
@@ -45,10 +45,13 @@ class Report:
 
     def write(self) -> Path:
         """Writes `report.html` into the folder, each figure as `figures/NAME.svg` and each table as `figures/NAME.csv`.
-        Returns the page's path. Everything is made before anything is written."""
+        Returns the page's path. Everything is made before anything is written. Raises InputError for a `figures` that
+        is a link, since what is written stays inside the folder."""
         files = {f"{name}.svg": drawing.plain + "\n" for name, drawing in self.drawings.items()}
         files |= {f"{name}.csv": table.csv() for name, table in self.tables.items()}
-        text, folder = self.html, self.loaded.folder
+        text, folder = self.html, self.results.folder
+        if (folder / "figures").is_symlink():
+            raise InputError(f"{folder / 'figures'}: a link; a folder is needed, or nothing of that name")
         page = folder / "report.html"
         earlier = page.read_text(encoding="utf-8", errors="replace") if page.exists() else ""
         for name, content in files.items():

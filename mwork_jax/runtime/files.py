@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import hashlib
 import json
 import os
+import platform
+import re
+import secrets
+import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -20,45 +27,99 @@ from mwork_jax.errors import InputError
 from mwork_jax.runtime.distributed import is_first
 
 _ABANDONED = 3600.0  # seconds since the last byte was written
-_EXTREME = "JSON that cannot be read; it should be nested less deeply, its numbers have fewer digits"
+_PART = re.compile(r"\..*\.mwork-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.part")  # as `temporary_folder` names them
+_LONGEST_STEM = 100  # bytes of a file's name that its temporary folder's name repeats: names have 255 at most
+_MOST_DIGITS = 308  # a whole number of more is no float, and not one of the numbers that our files hold
+_EXTREME = (
+    f"JSON that cannot be read; it should be nested less deeply, its whole numbers have {_MOST_DIGITS} digits at most"
+)
+_HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes when it does not. Of
-    several processes the first alone writes; what another would write vanishes."""
+    """A temporary path that becomes `path` when the block ends well, and vanishes when it does not. Of several
+    processes the first alone writes; what another would write vanishes."""
     path = Path(path)
     if not is_first():
         with tempfile.TemporaryDirectory(prefix="mwork-") as folder:
             yield Path(folder) / path.name
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    # In a folder of its own, because writers such as safetensors have temporary files themselves.
+    with temporary_folder(path.parent, path.name) as folder:
+        temporary = folder / path.name
+        # The kernel applies the umask, which this process cannot read without changing it for its other threads.
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+        os.close(handle)
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, mode)  # safetensors puts a file of its own in the place of this one
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def temporary_folder(inside: str | Path, name: str) -> Iterator[Path]:
+    """A new hidden folder for `name` in the folder `inside`, which is made where it is missing. It is removed at the
+    end of the block or, where the process is killed, by whoever next writes to `inside`."""
+    inside = Path(inside)
+    inside.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned_once(inside.absolute())
+    stem = name.encode()[:_LONGEST_STEM].decode(errors="ignore")
+    folder = inside / f".{stem}.mwork-{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.part"
+    folder.mkdir()
+    try:
+        yield folder
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _machine() -> str:
+    """A short name for what process ids are unique in: a machine since it was started, or a container on it."""
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
 def remove_abandoned(folder: str | Path) -> None:
-    """Removes temporary files of processes that were killed: those so old that nobody can be writing them still."""
-    now = time.time()
-    for path in Path(folder).glob(".*.part"):
-        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
-            if now - path.stat().st_mtime > _ABANDONED:
-                path.unlink()
+    """Removes what killed processes of this package have left half written in `folder`: that whose process has ended,
+    and what is so old that nobody can be writing it still. Files of others are left alone."""
+    with contextlib.suppress(OSError):  # no such folder, or one that cannot be listed
+        for path in sorted(Path(folder).iterdir()):
+            match = _PART.fullmatch(path.name)
+            if match and (_ended(match[1], int(match[2])) or time.time() - _last_written(path) > _ABANDONED):
+                with contextlib.suppress(OSError):  # its writer has just finished, or it is another user's
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+_remove_abandoned_once = functools.cache(remove_abandoned)  # once in this process for each folder that it writes to
+
+
+def _ended(machine: str, process: int) -> bool:
+    """Whether a process is known to have ended: of other machines, nothing is known."""
+    if machine != _machine() or os.name != "posix":
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):  # another user's; no process id
+        return False
+    return False
+
+
+def _last_written(path: Path) -> float:
+    """When the file, or the newest file within the folder, was written to; now where it has gone."""
+    try:
+        within = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+        return max(p.lstat().st_mtime for p in (path, *within))
+    except OSError:
+        return time.time()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -93,18 +154,65 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file. Raises InputError where the file cannot be read or is not JSON."""
-    text = read_text(path)
+    """The value in a JSON file. Raises InputError where the file cannot be read, and as `parse_json` does."""
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text. Raises InputError, which begins with `where`, for what is not JSON and for what is,
+    but cannot be right: NaN and infinity (also as 1e999), whole numbers of more than 308 digits, a name that an object
+    has twice, half a surrogate pair, which no UTF-8 file can hold."""
     try:
-        return json.loads(text)
+        value = json.loads(
+            text, parse_constant=_refused, parse_int=_whole, parse_float=_finite, object_pairs_hook=_object
+        )
+        if _HALF_A_PAIR.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+        line = f"line {error.lineno}: " if "\n" in text.strip() else ""
+        raise InputError(f"{where}: not valid JSON ({line}{error.msg})") from None
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(error.object[error.start]):04X}"
+        raise InputError(f"{where}: half a surrogate pair ({half}) stands in a text; both halves are needed") from None
+    except _Wrong as error:
+        raise InputError(f"{where}: {error}") from None
     except (RecursionError, ValueError):
-        raise InputError(f"{path}: {_EXTREME}") from None
+        raise InputError(f"{where}: {_EXTREME}") from None
+    return value
+
+
+class _Wrong(ValueError):
+    """What is JSON, or read as such by Python, but cannot be right."""
+
+
+def _refused(name: str) -> Any:
+    raise _Wrong(f"{name} is not a number that JSON has; a finite number or null is needed")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(digits)
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise _Wrong(f"the number {digits:.40} is too large for a float")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Wrong(f"{twice!r:.80} is twice in one object; which of the two holds cannot be known")
+    return value
 
 
 def read_jsonl(path: str | Path) -> list[tuple[int, dict]]:
-    """(line number, object) for each line of a JSONL file that is not empty.
+    """(line number, object) for each line of a JSONL file that is not empty. Raises InputError as `read_json` does.
 
     Lines end in a line feed only: JSON strings may hold other separators, such as U+2028, as they are.
     """
@@ -112,12 +220,7 @@ def read_jsonl(path: str | Path) -> list[tuple[int, dict]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not valid JSON ({error.msg})") from None
-        except (RecursionError, ValueError):
-            raise InputError(f"{path}:{number}: {_EXTREME}") from None
+        row = parse_json(line, f"{path}:{number}")
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: a JSON object is needed on each line")
         rows.append((number, row))
@@ -127,8 +230,8 @@ def read_jsonl(path: str | Path) -> list[tuple[int, dict]]:
 def output_folder(path: str | Path) -> Path:
     """The path, if a folder is or can be made there and written to; else InputError. Makes nothing yet."""
     path = Path(path)
-    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return path
-    reason = "no permission" if there.is_dir() else f"{there} is not a folder"
+    reason = "no permission" if existing.is_dir() else f"{existing} is not a folder"
     raise InputError(f"{path}: cannot write there ({reason}); choose another output folder with --out")

@@ -93,10 +93,10 @@ def _theirs(hf: Mapping[str, Any], ids: np.ndarray) -> dict[str, Any]:
     """Hugging Face's forward pass in the dtype that is faster for it, and the published algorithm where it has room."""
     calls = {dtype: partial(_hf_forward, model, ids) for dtype, model in hf.items()}
     best = fastest(calls)
-    found: dict[str, Any] = {"hf_seconds": seconds(calls[best]), "hf_dtype": best}
+    result: dict[str, Any] = {"hf_seconds": seconds(calls[best]), "hf_dtype": best}
     if ids.shape[1] <= _PUBLISHED:
-        found["published_seconds_per_document"] = seconds(partial(_published, hf["float32"], ids[:1]))
-    return found
+        result["published_seconds_per_document"] = seconds(partial(_published, hf["float32"], ids[:1]))
+    return result
 
 
 def _tokens(model: Any) -> np.ndarray:
@@ -106,8 +106,8 @@ def _tokens(model: Any) -> np.ndarray:
 
 
 def _scores(model: Any, ids: np.ndarray) -> Callable[[], Any]:
-    counted = np.ones(ids.shape, np.float32)
-    return lambda: jax.block_until_ready(importance_batch(model.decoder, ids, counted))
+    token_mask = np.ones(ids.shape, np.float32)
+    return lambda: jax.block_until_ready(importance_batch(model.decoder, ids, token_mask))
 
 
 def _forward(model: Any, ids: np.ndarray) -> Callable[[], Any]:

@@ -51,7 +51,7 @@ def _compared(theirs: str, ours: str, tokens: Path, rounds: int) -> dict[str, An
         for side in sides.values():
             side.step()
         times = [(sides[ours].step(), sides[theirs].step()) for _ in range(rounds)]
-        said = {name: side.finish() for name, side in sides.items()}
+        reports = {name: side.finish() for name, side in sides.items()}
     finally:
         for side in sides.values():
             side.process.kill()
@@ -66,12 +66,12 @@ def _compared(theirs: str, ours: str, tokens: Path, rounds: int) -> dict[str, An
         "ratio": statistics.median(ratios),
         "ratio_min": ratios[0],
         "ratio_max": ratios[-1],
-        "ours_gib": said[ours]["peak_gib"],
-        "theirs_gib": said[theirs]["peak_gib"],
-        "memory_ratio": said[ours]["peak_gib"] / said[theirs]["peak_gib"],
-        "ours_trained": said[ours]["trained"],
-        "theirs_trained": said[theirs]["trained"],
-        "losses": {name: s["losses"] for name, s in said.items()},
+        "ours_gib": reports[ours]["peak_gib"],
+        "theirs_gib": reports[theirs]["peak_gib"],
+        "memory_ratio": reports[ours]["peak_gib"] / reports[theirs]["peak_gib"],
+        "ours_trained": reports[ours]["trained"],
+        "theirs_trained": reports[theirs]["trained"],
+        "losses": {name: s["losses"] for name, s in reports.items()},
     }
 
 
@@ -111,6 +111,7 @@ def _documents(rows: int, time: int) -> np.ndarray:
     from mwork_jax.corpus import own_corpus
 
     tokenizer = mw.load_model(MODEL, dtype="bfloat16").tokenizer
+    assert tokenizer is not None, "the packaged model has one"
     ids = [i for text in own_corpus("de").detection for i in tokenizer(text)["input_ids"][1:]]
     return np.resize(np.asarray(ids, np.int32), (rows, time))
 
@@ -123,9 +124,11 @@ def _neurons(config: Any, seed: int = 0) -> Any:
 
 
 def _rates() -> Any:
+    import jax.numpy as jnp
+
     from mwork_jax.enhance.optimizer import Rates
 
-    return Rates(*(np.float32(x) for x in (1e-3, 1000, 0.05, 0.01, 0.3)))
+    return Rates(*(jnp.float32(x) for x in (1e-3, 1000, 0.05, 0.01, 0.3)))
 
 
 def _packed(tokens: np.ndarray) -> Any:
@@ -208,13 +211,13 @@ def _decoder() -> Any:
     """The model without its tokenizer, which no side needs and which takes memory."""
     import jax.numpy as jnp
 
-    from mwork_jax.config import ModelConfig
+    from mwork_jax.families import config_from_hf
     from mwork_jax.load.assemble import assemble
     from mwork_jax.load.gguf_file import GGUFCheckpoint
     from mwork_jax.load.packaged import packaged_gguf
 
     checkpoint = GGUFCheckpoint(packaged_gguf(MODEL))
-    config = ModelConfig.from_hf(checkpoint.hf_config(), where=MODEL)
+    config = config_from_hf(checkpoint.hf_config(), where=MODEL)
     return assemble(config, checkpoint, jnp.float32, lambda name, array: jnp.asarray(array))
 
 
@@ -240,10 +243,10 @@ def _torch_masked(tokens: np.ndarray) -> tuple[Step, int]:
     import torch
 
     hf = _torch_model()
-    from mwork_jax.config import ModelConfig
+    from mwork_jax.families import config_from_hf
 
     config = hf.config.to_dict() | {"architectures": None}
-    neurons = _neurons(ModelConfig.from_hf({k: v for k, v in config.items() if v is not None}))
+    neurons = _neurons(config_from_hf({k: v for k, v in config.items() if v is not None}))
     masks: dict[str, Any] = {}
     names = {
         "attn_q": ("self_attn.q_proj",), "attn_k": ("self_attn.k_proj",), "attn_v": ("self_attn.v_proj",),
@@ -251,9 +254,9 @@ def _torch_masked(tokens: np.ndarray) -> tuple[Step, int]:
     }  # fmt: skip
     for group, parts in names.items():
         for layer, members in enumerate(neurons.groups[group]):
-            chosen = torch.from_numpy(np.array(members, np.float32))
+            mask = torch.from_numpy(np.array(members, np.float32))
             for part in parts:
-                masks[f"model.layers.{layer}.{part}.weight"] = chosen if group == "ffn_down" else chosen[:, None]
+                masks[f"model.layers.{layer}.{part}.weight"] = mask if group == "ffn_down" else mask[:, None]
 
     def mask_gradients() -> None:
         for name, parameter in hf.named_parameters():
@@ -266,7 +269,7 @@ def _torch_masked(tokens: np.ndarray) -> tuple[Step, int]:
 
 def _lora(tokens: np.ndarray) -> tuple[Step, int]:
     """LoRA on all linear layers."""
-    import peft
+    import peft  # pyright: ignore[reportMissingImports]  # only with the extra `bench`
 
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     hf = peft.get_peft_model(_torch_model(), peft.LoraConfig(r=LORA_RANK, target_modules=targets))
@@ -302,7 +305,7 @@ def _side(name: str, tokens: np.ndarray) -> tuple[Step, int]:
 
 def main() -> None:
     """One side: makes a step for each line "step", says what it took, and at "finish" what it needed."""
-    say, sys.stdout = sys.stdout, sys.stderr
+    answers, sys.stdout = sys.stdout, sys.stderr
     step, trained = _side(sys.argv[1], np.load(sys.argv[2]))
     losses = []
     for request in sys.stdin:
@@ -310,11 +313,11 @@ def main() -> None:
             # Not ru_maxrss, which begins with what the process that started this one had.
             status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
             peak = int(status["VmHWM"].split()[0]) / 2**20
-            print(json.dumps({"peak_gib": peak, "trained": trained, "losses": losses}), file=say, flush=True)
+            print(json.dumps({"peak_gib": peak, "trained": trained, "losses": losses}), file=answers, flush=True)
             return
         begin = time.perf_counter()
         losses.append(step())
-        print(json.dumps({"seconds": time.perf_counter() - begin}), file=say, flush=True)
+        print(json.dumps({"seconds": time.perf_counter() - begin}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.models import SMOLLM2, finished, torch_model
 from benchmarks.pairing import fastest, paired
-from mwork_jax.config import ModelConfig
+from mwork_jax.families import config_from_hf
 from mwork_jax.model.decoder import Decoder, forward_decoder
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
 
@@ -19,7 +19,7 @@ from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
 def rows(rounds: int) -> Iterator[dict[str, Any]]:
     """The masked forward pass against Hugging Face PyTorch without a mask, each side in the dtype that is faster for
     it."""
-    config = ModelConfig.from_hf(SMOLLM2)
+    config = config_from_hf(SMOLLM2)
     decoders = {d: Decoder.random(config, jax.random.key(0), d) for d in ("float32", "bfloat16")}
     theirs = {d: torch_model(config, decoders["float32"], d) for d in decoders}
     rng = np.random.default_rng(0)

@@ -114,7 +114,7 @@ def ceilings(rounds: int) -> dict[str, float]:
 
 
 def arguments(model: Heads, batch: int, length: int, spread: float) -> tuple[jax.Array, ...]:
-    """Random queries and keys, RoPE's tables, all rows counted, no window."""
+    """Random queries and keys, RoPE's tables, all tokens counted, no window."""
     keys = jax.random.split(jax.random.key(0))
     q = spread * jax.random.normal(keys[0], (batch, length, model.heads, model.size), jnp.float32)
     k = jax.random.normal(keys[1], (batch, length, model.groups, model.size), jnp.float32)
@@ -129,14 +129,14 @@ def _row(model: Heads, length: int, form: str, rounds: int) -> dict[str, Any]:
     calls = {"kernel": jax.jit(partial(qk_importance, scale=model.size**-0.5))}
     if length == LENGTHS[0]:  # made for CPUs: slow on others
         calls["xla"] = jax.jit(partial(qk_importance, scale=model.size**-0.5, implementation="xla"))
-    found, row = {}, {"benchmark": "kernels", **model._asdict(), "batch": batch, "length": length, "form": form}
+    results, row = {}, {"benchmark": "kernels", **model._asdict(), "batch": batch, "length": length, "form": form}
     for name, call in calls.items():
-        found[name] = call(*args)
+        results[name] = call(*args)
         row[f"{name}_seconds"] = _typical(partial(call, *args), rounds)
     changes = 2 * batch * model.heads * model.size * length * (length + 1) // 2
     row["changes_per_second"] = changes / row["kernel_seconds"]
-    if "xla" in found:
-        of_both = zip(found["kernel"], found["xla"], strict=True)
+    if "xla" in results:
+        of_both = zip(results["kernel"], results["xla"], strict=True)
         row["difference"] = max(float(jnp.max(jnp.abs(a - b) / b)) for a, b in of_both)
         if not row["difference"] < _AGREES:
             raise ValueError(f"{row}: the kernel and XLA differ by more than {_AGREES}")
@@ -168,8 +168,6 @@ def _typical(call: Callable[[], Any], rounds: int) -> float:
     repeats = max(1, min(20, int(0.02 / once)))
 
     def several() -> None:
-        for _ in range(repeats):
-            found = call()
-        jax.block_until_ready(found)
+        jax.block_until_ready([call() for _ in range(repeats)][-1])
 
     return statistics.median(seconds(several) / repeats for _ in range(rounds))

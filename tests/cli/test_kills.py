@@ -1,4 +1,4 @@
-"""A sweep killed again and again at random moments ends in the same results, to the byte."""
+"""A table killed again and again at random moments ends in the same results, to the byte."""
 
 import json
 import os
@@ -11,29 +11,40 @@ import time
 import pytest
 
 from mwork_jax.cli import main
+from support.paths import ROOT
 
 KILLS = int(os.environ.get("MWORK_KILLS", "4"))  # MWORK_KILLS=30 for the whole check
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_killed_at_random_moments(tiny_folder, tmp_path):
     run = ("--languages", "en,de,th", "--documents", "2", "--held-out", "1", "--seeds", "1", "--rule", "top_k:20")
     neurons = tmp_path / "neurons"
     assert main(["run", "--model", str(tiny_folder), "--out", str(neurons), *run]) == 0
     settings = ("--table", "4", "--languages", "en,de,th", "--items", "3", "--seeds", "2", "--dtype", "float32")
 
-    def command(out):
-        given = ("--model", tiny_folder, "--neurons", neurons, "--out", out, *settings)
-        return [sys.executable, "-m", "mwork_jax.cli", "evaluate", *map(str, given)]
+    # The same command in folders of their own, as results hold the command.
+    given = ("--model", tiny_folder, "--neurons", neurons, "--out", "out", *settings)
+    command = [sys.executable, "-m", "mwork_jax.cli", "evaluate", *map(str, given)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-    subprocess.run(command(tmp_path / "first"), check=True, capture_output=True)  # compiles for those that come after
+    def finish(name):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        subprocess.run(command, check=True, capture_output=True, cwd=folder, env=environment)
+        return (folder / "out" / "results.json").read_bytes()
+
+    first = finish("first")  # compiles for those that come after
     begin = time.monotonic()
-    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    assert finish("whole") == first
     whole = time.monotonic() - begin
-    assert (tmp_path / "first" / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
-    draw, out, killed = random.Random(0), tmp_path / "killed", 0
+    draw, out, killed = random.Random(0), tmp_path / "killed" / "out", 0
+    out.parent.mkdir()
     while killed < KILLS:
-        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=out.parent, env=environment
+        )
         try:
             process.wait(timeout=draw.uniform(0.2, 0.8) * whole)
         except subprocess.TimeoutExpired:
@@ -42,10 +53,9 @@ def test_killed_at_random_moments(tiny_folder, tmp_path):
             killed += 1
         else:  # it had time to finish: begin anew
             assert process.returncode == 0
-            assert (out / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+            assert (out / "results.json").read_bytes() == first
             for path in sorted(out.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
-    subprocess.run(command(out), check=True, capture_output=True)
-    assert (out / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+    assert finish("killed") == first
     for path in out.rglob("*.json"):
         json.loads(path.read_text())

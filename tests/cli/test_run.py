@@ -13,7 +13,8 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.cli import main
-from mwork_jax.report import text_report
+from mwork_jax.report import run_report
+from mwork_jax.results import RunResults, read_results
 
 QUICK = (
     "--languages",
@@ -48,12 +49,18 @@ def results(out):
 
 
 def test_results_say_what_made_them(finished, tiny_folder):
-    made = results(finished)["made_by"]
-    assert made["model"]["source"] == str(tiny_folder)
-    assert made["settings"]["languages"] == ["en", "de", "th"]
-    assert made["stages"] == {"layers": 4, "understanding": 1, "generation": 1}
-    assert made["versions"]["mwork-jax"] == mw.__version__
-    files = {"results.json", "table.txt", "report.html", "neurons", "scores", "cells", "figures"}
+    made = read_results(finished / "results.json")
+    assert isinstance(made, RunResults)
+    provenance = made.provenance
+    assert provenance.model.source == str(tiny_folder)
+    assert provenance.settings.languages == ("en", "de", "th")
+    assert made.stages == mw.StageSplit(4, 1, 1)
+    assert provenance.versions["mwork-jax"] == mw.__version__
+    assert provenance.command == ("mwork", "run", "--model", str(tiny_folder), "--out", str(finished), *QUICK)
+    assert provenance.data["de"].origin == "mwork-jax data, documents.de.jsonl"
+    assert provenance.data["de"].items == 5
+    assert made.neurons["de"].fingerprint == mw.NeuronSet.load(finished / "neurons" / "de.json").fingerprint
+    files = {"results.json", "table.txt", "report.html", "neurons", "scores", "cache", "figures"}
     assert {p.name for p in finished.iterdir()} == files
 
 
@@ -63,12 +70,21 @@ def test_rows_have_the_fields_others_rely_on(finished):
         "delta_n_eng", "delta", "delta_ci95", "n_items", "languages",
     }  # fmt: skip
     rows = results(finished)["rows"]
-    assert len(rows) == 6
+    assert len(rows) == 6, "random neurons everywhere, own ones everywhere and in each stage"
     for row in rows:
+        assert row["kind"] == "delta"
         assert fields <= set(row)
         assert row["delta"] == pytest.approx(row["delta_eng"] - row["delta_n_eng"])
-        assert row["delta_ci95"][0] <= row["delta"] <= row["delta_ci95"][1]
+        if row["neurons"] == "random":
+            assert row["delta_ci95"] is None, "two random sets say nothing of their spread"
+        else:
+            assert row["delta_ci95"][0] <= row["delta"] <= row["delta_ci95"][1]
+            everywhere = all(row[part] for part in ("under", "s_attn", "s_ffn", "gen"))
+            assert (row["beyond_random"] is not None) == everywhere, "where random sets have the same parts off"
+            if everywhere:
+                assert row["beyond_random"]["ci95"] is row["beyond_random"]["p_holm"] is None
         assert row["n_items"] == 6
+        assert row["n_clusters"] == 2, "documents in three languages are translations of each other"
 
 
 def test_a_language_s_row_equals_doing_it_by_hand(finished, tiny_folder):
@@ -90,7 +106,7 @@ def test_a_language_s_row_equals_doing_it_by_hand(finished, tiny_folder):
 
 
 def test_the_table_shows_the_results(finished):
-    text = text_report(results(finished))
+    text = run_report(read_results(finished / "results.json"))
     assert text + "\n" == (finished / "table.txt").read_text()
     for word in ("German", "Thai", "Lang-Spec", "Random", "Δn-Eng"):
         assert word in text
@@ -103,7 +119,7 @@ def test_running_again_computes_nothing(finished, tiny_folder, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("mwork_jax.pipeline.score_neurons", never)
+    monkeypatch.setattr("mwork_jax.detect.scores.score_neurons", never)
     monkeypatch.setattr("mwork_jax.evaluate.evaluations.held_out_losses", never)
     mwork("run", "--model", tiny_folder, "--out", finished, *QUICK)
     assert (finished / "results.json").read_bytes() == before
@@ -113,17 +129,18 @@ def test_other_settings_recompute_what_changed(finished, tiny_folder, tmp_path, 
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
     monkeypatch.setattr(
-        "mwork_jax.pipeline.score_neurons", lambda *a, **k: pytest.fail("scores do not depend on the rule")
+        "mwork_jax.detect.scores.score_neurons", lambda *a, **k: pytest.fail("scores do not depend on the rule")
     )
     mwork("run", "--model", tiny_folder, "--out", out, *QUICK[:-1], "top_k:5")
     assert results(out)["languages"]["de"]["neurons"] != results(finished)["languages"]["de"]["neurons"]
 
 
+@pytest.mark.processes
 def test_killed_at_any_moment_the_next_run_gives_the_same(finished, tiny_folder, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "mwork_jax.cli", "run", "--model", tiny_folder, "--out", out, *QUICK]
     expected = results(finished)
-    for begun in ("scores/*.safetensors", "cells/*.json"):
+    for begun in ("scores/*.safetensors", "cache/*.json"):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not list(out.glob(begun)) and process.poll() is None:
             time.sleep(0.02)
@@ -137,26 +154,27 @@ def test_killed_at_any_moment_the_next_run_gives_the_same(finished, tiny_folder,
     assert found["rows"] == expected["rows"]
 
 
-def test_other_results_do_not_stay_beside_new_neurons(finished, tiny_folder, tmp_path, monkeypatch):
+def test_results_stay_until_a_new_run_has_succeeded(finished, tiny_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
+    kept = ("results.json", "table.txt", "report.html", "neurons/de.json", "neurons/th.json")
+    before = {name: (out / name).read_bytes() for name in kept}
     monkeypatch.setattr(
         "mwork_jax.evaluate.evaluations.held_out_losses", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     mwork("run", "--model", tiny_folder, "--out", out, *QUICK[:-1], "top_k:5", expect=130)
-    assert not (out / "results.json").exists()
-    assert not (out / "table.txt").exists()
+    assert {name: (out / name).read_bytes() for name in kept} == before
 
 
-def test_a_damaged_cell_is_computed_again(tiny_folder, tmp_path):
+def test_a_damaged_cache_entry_is_computed_again(tiny_folder, tmp_path):
     command = ("run", "--model", tiny_folder, "--out", tmp_path, *QUICK)
     mwork(*command)
     expected = results(tmp_path)["rows"]
-    for i, cell in enumerate(sorted((tmp_path / "cells").iterdir())[:3]):
-        cell.write_text(("{", '{"value": {"nats": [1]}}', "[]")[i])
+    for i, entry in enumerate(sorted((tmp_path / "cache").iterdir())[:3]):
+        entry.write_text(("{", '{"value": {"nats": [1]}}', "[]")[i])
     mwork(*command)
     assert results(tmp_path)["rows"] == expected  # to the bit
-    assert not [cell for cell in (tmp_path / "cells").iterdir() if len(cell.read_text()) < 50]
+    assert not [entry for entry in (tmp_path / "cache").iterdir() if len(entry.read_text()) < 50]
 
 
 def test_another_tokenizer_is_another_run(finished, tiny_folder, tmp_path):
@@ -169,8 +187,11 @@ def test_another_tokenizer_is_another_run(finished, tiny_folder, tmp_path):
     assert results(out)["original"] != results(finished)["original"]
 
 
+@pytest.mark.processes
 def test_ctrl_c_is_one_line_and_the_work_goes_on(tiny_folder, tmp_path):
-    for out in (tmp_path / str(attempt) for attempt in range(5)):  # on a busy machine a run may end before the signal
+    attempt = 0
+    while True:  # on a busy machine a run may end before the signal
+        out = tmp_path / str(attempt)
         # A shell's background job ignores the signal, and so would what it starts.
         hears = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
         script = f"{hears}; from mwork_jax.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -180,8 +201,9 @@ def test_ctrl_c_is_one_line_and_the_work_goes_on(tiny_folder, tmp_path):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
-        if process.returncode != 0:
+        if process.returncode != 0 or attempt == 4:
             break
+        attempt += 1
     assert process.returncode == 130, errors
     assert "interrupted; what was finished is kept" in errors
     assert "Traceback" not in errors
@@ -230,7 +252,8 @@ def test_detect_then_select(tiny_folder, tmp_path, capsys):
         (tmp_path / f"{lang}.txt").write_text(f"some text in {lang}\nand more of it {lang * 5}\n")
     corpora = ("--corpus", f"en={tmp_path}/en.txt", "--corpus", f"de={tmp_path}/de.txt")
     output = mwork("detect", "--model", tiny_folder, *corpora, "--out", tmp_path / "out", "--json", capture=capsys)
-    assert json.loads(output.out)["de"]["documents"] == 2
+    assert json.loads(output.out)["scores"]["de"]["documents"] == 2
+    assert json.loads(output.out) == results(tmp_path / "out")
     output = mwork("select", tmp_path / "out", "--rule", "top_k:7", "--mode", "all", "--json", capture=capsys)
     found = mw.NeuronSet.load(json.loads(output.out)["de"]["file"])
     assert found.count() == json.loads(output.out)["de"]["count"] > 0
@@ -272,13 +295,33 @@ def test_neurons_of_another_rule_do_not_stand_beside_results(finished, tmp_path,
     assert {p: p.read_bytes() for p in (out / "neurons").iterdir()} == before
 
 
-@pytest.mark.parametrize("damage", [{}, {"settings": {"rule": "top_fraction:0.25"}}, []])
-def test_a_run_that_does_not_say_its_rule_is_one_line(finished, tmp_path, capsys, damage):
+def test_a_damaged_run_beside_scores_is_one_line(finished, tmp_path, capsys):
     shutil.copytree(finished / "scores", tmp_path / "scores")
-    results = {"languages": {}, "made_by": damage}
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    damaged = results(finished)
+    del damaged["provenance"]["settings"]["languages"], damaged["rows"]
+    (tmp_path / "results.json").write_text(json.dumps(damaged))
     output = mwork("select", tmp_path, expect=2, capture=capsys)
-    assert "damaged (made_by.settings should have a rule and a mode)" in output.err
+    assert "results.json: damaged (Object missing required field `rows`)" in output.err
+    assert not (tmp_path / "neurons").exists()
+
+
+def test_detect_does_not_replace_what_results_were_made_with(finished, tiny_folder, tmp_path, capsys):
+    """Scores beside results of a run, or beside neurons that were selected from other scores."""
+    (tmp_path / "de.txt").write_text("some text\nand more of it\n")
+    detect = ("detect", "--model", tiny_folder, "--corpus", f"de={tmp_path}/de.txt")
+    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+    output = mwork(*detect, "--out", finished, expect=2, capture=capsys)
+    assert "holds the results of `mwork run`; choose another output folder with --out" in output.err
+    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
+    out = tmp_path / "out"
+    mwork(*detect, "--out", out)
+    mwork("select", out, "--mode", "all", "--rule", "top_k:3")
+    mwork(*detect, "--out", out)  # the same scores
+    (tmp_path / "de.txt").write_text("other text\nand more of it\n")
+    before = (out / "scores" / "de.safetensors").read_bytes()
+    output = mwork(*detect, "--out", out, expect=2, capture=capsys)
+    assert "de.json: selected from other scores, which would be replaced" in output.err
+    assert (out / "scores" / "de.safetensors").read_bytes() == before
 
 
 def test_neurons_of_another_rule_are_not_left_beside_new_ones(finished, tiny_folder, tmp_path):
@@ -308,8 +351,9 @@ def test_leftovers_of_another_model_are_refused_before_any_work(finished, tiny_f
 
 def test_results_of_another_command_are_not_written_over(tiny_folder, tmp_path, capsys):
     for results, whose in (
-        ({"format": "mwork-results-1", "tables": []}, "the results of `mwork evaluate`"),
-        ({"format": "mwork-results-1", "study": "enhance"}, "the results of `mwork enhance`"),
+        ({"format": "mwork-results-2", "kind": "tables"}, "the results of `mwork evaluate`"),
+        ({"format": "mwork-results-2", "kind": "enhance"}, "the results of `mwork enhance`"),
+        ({"format": "mwork-results-1", "languages": {}}, "results of version 0.1"),
         ({"loss": 3}, "a results.json that is not of this project"),
     ):
         (tmp_path / "results.json").write_text(json.dumps(results))
@@ -318,6 +362,7 @@ def test_results_of_another_command_are_not_written_over(tiny_folder, tmp_path, 
         assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
+@pytest.mark.processes
 def test_an_ugly_terminal(finished, tiny_folder):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "TERM": "dumb", "LC_ALL": "C"}
     command = [sys.executable, "-m", "mwork_jax.cli", "run", "--model", tiny_folder, "--out", finished, *QUICK]
@@ -399,7 +444,7 @@ def test_detecting_again_computes_nothing(tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "en.txt").write_text("some text\nand more\n")
     command = ("detect", "--model", tiny_folder, "--corpus", f"en={tmp_path}/en.txt", "--out", tmp_path / "out")
     mwork(*command)
-    monkeypatch.setattr("mwork_jax.pipeline.score_neurons", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr("mwork_jax.detect.scores.score_neurons", lambda *a, **k: pytest.fail("computed again"))
     mwork(*command)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import mwork_jax.detect.importance as detect
+from mwork_jax.corpus import measured_token_mask
 from mwork_jax.neurons import GROUPS, group_widths
 from support.tiny import DISTINCT, FAMILIES, KV_HEADS, pair, tokens, torch
 
@@ -118,8 +119,8 @@ def test_a_padded_batch_scores_like_each_document_alone(family):
     both = pair(family, 2)
     ids = tokens(3, 16)
     lengths = np.asarray([16, 9, 5], np.int32)
-    rows = detect.counted_rows(both.config, ids, lengths, include_bos=False)
-    together = detect.importance_batch(both.decoder, jnp.asarray(ids), rows)
+    token_mask = measured_token_mask(both.config, ids, lengths, include_bos=False)
+    together = detect.importance_batch(both.decoder, jnp.asarray(ids), token_mask)
     for row, length in enumerate(lengths):
         alone = detect.importance(both.model, ids[row, :length])
         for group in GROUPS:

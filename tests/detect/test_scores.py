@@ -4,13 +4,16 @@ neurons."""
 import numpy as np
 import pytest
 
-import mwork_jax.detect.importance as detect
+import mwork_jax.detect.scores as detect
 import mwork_jax.model.decoder
-from mwork_jax.corpus import Batching, bucket_length
-from mwork_jax.detect.importance import NeuronScores, importance, score_neurons
+from mwork_jax.corpus import Batching, Encoded
+from mwork_jax.detect.importance import importance
+from mwork_jax.detect.scores import NeuronScores, score_neurons
 from mwork_jax.errors import InputError
+from mwork_jax.model.buckets import bucket_length
 from mwork_jax.neurons import GROUPS
-from mwork_jax.select.rules import select_neurons
+from mwork_jax.runtime.progress import Progress
+from mwork_jax.select.modes import select_neurons
 from support import planted
 from support.tiny import pair, torch
 
@@ -198,7 +201,9 @@ def traps(model, tokens):
     import jax
     import jax.numpy as jnp
 
-    from mwork_jax.model.decoder import hidden_states, product, rms_norm, rotate
+    from mwork_jax.model.attention import rotate
+    from mwork_jax.model.decoder import hidden_states
+    from mwork_jax.model.operations import product, rms_norm
     from mwork_jax.neurons import NeuronMask
 
     config = model.config
@@ -259,3 +264,27 @@ def _keep(model):
     from mwork_jax.neurons import NeuronMask
 
     return NeuronMask.keep_all(model.config)
+
+
+def test_scores_are_loaded_where_they_are_of_the_same_work(tmp_path, monkeypatch):
+    model = pair("llama", 2).model
+    documents = [Encoded(np.asarray(d, np.int32), 0) for d in ([1, 5, 6, 7], [1, 8, 9])]
+    path, calls = tmp_path / "de.safetensors", []
+    monkeypatch.setattr(detect, "score_neurons", lambda *a, **k: calls.append(k["kept"]) or score_neurons(*a, **k))
+
+    def scored(documents=documents, **settings):
+        settings = {"language": "de", "origin": "test", "max_tokens": 40, "kept": 2, **settings}
+        return detect.load_or_score(model, documents, path, Progress(1, quiet=True), **settings)
+
+    computed = scored()
+    for kept in (2, 1):  # scores that remember more than is needed are good enough
+        np.testing.assert_array_equal(scored(kept=kept).lowest["attn_q"], computed.lowest["attn_q"])
+    assert calls == [2]
+    scored(kept=3)
+    assert calls == [2, 3]
+    for change in ({"include_bos": True}, {"max_tokens": 39}, {"documents": documents[::-1]}, {}):
+        scored(**change)
+    assert len(calls) == 6
+    path.write_bytes(path.read_bytes()[:1000])  # damaged
+    scored()
+    assert len(calls) == 7

@@ -326,6 +326,7 @@ def test_going_on_gives_the_same_losses_to_the_bit(model, tuned, tmp_path):
         fine_tune(moved, neurons, documents(), SETTINGS, checkpoints=tmp_path)
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_killed_it_goes_on(tmp_path, model, tuned):
     """kill -9 in the middle, with a checkpoint perhaps half written."""

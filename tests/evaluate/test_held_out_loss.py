@@ -4,19 +4,11 @@ import numpy as np
 import pytest
 
 import mwork_jax.evaluate.likelihood as evaluate
-from mwork_jax.corpus import (
-    Batching,
-    Encoded,
-    bucket_length,
-    encoded,
-    list_batches,
-    own_corpus,
-    read_corpus,
-    stream_batches,
-)
+from mwork_jax.corpus import Batching, Encoded, encoded, list_batches, own_corpus, read_corpus, stream_batches
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import held_out_loss
 from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, StageSetting, StageSplit
+from mwork_jax.model.buckets import bucket_length
 from mwork_jax.neurons import GROUPS, NeuronMask
 from support.slow_deactivation import random_neurons, zero_neurons
 from support.tiny import pair, torch

@@ -1,4 +1,4 @@
-"""Cells are computed once, all or none of a portion are written, and any moment to be killed at gives the same."""
+"""Conditions are measured once, all or none of a chunk are written, and any moment to be killed at gives the same."""
 
 import json
 import os
@@ -7,26 +7,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mwork_jax.evaluate import runner as cells
-from mwork_jax.evaluate.runner import Condition, measure
+from mwork_jax.corpus import Batching, Encoded
+from mwork_jax.errors import InputError
+from mwork_jax.evaluate import runner
+from mwork_jax.evaluate.evaluations import LossEvaluation
+from mwork_jax.evaluate.runner import Condition, measure, valid_scores
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.runtime.cache import ResultCache
 from mwork_jax.runtime.progress import Progress
 from support.slow_deactivation import random_neurons
-from support.tiny import pair
+from support.tiny import pair, tokens
 
 
-class CountingExam:
+class CountingEvaluation:
     """An evaluation whose score is the number of neurons kept; it counts the masks it was given."""
 
     key = {"evaluation": "counting"}  # noqa: RUF012
     size = 2
+    score_names = ("kept",)
 
     def __init__(self):
-        self.asked = []
+        self.masks = []
 
     def scores(self, model, masks, progress=None):
-        self.asked.append(len(masks))
+        self.masks.append(len(masks))
         if progress is not None:
             progress(2 * len(masks))
         return [{"kept": [float(mask.attn_q.sum()), 1.0]} for mask in masks]
@@ -46,34 +50,65 @@ def run(evaluations, folder, bar=None):
 
 
 def test_equal_sets_are_computed_once_and_nothing_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "_AT_ONCE", 4)
-    evaluations = {"en": CountingExam(), "de": CountingExam()}
+    monkeypatch.setattr(runner, "_CHUNK", 4)
+    evaluations = {"en": CountingEvaluation(), "de": CountingEvaluation()}
     bar = Progress(1, quiet=True)
-    found = run(evaluations, tmp_path, bar)
-    # Both languages' evaluations have one key here, so the original's cell of "de" is the one of "en".
-    assert (evaluations["en"].asked, evaluations["de"].asked) == ([4, 2], [])
+    measured = run(evaluations, tmp_path, bar)
+    # Both languages' evaluations have one key here, so the original's scores of "de" are those of "en".
+    assert (evaluations["en"].masks, evaluations["de"].masks) == ([4, 2], [])
     assert bar.done == 2 * 8
-    assert found["c0"] == found["c5"]
+    assert measured["c0"] == measured["c5"]
     width = pair("llama", 2).config.num_layers * 32
-    assert found["original"]["de"]["kept"] == [float(width), 1.0]
-    assert run(evaluations, tmp_path) == found
-    assert evaluations["en"].asked == [4, 2]
+    assert measured["original"]["de"]["kept"] == [float(width), 1.0]
+    assert run(evaluations, tmp_path) == measured
+    assert evaluations["en"].masks == [4, 2]
 
 
-def test_a_damaged_cell_is_computed_again(tmp_path):
-    evaluations = {"en": CountingExam(), "de": CountingExam()}
-    found = run(evaluations, tmp_path)
-    for i, path in enumerate(sorted(tmp_path.glob("*.json"))[:3]):
-        body = json.loads(path.read_text())
-        body["value"] = ([1], {"kept": [1.0]}, {"kept": ["x", "y"]})[i]
-        path.write_text(json.dumps(body))
-    assert run(evaluations, tmp_path) == found
-    assert evaluations["en"].asked == [6, 6]  # all of the evaluation: a cell alone could differ in the last digits
+@pytest.mark.parametrize("value", [[1], {"kept": [1.0]}, {"kept": ["x", "y"]}, {"other": [1.0, 2.0]}])
+def test_a_damaged_result_is_computed_again(value, tmp_path):
+    """Whether its checksum tells, or only that no such scores can be the evaluation's."""
+    evaluations = {"en": CountingEvaluation(), "de": CountingEvaluation()}
+    measured = run(evaluations, tmp_path)
+    paths = sorted(tmp_path.glob("*.json"))
+    body = json.loads(paths[0].read_text())
+    paths[0].write_text(json.dumps({**body, "value": value}))
+    ResultCache(tmp_path).put(json.loads(paths[1].read_text())["key"], value)
+    paths[2].write_text("{")
+    assert run(evaluations, tmp_path) == measured
+    # The whole evaluation: a result alone could differ in the last digits from those beside which it was computed.
+    assert evaluations["en"].masks == [6, 6]
+    assert run(evaluations, tmp_path) == measured
+    assert evaluations["en"].masks == [6, 6]
 
 
-def test_killed_while_cells_are_written(tmp_path, monkeypatch):
-    """Whichever file the process dies at, either all cells of the portion are there afterwards or none."""
-    keys = [({"cell": i}, {"value": i}) for i in range(4)]
+def test_scores_that_cannot_be_an_evaluation_s():
+    evaluation = CountingEvaluation()
+    assert valid_scores({"kept": [1.0, 2]}, evaluation)
+    nan, infinity = float("nan"), float("inf")
+    for numbers in ([1.0], [1.0, 2.0, 3.0], [1.0, nan], [infinity, 1.0], [1.0, True], [1.0, None], "12", (1.0, 2.0)):
+        assert not valid_scores({"kept": numbers}, evaluation)
+    for value in (None, [], {}, {"kept": [1.0, 2.0], "more": [1.0, 2.0]}, {"left": [1.0, 2.0]}):
+        assert not valid_scores(value, evaluation)
+
+
+def test_another_model_has_results_of_its_own(tmp_path):
+    evaluation, model = CountingEvaluation(), pair("llama", 2).model
+    nothing = [Condition("original", NeuronSet.empty(model.config), ("en",))]
+    for key in (None, model.key, {**model.key, "tuned": "x"}, {**model.key, "tuned": "x"}, {**model.key, "tuned": "y"}):
+        measure(model, {"en": evaluation}, nothing, ResultCache(tmp_path), Progress(quiet=True), key)
+    assert evaluation.masks == [1, 1, 1], "the model itself, one tuning, another one"
+
+
+def test_each_document_needs_an_id():
+    documents = tuple(Encoded(tokens(1, 5, seed=i)[0], 0) for i in range(3))
+    assert LossEvaluation(documents, Batching(), ("a", "b", "b")).item_ids == ("a", "b", "b")
+    with pytest.raises(InputError, match="3 documents have 2 ids"):
+        LossEvaluation(documents, Batching(), ("a", "b"))
+
+
+def test_killed_while_results_are_written(tmp_path, monkeypatch):
+    """Whichever file the process dies at, either all results of the chunk are there afterwards or none."""
+    keys = [({"item": i}, {"value": i}) for i in range(4)]
 
     class Killed(BaseException):
         pass
@@ -109,7 +144,7 @@ def test_two_processes_in_one_folder(tmp_path):
 
 
 def test_what_was_only_begun_long_ago_is_removed(tmp_path):
-    old, new = tmp_path / ".a.json.x.part", tmp_path / ".a.json.y.part"
+    old, new = (tmp_path / f".a.json.mwork-00000000-1-{sign * 16}.part" for sign in "ab")  # of another machine
     for path in (old, new):
         path.write_text("half")
     os.utime(old, (1, 1))
@@ -118,7 +153,7 @@ def test_what_was_only_begun_long_ago_is_removed(tmp_path):
     assert new.exists()  # somebody may be writing it
 
 
-def test_of_several_processes_the_first_keeps_the_ledger(tmp_path, monkeypatch):
+def test_of_several_processes_the_first_writes(tmp_path, monkeypatch):
     monkeypatch.setattr("mwork_jax.runtime.cache.is_first", lambda: False)
     (tmp_path / "x.journal").write_text("[]")
     other = ResultCache(tmp_path)

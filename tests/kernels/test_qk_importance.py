@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from mwork_kernels.qk_importance import qk_importance, tiles, xla
-from mwork_kernels.qk_importance.reference import qk_importance_reference
+from mwork_kernels.qk_importance import qk_importance, tiles, xla  # pyright: ignore[reportMissingImports]
+from mwork_kernels.qk_importance.reference import qk_importance_reference  # pyright: ignore[reportMissingImports]
 from support.attention_arguments import arguments
 
 CASES = {
@@ -67,10 +67,10 @@ def test_a_power_of_two_less_one_keeps_its_digits_at_any_size():
 @pytest.mark.parametrize("time", [12, 16])
 def test_what_all_keys_share_is_no_overflow(time, doublings):
     """A large bias of the keys falls out of the changes; of keys that only fill a step up, it must fall out too."""
-    (q, k, cos, sin, rows, window), keywords = arguments(time, heads=1, kv_heads=1, spread=0.1)
+    (q, k, cos, sin, token_mask, window), keywords = arguments(time, heads=1, kv_heads=1, spread=0.1)
     k[..., 0] = 100.0 + 0.01 * k[..., 0]
     q[..., 0] = doublings * np.log(2) / (100.0 * keywords["scale"])
-    args = (q, k, np.ones_like(cos), np.zeros_like(sin), np.ones_like(rows), window)
+    args = (q, k, np.ones_like(cos), np.zeros_like(sin), np.ones_like(token_mask), window)
     expected = qk_importance_reference(*args, **keywords)
     found = jax.jit(lambda *a: qk_importance(*a, **keywords))(*args)
     for ours, exact in zip(found, expected, strict=True):

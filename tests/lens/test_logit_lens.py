@@ -8,9 +8,13 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.cli import main
-from mwork_jax.lens.logit_lens import _count_labels, language_shares, lens_logits
+from mwork_jax.corpus import own_corpus
+from mwork_jax.lens.logit_lens import _count_labels, language_shares, lens_logits, run_lens
 from mwork_jax.lens.vocabulary import VocabularyLabels
-from mwork_jax.neurons import NeuronMask
+from mwork_jax.neurons import NeuronMask, NeuronSet
+from mwork_jax.results import LensResults, read_results, versions, write_results
+from mwork_jax.runtime.progress import Progress
+from mwork_jax.settings import LensSettings
 from support.slow_deactivation import hf_logits, random_neurons
 from support.tiny import BASE, DISTINCT, pair, tokens, torch
 
@@ -83,7 +87,7 @@ def test_the_top_tokens_of_every_layer():
 
 
 def test_one_program_for_every_mask():
-    model = pair("llama", 2).model
+    model, before = pair("llama", 2).model, None
     for seed in range(3):
         mask = NeuronMask.keep_all(model.config).drop(random_neurons(model.config, seed=seed))
         language_shares(model, documents(), mask, some_labels(), k=3)
@@ -122,29 +126,83 @@ def test_two_languages_of_one_file_are_told_apart(tiny_folder, tmp_path):
     both = [f"{lang}={tmp_path}/one.txt" for lang in ("en", "de")]
     arguments = ("--languages", "en,de", "--corpus", both[0], "--corpus", both[1], "--documents", "2")
     lens(tiny_folder, tmp_path, *arguments, "--labeller", "scripts")
-    found = json.loads((tmp_path / "lens.json").read_text())
-    assert [s["language"] for s in found["shares"]] == ["en", "de"]
+    results = read_results(tmp_path / "lens.json")
+    assert [shares.language for shares in results.shares] == ["en", "de"]
+    assert {data.origin for data in results.provenance.data.values()} == {f"{tmp_path}/one.txt"}
+    assert "--corpus" in results.provenance.command
 
 
-def test_the_command(tiny_folder, tmp_path, capsys, monkeypatch):
-    neurons = mw.load_model(tiny_folder).config
-    random_neurons(neurons, seed=1).save(tmp_path / "neurons" / "de.json")
-    lens(tiny_folder, tmp_path, "--neurons", tmp_path, "--labeller", "scripts")
-    assert "Layer 0 is the embeddings" in capsys.readouterr().out
-    found = json.loads((tmp_path / "lens.json").read_text())
-    assert [(s["language"], s["neurons_off"] > 0) for s in found["shares"]] == [
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    """A folder with the neurons of German and a lens."""
+    out = tmp_path_factory.mktemp("lens")
+    random_neurons(mw.load_model(tiny_folder).config, seed=1).save(out / "neurons" / "de.json")
+    lens(tiny_folder, out, "--neurons", out, "--labeller", "scripts")
+    return out
+
+
+def test_the_command(finished, tiny_folder, capsys, monkeypatch):
+    results = read_results(finished / "lens.json")
+    assert isinstance(results, LensResults)
+    assert [(s.language, s.neurons_off > 0) for s in results.shares] == [
         ("en", False), ("de", False), ("de", True), ("th", False),
     ]  # fmt: skip
-    assert found["labels"]["columns"] == ["en", "de", "th", "other", "unclear", "none"]
-    for shares in found["shares"]:
-        assert np.asarray(shares["top_k"]).shape == (5, 6)
-        np.testing.assert_allclose(np.sum(shares["top_1"], axis=1), 1, atol=1e-5)
-    assert [len(example["tokens"]) for example in found["examples"]] == [8, 8, 8], "without BOS"
+    assert results.labels.columns == ("en", "de", "th", "other", "unclear", "none")
+    for shares in results.shares:
+        assert np.asarray(shares.top_k).shape == (5, 6)
+        np.testing.assert_allclose(np.sum(shares.top_1, axis=1), 1, atol=1e-5)
+    assert [len(example.tokens) for example in results.examples] == [8, 8, 8], "without BOS"
     # Again: the labels and the shares are there already.
+    before = (finished / "lens.json").read_bytes()
     monkeypatch.setattr("mwork_jax.lens.logit_lens.language_shares", lambda *a, **k: pytest.fail("computed again"))
     monkeypatch.setattr("mwork_jax.lens.logit_lens.label_vocabulary", lambda *a, **k: pytest.fail("labelled again"))
-    lens(tiny_folder, tmp_path, "--neurons", tmp_path, "--labeller", "scripts")
-    assert json.loads((tmp_path / "lens.json").read_text()) == found
+    lens(tiny_folder, finished, "--neurons", finished, "--labeller", "scripts")
+    assert "Layer 0 is the embeddings" in capsys.readouterr().out
+    assert (finished / "lens.json").read_bytes() == before
+
+
+SETTINGS = LensSettings(max_tokens=20, labeller="scripts")
+
+
+def from_python(tiny_folder, out, settings=SETTINGS, **options):
+    """What the command did, without it."""
+    corpora = {lang: own_corpus(lang) for lang in ("en", "de", "th")}
+    return run_lens(
+        mw.load_model(tiny_folder), {lang: c.held_out[:2] for lang, c in corpora.items()},
+        {lang: f"{c.origin}, held out" for lang, c in corpora.items()},
+        {"de": NeuronSet.load(out / "neurons" / "de.json")}, settings, out, progress=Progress(quiet=True), **options,
+    )  # fmt: skip
+
+
+def test_from_python_it_returns_what_the_file_holds(finished, tiny_folder, tmp_path, monkeypatch):
+    written = read_results(finished / "lens.json")
+    monkeypatch.setattr("mwork_jax.lens.logit_lens.language_shares", lambda *a, **k: pytest.fail("computed again"))
+    results = from_python(tiny_folder, finished, command=written.provenance.command)
+    assert results == written
+    write_results(tmp_path / "lens.json", results)
+    assert read_results(tmp_path / "lens.json") == results
+    assert LensResults.from_json(json.loads(json.dumps(results.to_json())), "lens") == results
+
+
+def test_what_made_it(finished, tiny_folder):
+    provenance = read_results(finished / "lens.json").provenance
+    assert provenance.command[:2] == ("mwork", "lens")
+    assert provenance.command[-4:] == ("--neurons", str(finished), "--labeller", "scripts")
+    assert provenance.settings == SETTINGS
+    assert provenance.versions == versions()
+    assert provenance.model.weights == mw.load_model(tiny_folder).key["weights"]
+    assert [(data.origin, data.items) for data in provenance.data.values()] == [
+        (f"mwork-jax data, documents.{lang}.jsonl, held out", 2) for lang in ("en", "de", "th")
+    ]
+
+
+def test_prompts_cut_elsewhere_are_other_prompts(finished, tiny_folder, monkeypatch):
+    """The cache knows what was counted: with another max_tokens nothing of it is taken for the same."""
+    positions = []
+    for longest in (20, 12):
+        results = from_python(tiny_folder, finished, LensSettings(max_tokens=longest, labeller="scripts"))
+        positions.append({shares.positions for shares in results.shares})
+    assert positions == [{2 * 19}, {2 * 11}]
 
 
 BAD = {

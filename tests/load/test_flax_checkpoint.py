@@ -10,10 +10,11 @@ import pytest
 from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import config_from_hf
 from mwork_jax.load.assemble import assemble
 from mwork_jax.load.flax_checkpoint import FlaxCheckpoint
+from mwork_jax.load.hf_folder import SafetensorsFolder
 from mwork_jax.model.decoder import forward_decoder
 from mwork_jax.neurons import NeuronMask
 from support.tiny import hf_model, pair, tokens
@@ -63,7 +64,7 @@ def test_weights_are_those_of_the_original(family, dtype, tmp_path):
 def test_the_model_computes_the_same(tmp_path):
     original = pair("mistral", 2)
     checkpoint = FlaxCheckpoint(written(tmp_path, original.hf))
-    config = ModelConfig.from_hf(original.hf.config.to_dict(), where="tiny")
+    config = config_from_hf(original.hf.config.to_dict(), where="tiny")
     decoder = assemble(config, checkpoint, jnp.float32, lambda name, array: jnp.asarray(array))
     ids, mask = tokens(2, 11), NeuronMask.keep_all(config)
     np.testing.assert_array_equal(forward_decoder(decoder, ids, mask), forward_decoder(original.decoder, ids, mask))
@@ -97,9 +98,32 @@ def test_shards_that_do_not_fit_together(tmp_path):
     assert "is in another file of this checkpoint too" in message_of(tmp_path)
     (tmp_path / second).unlink()
     assert f"names files that are not there: {second}" in message_of(tmp_path)
-    for index in ({}, {"weight_map": {}}, {"weight_map": {"a": 1}}, []):
+    for index in ({}, {"weight_map": {}}, {"weight_map": 3}, []):
         (tmp_path / f"{WHOLE}.index.json").write_text(json.dumps(index))
         assert "no 'weight_map'" in message_of(tmp_path)
+
+
+@pytest.mark.parametrize("outside", ["../x.msgpack", "a/../../x.msgpack", "/tmp/x.msgpack", "..", "", ".", 1, None])
+@pytest.mark.parametrize("kind", [FlaxCheckpoint, SafetensorsFolder])
+def test_an_index_names_files_of_its_folder_alone(kind, outside, tmp_path):
+    """What a checkpoint's index says is data from a stranger: it must not choose files elsewhere."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    written(tmp_path, hf_model("llama", 2)).joinpath(WHOLE).rename(tmp_path / "x.msgpack")
+    name = f"{WHOLE}.index.json" if kind is FlaxCheckpoint else "model.safetensors.index.json"
+    (folder / name).write_text(json.dumps({"weight_map": {"lm_head/kernel": outside}}))
+    with pytest.raises(InputError, match=f"{name}: lm_head/kernel is in .*; the name of a file here is needed"):
+        kind(folder)
+
+
+def test_links_are_followed_as_in_the_hub_s_cache(tmp_path):
+    hf, blobs, folder = hf_model("llama", 2), tmp_path / "blobs", tmp_path / "snapshots"
+    for each in (blobs, folder):
+        each.mkdir()
+    for shard in set(sharded(blobs, hf).values()):
+        (folder / shard).symlink_to(f"../blobs/{shard}")
+    (folder / f"{WHOLE}.index.json").symlink_to(f"../blobs/{WHOLE}.index.json")
+    assert FlaxCheckpoint(folder).names() == set(hf.state_dict())
 
 
 def test_arrays_that_were_split_for_their_size(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import config_from_hf
 from mwork_jax.load.assemble import assemble
 from mwork_jax.load.gguf_file import GGUFCheckpoint, llama3_scaling
 from mwork_jax.model.decoder import forward_decoder
@@ -44,7 +45,7 @@ def llama():
 
 def opened(path) -> tuple[GGUFCheckpoint, ModelConfig]:
     checkpoint = GGUFCheckpoint(path)
-    return checkpoint, ModelConfig.from_hf(checkpoint.hf_config(), where=checkpoint.where)
+    return checkpoint, config_from_hf(checkpoint.hf_config(), where=checkpoint.where)
 
 
 def message_of(path) -> str:
@@ -63,7 +64,7 @@ def test_weights_and_configuration_are_those_of_the_original(family, kv_heads, t
     hf = hf_model(family, kv_heads, **settings)
     metadata, tensors = model_parts(hf, arch)
     checkpoint, config = opened(write_gguf(tmp_path / "m.gguf", arch, metadata | extra, tensors))
-    assert config == ModelConfig.from_hf(hf.config.to_dict(), where="original")
+    assert config == config_from_hf(hf.config.to_dict(), where="original")
     expected = {n: t.numpy() for n, t in hf.state_dict().items() if n != "lm_head.weight" or "output.weight" in tensors}
     assert checkpoint.names() == set(expected)
     for name, tensor in expected.items():
@@ -234,7 +235,7 @@ def test_damaged_headers_give_one_line_or_a_model(llama, tmp_path):
     for _ in range(400):
         damaged = bytearray(whole)
         for at in rng.integers(4, 2600, rng.integers(1, 4)):
-            damaged[at] = rng.choice([0, 1, 8, 255, rng.integers(256)])
+            damaged[at] = rng.choice(np.array([0, 1, 8, 255, rng.integers(256)]))
         path.write_bytes(damaged)
         try:
             opened(path)[0].tokenizer()

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 import mwork_jax as mw
 from mwork_jax.enhance.neuron_params import parameter_arrays
-from mwork_jax.load import _HUB_FILES, weight_bytes
+from mwork_jax.load import _HUB_FILES, read_config
+from mwork_jax.model.decoder import weight_bytes
 from support.tiny import hf_model, pair, tokens, torch
 
 TOLERANCE = 1e-5
@@ -250,8 +251,9 @@ def test_a_hub_id_is_the_folder_that_the_hub_gives(tiny_folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, allow_patterns: str(tiny_folder))
     assert mw.load_model("owner/name").key == mw.load_model(tiny_folder).key
     decoder = mw.load_model(tiny_folder, dtype="float32").decoder
-    assert weight_bytes("owner/name", "float32") == sum(a.nbytes for a in parameter_arrays(decoder).values())
-    assert weight_bytes("owner/name", "bfloat16") < 0.6 * weight_bytes("owner/name", "float32")
+    config = read_config("owner/name")
+    assert weight_bytes(config, "float32") == sum(a.nbytes for a in parameter_arrays(decoder).values())
+    assert weight_bytes(config, "bfloat16") < 0.6 * weight_bytes(config, "float32")
 
 
 def test_it_ends_where_the_generation_config_says(tiny_folder, tmp_path):

@@ -16,11 +16,13 @@ from mwork_jax.errors import InputError
 from mwork_jax.metrics import (
     NORMALISATIONS,
     McNemar,
+    Spread,
     answer_exact,
     answer_f1,
     benjamini_hochberg,
     choice_right,
     chrf,
+    corrected,
     holm,
     mcnemar,
     normalised,
@@ -289,6 +291,17 @@ def test_mcnemar_by_hand_and_as_statsmodels():
         mcnemar([1, 0], [1])
 
 
+def test_mcnemar_tells_when_it_ignores_clusters():
+    before, after = [1, 1, 0], [0, 1, 1]
+    assert not mcnemar(before, after).ignores_clusters
+    assert not mcnemar(before, after, ["a", "b", "c"]).ignores_clusters
+    clustered = mcnemar(before, after, np.array([4, 7, 4]))
+    assert clustered.ignores_clusters
+    assert clustered.p == mcnemar(before, after).p
+    with pytest.raises(InputError, match="2 ids of 3 items"):
+        mcnemar(before, after, ["a", "b"])
+
+
 def test_corrections_by_hand_and_as_statsmodels():
     assert holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
     assert benjamini_hochberg([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.04, 0.04])
@@ -304,10 +317,22 @@ def test_corrections_by_hand_and_as_statsmodels():
             correct([0.1, float("nan")])
 
 
+def test_tests_without_a_p_are_no_part_of_the_family():
+    assert corrected([0.01, None, 0.04, 0.03, None]) == [pytest.approx(0.03), None, *[pytest.approx(0.06)] * 2, None]
+    assert corrected([None, 0.01, 0.04, 0.03], benjamini_hochberg)[1:] == pytest.approx([0.03, 0.04, 0.04])
+    assert corrected([None]) == [None]
+    assert corrected([]) == []
+    with pytest.raises(InputError, match="0 to 1"):
+        holm([0.1, None])
+
+
 def test_spread():
-    found = spread([1.0, 2.0, 6.0])
-    assert (found.mean, found.low, found.high, found.seeds) == (3, 1, 6, 3)
-    assert found.std == pytest.approx(stats.tstd([1.0, 2.0, 6.0]))
+    values = [1.0, 2.0, 6.0, 3.0, 3.0]
+    result = spread(values)
+    assert (result.mean, result.low, result.high, result.seeds) == (3, 1, 6, 5)
+    assert result.std == pytest.approx(stats.tstd(values))
+    # Fewer than 5 seeds: a mean, what was lowest and highest, and no standard deviation, which reads as an interval.
+    assert spread(values[:3]) == Spread(3.0, None, 1.0, 6.0, 3)
     assert spread([4.0]).std is None
     with pytest.raises(InputError, match="at least one seed"):
         spread([])

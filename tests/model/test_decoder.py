@@ -33,7 +33,7 @@ def test_query_blocks_change_nothing(family, monkeypatch):
     both = pair(family, 2)
     ids, keep = jnp.asarray(tokens(2, 23)), NeuronMask.keep_all(both.config)
     whole, _ = hidden_states(both.decoder, ids, keep)
-    monkeypatch.setattr("mwork_jax.model.decoder._QUERY_BLOCK", 5)
+    monkeypatch.setattr("mwork_jax.model.attention._QUERY_BLOCK", 5)
     blocked, _ = hidden_states(both.decoder, ids, keep)
     np.testing.assert_allclose(blocked, whole, atol=TOLERANCE, rtol=0)
 
@@ -107,10 +107,10 @@ def test_parameters_of_another_shape_are_refused():
 
 
 def test_seven_billion_parameters_trace_without_memory():
-    from mwork_jax.config import ModelConfig
+    from mwork_jax.families import config_from_hf
     from mwork_jax.model.decoder import parameter_specs
 
-    config = ModelConfig.from_hf(
+    config = config_from_hf(
         {
             "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
             "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "sliding_window": 4096,

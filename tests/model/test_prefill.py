@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import mwork_jax as mw
-import mwork_jax.prefill as prefill_module
+import mwork_jax.model.prefill as prefill_module
 from mwork_jax.evaluate.likelihood import log_likelihoods
-from mwork_jax.generate import generations
 from mwork_jax.model.decoder import hidden_states
+from mwork_jax.model.generate import generations
+from mwork_jax.model.prefill import PrefillRequest, _groups, _shared_beginning, first_layer, prefill, trees
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.prefill import PrefillRequest, _families, _shared_beginning, first_layer, prefill, trees
 from support.slow_deactivation import random_neurons
 from support.tiny import pair, tokens
 
@@ -63,7 +63,7 @@ def test_every_needed_output_is_that_of_the_forward_pass(family):
     for run in prefill(both.decoder, rows, masks, tokens_per_batch=700):
         assert len(run.tree.levels) == 3
         for m, mask in enumerate(run.masks):
-            for r, place in enumerate(run.tree.places):
+            for r, place in enumerate(run.tree.indices):
                 row, size = rows[place], int(run.tree.lengths[r])
                 assert size >= row.needed
                 theirs = whole[mask][place, row.tokens.size - size : row.tokens.size]
@@ -82,7 +82,7 @@ def test_what_is_shared_is_run_once():
     assert stems.tokens.shape[0] == 3
     assert sorted((stems.positions[:, prefix.tokens.shape[1] :] >= 0).sum(axis=1)) == [25, 26, 27]
     assert rests.tokens.shape[0] == 12
-    for row, place in enumerate(tree.places):
+    for row, place in enumerate(tree.indices):
         own = np.concatenate(
             [
                 level.tokens[r][level.positions[r][-level.tokens.shape[1] :] >= 0]
@@ -124,7 +124,7 @@ def families_by_trying(rows, prefix):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_other_families_save_more(seed):
+def test_no_other_groups_save_more(seed):
     rng = np.random.default_rng(seed)
 
     def text(length):
@@ -135,7 +135,7 @@ def test_no_other_families_save_more(seed):
     rows = [
         PrefillRequest(np.asarray(questions[i] + text(rng.integers(1, 9)), np.int32), 1) for i in rng.integers(0, 4, 7)
     ]
-    families = _families(rows, 0)
+    families = _groups(rows, 0)
     saved = sum((len(members) - 1) * stem for members, stem in families)
     most = families_by_trying(rows, 0)
     assert saved == (most if most >= max(32, 0.25 * sum(row.tokens.size for row in rows)) else 0)
@@ -150,7 +150,7 @@ def test_batches_keep_their_bound_and_lose_nothing():
     rows = [*alike(groups=5, members=3), *alike(seed=1)]
     found = list(trees(rows, 400, room=8))
     assert len(found) > 3
-    assert sorted(np.concatenate([tree.places for tree in found])) == list(range(len(rows)))
+    assert sorted(np.concatenate([tree.indices for tree in found])) == list(range(len(rows)))
     for tree in found:
         rows_at, times = tree.levels[-1].positions.shape
         assert rows_at == 1 or rows_at * (times + 8) <= 400

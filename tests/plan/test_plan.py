@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import pytest
 
 from mwork_jax.cli import main
-from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.model.decoder import Decoder
+from mwork_jax.families import config_from_hf
+from mwork_jax.model.decoder import Decoder, weight_bytes
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.plan import NAMED, Plan, Slice, config_of, plan_report
-from mwork_jax.plan.compiled import Case, Memory, _needed, weight_bytes
+from mwork_jax.plan.compiled import Case, Memory, _needed
 from mwork_jax.plan.stages import Size, own_operations, programs
 from mwork_jax.plan.work import full_tables
 from mwork_jax.runtime.compiled import Cost, cost_of
@@ -29,7 +29,7 @@ SMALL = {
 
 
 def small(**other):
-    return ModelConfig.from_hf({**SMALL, **other})
+    return config_from_hf({**SMALL, **other})
 
 
 def layers_by_hand(weights, x, unroll):
@@ -166,7 +166,7 @@ def test_the_papers_models_have_their_sizes():
     sizes = {"mistral-7b": 7.24e9, "llama-2-7b": 6.74e9, "llama-2-70b": 68.98e9}
     mesh = make_mesh(devices=jax.devices()[:1])
     for name in NAMED:
-        assert weight_bytes(config_of(name), mesh) / 2 == pytest.approx(sizes[name], rel=2e-3)
+        assert weight_bytes(config_of(name), mesh=mesh) / 2 == pytest.approx(sizes[name], rel=2e-3)
 
 
 def test_own_operations_are_two_for_every_weight_and_a_little_attention():

@@ -6,6 +6,7 @@ from mwork_jax.report import read_report
 from support.browser import browser
 from support.made_results import all_parts, real_run
 
+pytestmark = pytest.mark.browser
 WIDTHS = (390, 1280)
 ALTERNATIVES = """
 return [...document.querySelectorAll("svg, img")].filter(e => {

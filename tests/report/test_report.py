@@ -1,24 +1,35 @@
 """The report: made from files alone, whole or not at all, in every format. What a browser makes of it is tested in
-test_report_browser.py."""
+test_browser.py, names that are more than names in test_names.py."""
 
 import csv
 import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
 from mwork_jax.cli import main
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.report import Table, load_results, read_report
 from mwork_jax.report.figures import plot_layer_languages, plot_overlap
-from mwork_jax.report.tables import against_random, lens_sentence
+from mwork_jax.report.tables import against_random, delta_table, lens_sentence, tuning_tables
+from mwork_jax.results import BeyondRandom, read_results, write_results
 from mwork_jax.select.rules import activated
-from support.made_results import all_parts, made_scores, real_run
+from support.made_results import (
+    MODEL,
+    all_parts,
+    made_lens,
+    made_row,
+    made_run,
+    made_scores,
+    made_tables,
+    made_tuning,
+    real_run,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -31,12 +42,12 @@ class Outline(HTMLParser):
         self.open, self.ids, self.references, self.addresses, self.tables = [], [], [], [], []
         self.feed(text)
 
-    def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
         self.ids += [found["id"]] if "id" in found else []
         self.references += [r for name in ("aria-labelledby",) for r in found.get(name, "").split()]
         self.references += [found["href"][1:]] if found.get("href", "").startswith("#") else []
-        self.addresses += [v for k, v in attributes if k in ("src", "href", "xlink:href") and not v.startswith("#")]
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith("#")]
         if tag not in ("meta", "link", "br"):
             self.open.append(tag)
 
@@ -78,10 +89,13 @@ def test_it_has_every_part(whole):
         assert f'<section id="{section}"' in text
     for words in (
         "N1 = 4, N2 = 2 of 18 layers",
-        "documents 100 200 400, learning_rate 0.0001",
+        "documents 100 200 400",
+        "learning_rate 0.0001",
         "fa97cad4b4caeee3",
         "jax 0.",
-        "--rule top_fraction:0.05",
+        "rule top_fraction:0.05",
+        "mwork run --quick --languages en,de,es,zh,th,ar",
+        "mwork evaluate --table 4 --languages en,de,zh --items 8",
         "ไทย",
         "العربية",
     ):
@@ -110,11 +124,11 @@ def test_the_data_stands_beside_the_figures(whole):
     labels = ("en", "de", "es", "zh", "th", "ar", "other", "unclear", "none")
     assert all(sum(float(row[label]) for label in labels) == pytest.approx(1, abs=1e-4) for row in rows)
     deltas = list(csv.DictReader((whole / "figures" / "delta-held-out-loss.csv").open()))
-    real = json.loads((whole / "results.json").read_text())["rows"]
-    assert [float(row["delta"]) for row in deltas] == [row["delta"] for row in real]
+    real = read_results(whole / "results.json")
+    assert [float(row["delta"]) for row in deltas] == [row.delta for row in real.rows]
     neurons = list(csv.DictReader((whole / "figures" / "neurons.csv").open()))
     german = sum(int(row["neurons"]) for row in neurons if row["language"] == "de")
-    assert german == json.loads((whole / "neurons" / "de.json").read_text())["count"]
+    assert german == real.neurons["de"].count == NeuronSet.load(whole / "neurons" / "de.json").count()
 
 
 def test_the_same_files_give_the_same_page(whole):
@@ -163,7 +177,7 @@ def test_json_has_the_numbers(whole, capsys):
 
 def test_only_what_is_there_is_shown(tmp_path):
     folder = tmp_path / "detected"
-    for language, scores in made_scores(model={"source": "x", "weights": "1", "layers": 3}).items():
+    for language, scores in made_scores(model=MODEL).items():
         scores.save(folder / "scores" / f"{language}.safetensors")
     text = read_report(folder).write().read_text()
     assert 'id="thresholds"' in text
@@ -171,7 +185,7 @@ def test_only_what_is_there_is_shown(tmp_path):
 
 
 def test_scores_without_english_are_shown_as_they_are(tmp_path):
-    for language, scores in made_scores(("de", "th"), model={"source": "x", "weights": "1", "layers": 3}).items():
+    for language, scores in made_scores(("de", "th"), model=MODEL).items():
         scores.save(tmp_path / "scores" / f"{language}.safetensors")
     assert "mode all" in read_report(tmp_path).html
 
@@ -179,7 +193,7 @@ def test_scores_without_english_are_shown_as_they_are(tmp_path):
 @pytest.mark.parametrize("rule", ["lape:0.1", "top_fraction:0.3@0.01"])
 def test_a_rule_that_scores_alone_do_not_answer(rule, tmp_path):
     """lape compares languages; a tolerant rule asks of more documents than these scores remember."""
-    scores = made_scores(("en", "de", "th"), model={"source": "x", "weights": "1", "layers": 3})
+    scores = made_scores(("en", "de", "th"), model=MODEL)
     for language, one in scores.items():
         one.save(tmp_path / "scores" / f"{language}.safetensors")
         chosen = activated(one, "top_k:3")
@@ -194,42 +208,77 @@ def test_signs_that_latex_would_take_for_others():
     assert r"$<$.001 \textbar{} $>$" in Table("t", "t", ("p",), (("<.001 | >",),)).latex()
 
 
-def row(neurons, low, high, **off):
-    stages = {stage: stage in off for stage in ("under", "s_attn", "s_ffn", "gen")}
-    return {"neurons": neurons, "delta_ci95": [low, high], **stages}
+def beyond(p_holm):
+    return made_row(beyond_random=BeyondRandom(1.5, (0.25, 2.75), p_holm, p_holm))
 
 
 def test_a_delta_like_random_is_marked():
-    everywhere = dict.fromkeys(("under", "s_attn", "s_ffn", "gen"), True)
-    own, random = row("random", 2.0, 3.0, under=True), row("random", -1.0, 1.0, **everywhere)
-    rows = [own, random]
-    assert against_random(row("lang-spec", 0.5, 1.5, under=True), rows) == "differs", "its own random row counts"
-    assert against_random(row("lang-spec", 0.5, 1.5, gen=True), rows) == "≈", "else that of all layers"
-    assert against_random(row("lang-spec", 1.5, 2.5, gen=True), rows) == "differs"
-    assert against_random(row("lang-spec", 1.5, 2.5, gen=True), [own]) == "–"
-    assert against_random(random, rows) == "–"
+    assert against_random(beyond(0.04)) == "differs"
+    assert against_random(beyond(0.06)) == "≈"
+    assert against_random(beyond(None)) == "–", "too few seeds or items to tell"
+    assert against_random(made_row(beyond_random=None)) == "–"
+    assert against_random(made_row("random")) == "–"
+    # The corrected p decides, not the p of the row alone.
+    assert against_random(made_row(beyond_random=BeyondRandom(1.5, None, 0.04, 0.08))) == "≈"
 
 
-def lens_of(shares):
-    """{language: [own, English] by layer} as a lens."""
-    columns, rest = ["en", "de", "th"], ["other", "unclear", "none"]
-    made = []
-    for language, layers in shares.items():
-        top = np.zeros((len(layers), 6))
-        top[:, columns.index(language)], top[:, 0] = np.transpose(layers)
-        top[:, 5] = 1 - top.sum(axis=1)
-        made.append({"language": language, "neurons_off": 0, "top_k": top.tolist()})
-    return {"labels": {"columns": columns + rest}, "settings": {"top": 5}, "shares": made}
+def test_vs_random_is_the_paired_comparison_in_every_form():
+    rows = [made_row("random"), beyond(0.04), beyond(0.0004), beyond(0.5), beyond(None), made_row(beyond_random=None)]
+    table = delta_table(rows, 1)
+    assert [row[-1] for row in table.rows] == [
+        "seeds ±0.5", "+1.5 (p .040)", "+1.5 (p <.001)", "+1.5 (p .500) ≈", "+1.5", "–",
+    ]  # fmt: skip
+    assert table.records[1]["beyond_random_ci95_low"] == 0.25
+    assert table.records[1]["beyond_random_p_holm"] == 0.04
+
+
+def test_an_interval_that_cannot_be_had_is_a_dash_and_an_empty_place_in_data():
+    table = delta_table([made_row(delta_ci95=None, p=None, p_holm=None), made_row()], 1)
+    interval, p = table.columns.index("95% interval"), table.columns.index("p")
+    assert [(row[interval], row[p]) for row in table.rows] == [("–", "–"), ("+0.5 to +3.5", ".020")]
+    first = next(csv.DictReader(io.StringIO(table.csv())))
+    assert (first["delta_ci95_low"], first["delta_ci95_high"], first["p"], first["p_holm"]) == ("", "", "", "")
+
+
+def test_the_note_counts_clusters_and_says_where_seeds_are_too_few():
+    note = delta_table([made_row("random")], 1).note
+    assert "24 items in 3 languages, 8 clusters" in note
+    assert "fewer than 5" not in note
+    few = delta_table([made_row("random", seeds=2, n_clusters=24)], 1).note
+    assert "24 items in 3 languages;" in few
+    assert "With fewer than 5 random sets there is a mean and no interval" in few
+
+
+def test_tuning_shows_changes_and_what_is_beyond_random():
+    table = next(tuning_tables(made_tuning()))
+    lines = {row[0]: row for row in table.rows}
+    assert lines["Original"][1:4] == ("-3.200", "-3.300", "-3.100")
+    assert table.rows[2][2] == "+0.050 (+0.000 to +0.100)"
+    assert lines["  beyond Random"][2] == "+0.300 (+0.200 to +0.400)"
+    alone = made_tuning()
+    alone = replace(alone, rows=tuple(replace(row, own_beyond_random=None) for row in alone.rows))
+    assert "  beyond Random" not in [row[0] for row in next(tuning_tables(alone)).rows]
+
+
+@pytest.mark.parametrize("make", [made_run, made_tables, made_tuning, made_lens])
+def test_every_kind_of_result_is_shown_by_itself(make, tmp_path):
+    write_results(tmp_path / "results.json", make())
+    report = read_report(tmp_path)
+    assert report.tables
+    assert report.drawings
+    page = report.write().read_text()
+    assert "mwork made up" in page, "the command, as it was typed"
+    assert "label_languages" not in page, "a setting without a value is left out"
 
 
 def test_the_sentence_says_what_is_seen_and_no_more():
     through_english = [[0.5, 0.1], [0.1, 0.6], [0.7, 0.1]]
     never = [[0.5, 0.1], [0.5, 0.2], [0.7, 0.1]]
-    assert "this is the pattern" in lens_sentence(lens_of({"de": through_english, "th": through_english}))
-    mixed = lens_sentence(lens_of({"de": through_english, "th": never}))
+    assert "this is the pattern" in lens_sentence(made_lens({"de": through_english, "th": through_english}))
+    mixed = lens_sentence(made_lens({"de": through_english, "th": never}))
     assert "holds for German" in mixed
     assert "outweighs the prompt's own language in 1 of 2" in mixed
-    assert "holds for none of them" in lens_sentence(lens_of({"th": never}))
+    assert "holds for none of them" in lens_sentence(made_lens({"th": never}))
 
 
 def test_plots_take_an_axis_of_one_s_own(whole):
@@ -239,7 +288,7 @@ def test_plots_take_an_axis_of_one_s_own(whole):
 
     loaded = load_results(whole)
     axes = Figure().subplots(1, 2)
-    plot_layer_languages(axes[0], loaded.lens, loaded.lens["shares"][2], loaded.split)
+    plot_layer_languages(axes[0], loaded.lens, loaded.lens.shares[2], loaded.split)
     plot_overlap(axes[1], overlap(loaded.neurons))
     assert axes[0].get_xlabel() == "layer"
 
@@ -267,12 +316,26 @@ def half(folder):
 
 
 def other_model(folder):
-    damage(folder, "lens.json", lambda body: body["model"].update(weights="0123456789abcdef"))
+    damage(folder, "lens.json", lambda body: body["provenance"]["model"].update(weights="0123456789abcdef"))
 
 
 def other_scores(folder):
-    scores = made_scores(["de"], model={"source": "b", "weights": "other", "layers": 3})["de"]
+    scores = made_scores(["de"], model=replace(MODEL, weights="other"))["de"]
     scores.save(folder / "scores" / "de.safetensors")
+
+
+def change_results(change, name="results.json"):
+    return lambda folder: damage(folder, name, change)
+
+
+def of_version_0_1(folder):
+    for name, form in (("results.json", "mwork-results-1"), ("lens.json", "mwork-lens-1")):
+        damage(folder, name, lambda body, form=form: body.update(format=form))
+
+
+def other_neurons(folder):
+    neurons = NeuronSet.load(folder / "neurons" / "de.json")
+    neurons.random_like(0).save(folder / "neurons" / "de.json")
 
 
 BAD = {
@@ -282,30 +345,61 @@ BAD = {
         r"different models in one folder: .*weights fa97cad4b4caeee3.*0123456789abcdef",
     ),
     "scores of another": (other_scores, "different models in one folder"),
-    "foreign": (lambda f: (f / "results.json").write_text('{"accuracy": 1}'), "not a file of this project"),
-    "no rows": (lambda f: damage(f, "results.json", lambda b: b["rows"].clear()), r"damaged \(rows should be a list"),
+    "a rule that does not exist": (
+        lambda f: [
+            damage(f, f"neurons/{p.name}", lambda b: b["provenance"].update(rule="best:7"))
+            for p in (f / "neurons").iterdir()
+        ],
+        r"results: rule 'best:7' is not one of epsilon:X",
+    ),
+    "neurons of another run": (other_neurons, r"neurons/de\.json: not the set that results\.json was measured with"),
+    "foreign": (
+        lambda f: (f / "results.json").write_text('{"accuracy": 1}'),
+        r"results\.json: not a result of this project \(its 'format' should be 'mwork-results-2'\)",
+    ),
+    "a list": (lambda f: (f / "results.json").write_text("[1]"), r"results\.json: not a result of this project"),
+    "version 0.1": (of_version_0_1, r"results\.json: written by version 0\.1, .*; run the command again"),
+    "no kind": (
+        change_results(lambda b: b.pop("kind")),
+        r"results\.json: damaged \('kind' should be one of run, tables,",
+    ),
+    "no rows": (
+        change_results(lambda b: b["rows"].clear()),
+        r"results\.json: damaged \(rows should have something in it",
+    ),
     "a number is text": (
-        lambda f: damage(f, "results.json", lambda b: b["rows"][2].update(delta="high")),
-        r"damaged \(rows\[2\]\.delta should be a float, it is 'high'\)",
+        change_results(lambda b: b["rows"][2].update(delta="high")),
+        r"results\.json: damaged \(Expected `float`, got `str` - at `\$\.rows\[2\]\.delta`\)",
     ),
     "a field is gone": (
-        lambda f: damage(f, "results.json", lambda b: b["languages"]["de"].pop("everywhere")),
-        r"languages\.de\.everywhere is missing",
+        change_results(lambda b: b["languages"]["de"].pop("everywhere")),
+        r"results\.json: damaged \(.*missing required field `everywhere` - at `\$\.languages",
+    ),
+    "a field too many": (
+        change_results(lambda b: b["languages"]["de"].update(extra=1)),
+        r"results\.json: \$\.languages\['de'\]\.'extra' is not known",
     ),
     "no languages": (
-        lambda f: damage(f, "results.json", lambda b: b["languages"].clear()),
-        r"languages should have something in it",
+        change_results(lambda b: b["languages"].clear()),
+        r"results\.json: damaged \(languages should have something in it",
     ),
-    "lens": (lambda f: damage(f, "lens.json", lambda b: b.update(shares=[])), "shares should be a list"),
+    "no shares": (
+        change_results(lambda b: b.update(shares=[]), "lens.json"),
+        r"lens\.json: damaged \(shares should have",
+    ),
+    "ragged shares": (
+        change_results(lambda b: b["shares"][2]["top_k"][3].pop(), "lens.json"),
+        r"lens\.json: damaged \(the shares of 'de' are not 19 rows of 9 columns",
+    ),
     "neurons": (lambda f: (f / "neurons" / "de.json").write_text("{}"), r"de\.json: not a neuron set"),
     "an interval of one number": (
-        lambda f: damage(f, "results.json", lambda b: b["rows"][1].update(delta_ci95=[0.5])),
-        r"damaged \(rows\[1\]\.delta_ci95 should be a list of 2 numbers",
+        change_results(lambda b: b["rows"][1].update(delta_ci95=[0.5])),
+        r"results\.json: damaged \(Expected `array` of length 2, got 1 - at `\$\.rows\[1\]\.delta_ci95`\)",
     ),
     "scores": (lambda f: (f / "scores" / "de.safetensors").write_bytes(b"x"), "damaged neuron scores"),
     "two of one table": (
         lambda f: shutil.copytree(f / "tables", f / "tables again"),
-        r"table 4 xcsqa and .*two results of the same kind",
+        r"table 4: two results of the same kind",
     ),
     "two runs": (
         lambda f: [(f / "again").mkdir(), (f / "again" / "results.json").write_text((f / "results.json").read_text())],

@@ -62,6 +62,7 @@ def test_innermost_loops_of_a_schedule():
     assert compiled.innermost_loops(SCHEDULE, USE) == [compiled.Loop(2, 2 + 3), compiled.Loop(1, 5)]
 
 
+@pytest.mark.processes
 def test_the_schedule_of_the_kernel_is_understood():
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
     script = Path(compiled.__file__)

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mwork_jax.detect.importance import NeuronScores
+from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.errors import InputError
 from mwork_jax.neurons import GROUPS
-from mwork_jax.select.rules import Rule, activated, select_neurons
+from mwork_jax.select.modes import select_neurons
+from mwork_jax.select.rules import Rule, activated
 
 LAYERS, WIDTH, DOCUMENTS, KEPT = 3, 20, 12, 4
 

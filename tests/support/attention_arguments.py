@@ -20,5 +20,5 @@ def arguments(time, heads=4, kv_heads=2, size=8, window=1000, softcap=None, gain
     keywords = {"scale": size**-0.5, "softcap": softcap}
     if gain is not None:
         keywords |= {"q_gain": np.abs(normal(*q.shape)) * gain, "k_gain": np.abs(normal(*k.shape)) * gain}
-    rows = (rng.random((2, time)) > 0.2).astype(np.float32)
-    return (q, k, np.cos(angles), np.sin(angles), rows, np.int32(window)), keywords
+    token_mask = (rng.random((2, time)) > 0.2).astype(np.float32)
+    return (q, k, np.cos(angles), np.sin(angles), token_mask, np.int32(window)), keywords

@@ -1,5 +1,6 @@
 """Every stage on meshes of 8 simulated devices against one device. Run by test_sharding.py in a process of its own, as
-the number of devices is fixed when JAX starts. Prints one JSON object: {mesh: {stage: largest relative difference}}."""
+the number of devices is fixed when JAX starts. Reads names of meshes, one a line, and answers each with one line of
+JSON: {stage: largest relative difference}."""
 
 import json
 import os
@@ -11,22 +12,23 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
-from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import Batching
-from mwork_jax.detect.importance import importance, score_neurons
+from mwork_jax.detect.importance import importance
+from mwork_jax.detect.scores import score_neurons
 from mwork_jax.enhance import Run, TuneSettings, fine_tune_many
 from mwork_jax.enhance.neuron_params import parameter_arrays
 from mwork_jax.evaluate.likelihood import held_out_losses
-from mwork_jax.generate import generations
+from mwork_jax.families import config_from_hf
 from mwork_jax.lens.logit_lens import language_shares, top_tokens
 from mwork_jax.lens.vocabulary import VocabularyLabels
-from mwork_jax.load import Model
 from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.generate import generations
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
-from mwork_jax.select.rules import select_neurons
+from mwork_jax.select.modes import select_neurons
 from mwork_jax.sharding import make_mesh, put
 
-CONFIG = ModelConfig.from_hf({
+CONFIG = config_from_hf({
     "model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 64,
     "bos_token_id": 1, "eos_token_id": 2,
@@ -53,10 +55,10 @@ def detect(model):
     scores = {
         lang: score_neurons(model, documents(11, seed), batching=batching) for seed, lang in enumerate(("en", "de"))
     }
-    chosen = select_neurons(scores, "top_fraction:0.3", "minus_english")["de"]
+    selected = select_neurons(scores, "top_fraction:0.3", "minus_english")["de"]
     de = scores["de"]
     tables = [t[g] for t in (de.lowest, de.mean, de.worst_rank) for g in GROUPS]
-    return [*tables, de.active, de.activation], [chosen.groups[g] for g in GROUPS]
+    return [*tables, de.active, de.activation], [selected.groups[g] for g in GROUPS]
 
 
 def masks():
@@ -112,15 +114,11 @@ def on(mesh, decoder):
 
 def main():
     decoder = Decoder.random(CONFIG, jax.random.key(0))
-    wanted = sys.argv[1:] or [*MESHES]
     alone = {stage.__name__: stage(Model(decoder, None, "tiny")) for stage in STAGES}
-    found = {}
-    for name in wanted:
-        model = on(make_mesh(MESHES[name]), decoder)
-        found[name] = {}
-        for stage in STAGES:
-            found[name][stage.__name__] = difference(stage(model), alone[stage.__name__])
-    print(json.dumps(found))
+    for line in sys.stdin:
+        model = on(make_mesh(MESHES[line.strip()]), decoder)
+        differences = {stage.__name__: difference(stage(model), alone[stage.__name__]) for stage in STAGES}
+        print(json.dumps(differences), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 
-from mwork_jax.config import ModelConfig
+from mwork_jax.families import config_from_hf
 from mwork_jax.plan.stages import Size, programs
 from mwork_jax.runtime.compiled import Cost, cost_of
 from mwork_jax.sharding import make_mesh
 
 # Fewer key/value heads than devices, and so many tuned neurons that it shows where each device does all of them.
-CONFIG = ModelConfig.from_hf({
+CONFIG = config_from_hf({
     "model_type": "llama", "vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 64,
 })  # fmt: skip

@@ -11,9 +11,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.config import ModelConfig
-from mwork_jax.load import Model
+from mwork_jax.families import config_from_hf
 from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.model import Model
 from mwork_jax.neurons import GROUPS, NeuronSet, group_widths
 
 LANGUAGES = ("en", "de", "th")
@@ -25,7 +25,7 @@ PLANTED = {"attn_q": 4, "attn_k": 2, "attn_v": 2, "ffn_up": 4, "ffn_down": 4}
 EXACT_FRACTION = 1 / 16  # of each layer and group: as many as the neurons of one language and the shared ones
 _STRENGTH = {"qk": 4.0, "v": 4.0, "ffn": 4.0}
 
-CONFIG = ModelConfig.from_hf(
+CONFIG = config_from_hf(
     {
         "model_type": "llama",
         "vocab_size": 1 + TOKENS * len(LANGUAGES),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.load import Model
+from mwork_jax.families import config_from_hf
 from mwork_jax.load.assemble import assemble
 from mwork_jax.model.decoder import Decoder
+from mwork_jax.model.model import Model
 
 torch = pytest.importorskip("torch", reason="the oracle of these tests is HF PyTorch")
 transformers = pytest.importorskip("transformers")
@@ -62,7 +63,7 @@ class TorchSource:
 
 
 class Pair(NamedTuple):
-    hf: torch.nn.Module
+    hf: Any  # torch.nn.Module
     decoder: Decoder
 
     @property
@@ -89,7 +90,7 @@ def hf_model(family: str, kv_heads: int, **overrides):
 
 
 def decoder_of(hf) -> Decoder:
-    config = ModelConfig.from_hf(hf.config.to_dict(), where="tiny")
+    config = config_from_hf(hf.config.to_dict(), where="tiny")
     return assemble(config, TorchSource(hf), jnp.float32, lambda name, array: jnp.asarray(array))
 
 

@@ -7,7 +7,7 @@ item is the same for all items of a language, so its keys and values need to be 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -54,6 +54,7 @@ class Questions:
     items: tuple[Item, ...]
     examples: tuple[Item, ...]
     origin: str
+    revision: str | None = None  # of a data set on the Hub, where one is pinned
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class HubData:
     repository: str
     config: str
     split: str
-    item: Callable[[dict[str, Any], str, str], Item]
+    item: Callable[[dict[str, object], str, str], Item]
     revision: str | None = None
 
 
@@ -157,7 +158,14 @@ def _hub_questions(task: Task, language: str, repository: str, examples: tuple[I
     items = tuple(hub.item(dict(row), language, f"{origin}: row {n}") for n, row in enumerate(rows, 1))
     if not items:
         raise InputError(f"{origin}: no items; at least one is needed")
-    return Questions(items, examples, origin)
+    return Questions(_numbered_groups(items), examples, origin, hub.revision)
+
+
+def _numbered_groups(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """Items whose groups are numbered as they come, as in the official files: so the questions on one passage and on
+    its translations have one group in every language."""
+    numbers = {group: str(n) for n, group in enumerate(dict.fromkeys(item.group for item in items if item.group), 1)}
+    return tuple(replace(item, group=numbers[item.group]) if item.group else item for item in items)
 
 
 def _data_file(task: Task, language: str, data: Path) -> Path:
@@ -246,7 +254,7 @@ def score_choices(options: Callable[[Item], tuple[str, ...]]) -> Callable[[Item,
 CHOICE_SCORES = tuple(f"accuracy_{way}" for way in NORMALISATIONS)
 
 
-def text_of(row: Mapping[str, Any], name: str, where: str) -> str:
+def text_of(row: Mapping[str, object], name: str, where: str) -> str:
     """The string under `name`; InputError where it is missing, empty or not a string."""
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mwork_jax.corpus import LANGUAGES, own_rows
 from mwork_jax.errors import InputError
@@ -76,7 +76,7 @@ def _read(path: Path, language: str) -> tuple[Item, ...]:
     return tuple(found)
 
 
-def _hub_item(row: dict[str, Any], language: str, where: str) -> Item:
+def _hub_item(row: dict[str, object], language: str, where: str) -> Item:
     """One row of the Hub's schema: question, answer_number."""
     gold = str(plain_number(str(row.get("answer_number")), where))
     question = one_line(text_of(row, "question", where))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.tasks.base import CHOICE_SCORES, HubData, Item, Task, labelled, one_line, score_choices, text_of
@@ -32,7 +32,7 @@ def _read(path: Path, language: str) -> tuple[Item, ...]:
     return tuple(_item(row, language, f"{path}:{number}") for number, row in read_jsonl(path))
 
 
-def _item(row: dict[str, Any], language: str, where: str) -> Item:
+def _item(row: dict[str, object], language: str, where: str) -> Item:
     """One row of the official schema: premise, choice1, choice2, question (cause or effect), label (0 or 1), idx."""
     if row.get("question") not in ("cause", "effect"):
         raise InputError(f"{where}: 'question' is {row.get('question')!r}; 'cause' or 'effect' is needed")

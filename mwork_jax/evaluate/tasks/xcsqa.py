@@ -7,7 +7,6 @@ Two tasks read the same questions: `xcsqa` compares the texts of the choices, wh
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from mwork_jax.corpus import LANGUAGES, own_rows
 from mwork_jax.errors import InputError
@@ -32,7 +31,7 @@ def _read(path: Path, language: str) -> tuple[Item, ...]:
     return tuple(_item(row, language, f"{path}:{number}") for number, row in read_jsonl(path))
 
 
-def _item(row: dict[str, Any], language: str, where: str) -> Item:
+def _item(row: dict[str, object], language: str, where: str) -> Item:
     """One row of the Hub's schema: id, lang, question {stem, choices {label, text}}, answerKey."""
     expected, lang = _NAMES.get(language, language), row.get("lang")
     if lang != expected:
@@ -56,7 +55,7 @@ def _item(row: dict[str, Any], language: str, where: str) -> Item:
     )
 
 
-def _choices(question: dict[str, Any], where: str) -> list[dict[str, Any]]:
+def _choices(question: dict[str, object], where: str) -> list[dict[str, object]]:
     """The choices as a list of {label, text}; the Hub also hands them out as one object of two lists."""
     if isinstance(question.get("choices"), dict):
         labels, texts = (list_of(question["choices"], name, f"{where}: 'choices'") for name in ("label", "text"))

@@ -61,7 +61,7 @@ def _read_xlsum(path: Path, language: str) -> tuple[Item, ...]:
     return tuple(_xlsum_item(row, language, f"{path}:{number}") for number, row in read_jsonl(path))
 
 
-def _xlsum_item(row: dict[str, Any], language: str, where: str) -> Item:
+def _xlsum_item(row: dict[str, object], language: str, where: str) -> Item:
     text, summary = (one_line(text_of(row, name, where)) for name in ("text", "summary"))
     return Item(text_of(row, "id", where), language, context=text, references=(summary,))
 
@@ -86,9 +86,11 @@ def _read_news(path: Path, language: str) -> tuple[Item, ...]:
     return tuple(found)
 
 
-def _news_item(row: dict[str, Any], language: str, where: str, number: int | None = None) -> Item:
+def _news_item(row: dict[str, object], language: str, where: str, number: int | None = None) -> Item:
     text, headline = (one_line(text_of(row, name, where)) for name in ("text", "headline"))
-    return Item(str(number or where.rpartition(" ")[2]), language, context=text, references=(headline,))
+    # News of two languages are not translations of each other, so no two of them share an id.
+    place = number or where.rpartition(" ")[2]
+    return Item(f"{language}-{place}", language, context=text, references=(headline,))
 
 
 def _read_own(language: str) -> tuple[tuple[Item, ...], tuple[Item, ...]]:

@@ -55,7 +55,7 @@ def _item(pair: Any, context: str, language: str, group: str, where: str) -> Ite
     return Item(pair["id"], language, context, question, references, group=group)
 
 
-def _hub_item(row: dict[str, Any], language: str, where: str) -> Item:
+def _hub_item(row: dict[str, object], language: str, where: str) -> Item:
     """One row of the Hub's schema, which is flat: id, context, question, answers {text}."""
     context = one_line(text_of(row, "context", where))
     texts = list_of(row.get("answers"), "text", f"{where}: 'answers'")

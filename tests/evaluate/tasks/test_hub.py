@@ -70,6 +70,33 @@ def test_questions_about_one_passage_are_one_group(hub):
     assert hub.calls[0][0] == "me/copy"
 
 
+def test_a_passage_and_its_translations_are_one_group(hub):
+    """The Hub's rows are parallel and say nothing of the passage but its text, which is another in each language."""
+    passages = {"en": ("The dog is red.", "The cat sleeps."), "de": ("Der Hund ist rot.", "Die Katze schläft.")}
+    answers = {"en": "The", "de": "D"}
+    groups = {}
+    for language, (first, second) in passages.items():
+        hub.rows = [
+            {**ROWS["xquad"], "id": name, "context": context, "answers": {"text": [answers[language]]}}
+            for name, context in (("a", first), ("b", first), ("c", second), ("d", first))
+        ]
+        groups[language] = [item.group for item in questions(TASKS["xquad"], language, "hub").items]
+    assert groups["en"] == groups["de"] == ["1", "1", "2", "1"]
+
+
+def test_items_without_a_passage_of_their_own_have_no_group(hub):
+    hub.rows = [ROWS["mgsm"], ROWS["mgsm"]]
+    items = questions(TASKS["mgsm"], "de", "hub").items
+    assert [(item.group, item.id) for item in items] == [("", "1"), ("", "2")], "parallel: by their place"
+
+
+def test_news_of_two_languages_share_no_id(hub):
+    hub.rows = [ROWS["headlines"], ROWS["headlines"]]
+    ids = {lang: {item.id for item in questions(TASKS["headlines"], lang, "hub").items} for lang in ("en", "sw")}
+    assert all(len(of) == 2 for of in ids.values())
+    assert not ids["en"] & ids["sw"]
+
+
 def test_what_the_hub_cannot_give(hub, monkeypatch):
     hub.rows = []
     with pytest.raises(InputError, match="no items"):

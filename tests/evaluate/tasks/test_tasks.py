@@ -9,6 +9,7 @@ import pytest
 
 from mwork_jax.corpus import LANGUAGES, own_corpus, read_corpus
 from mwork_jax.errors import InputError
+from mwork_jax.evaluate.table_run import prepare
 from mwork_jax.evaluate.tasks import (
     TASKS,
     Choices,
@@ -20,6 +21,7 @@ from mwork_jax.evaluate.tasks import (
     task_named,
     with_examples,
 )
+from mwork_jax.settings import TableSettings
 from support.paths import SHARED
 
 DATA = SHARED / "data"
@@ -127,6 +129,25 @@ def test_news_file(tmp_path):
     news(tmp_path / "swa" / "dev.tsv", ["c", 'Kichwa "cha" habari', 'Mstari\nwa "pili"', "u"])
     (item,) = questions(TASKS["headlines"], "sw", tmp_path).items
     assert (item.context, item.references) == ('Mstari wa "pili"', ('Kichwa "cha" habari',))
+
+
+def test_news_of_two_languages_share_no_id(tmp_path):
+    """They are other articles, so no two of them are one cluster."""
+    for name in ("eng", "swa"):
+        news(tmp_path / name / "test.tsv", *(["c", f"Title {i}", f"Text {i}", "u"] for i in range(3)))
+    english, swahili = ({i.id for i in questions(TASKS["headlines"], lang, tmp_path).items} for lang in ("en", "sw"))
+    assert len(english) == len(swahili) == 3
+    assert not english & swahili
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in BUILT_IN}))
+def test_the_project_s_own_items_are_parallel(name):
+    """8 documents in 10 languages are 8 independent items, not 80: their ids say which are translations."""
+    settings = TableSettings(LANGUAGES, 8)
+    ids = {lang: e.item_ids for lang, e in prepare(TASKS[name], None, settings).items()}
+    assert set(ids) == set(LANGUAGES)
+    assert all(of == ids["en"] for of in ids.values()), "in one order too"
+    assert len({one for of in ids.values() for one in of}) == len(ids["en"]) == 8
 
 
 def test_jsonl_lines_end_in_line_feeds_only(tmp_path):

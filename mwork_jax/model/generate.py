@@ -15,16 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from mwork_jax.corpus import Document, bucket_length
 from mwork_jax.errors import InputError
-from mwork_jax.load import Model
-from mwork_jax.model.decoder import Decoder, KeyValueCache, embedded, extend, logits_of
+from mwork_jax.model.buckets import bucket_length
+from mwork_jax.model.decoder import Decoder, embedded, logits_of
+from mwork_jax.model.kv_cache import KeyValueCache, extend
+from mwork_jax.model.model import Model
+from mwork_jax.model.prefill import Prefilled, PrefillRequest, prefill
+from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.prefill import Prefilled, PrefillRequest, prefill
 from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, put
 
-_STOP_STEPS = 16  # how often the loop comes back to the host to look for stop strings
-_TILE = 128  # tokens of the vocabulary whose likeliest is looked for together
+_STOP_STEPS = 16  # steps after which the host searches the text for stop strings
+_TILE = 128  # entries of the vocabulary that are searched together for the likeliest one
 _TAIL = 8  # tokens of the prompt that new ones are decoded with
 
 
@@ -90,13 +92,13 @@ def generations(
     results: list[list] = [[None] * len(rows) for _ in masks]
     done = 0
     for run in prefill(model.decoder, rows, masks, tokens_per_batch=tokens_per_batch, room=room):
-        found = _new_tokens(model, run, ready, max_new_tokens, room, stop)
+        new_tokens = _new_tokens(model, run, ready, max_new_tokens, room, stop)
         # What fills the devices up comes last, and is left out.
-        for mask, of_mask in zip(run.masks, found, strict=False):
-            for place, tokens in zip(run.tree.places, of_mask, strict=False):
-                text = tokens if model.tokenizer is None else _cut(_text(model, ready[place], tokens), stop)
-                results[mask][place] = text
-        done += len(run.masks) * len(run.tree.places)
+        for mask, of_mask in zip(run.masks, new_tokens, strict=False):
+            for index, tokens in zip(run.tree.indices, of_mask, strict=False):
+                text = tokens if model.tokenizer is None else _cut(_text(model, ready[index], tokens), stop)
+                results[mask][index] = text
+        done += len(run.masks) * len(run.tree.indices)
         if progress is not None:
             progress(done)
     return results
@@ -184,9 +186,9 @@ def _append(decoder: Decoder, state: DecodeState, x: jax.Array) -> DecodeState:
 def likeliest(logits: jax.Array) -> jax.Array:
     """The first token of the highest logit: float32 [batch, vocabulary] -> int32 [batch].
 
-    XLA for CPUs makes vectors of a maximum, but looks for where it is one number after the other: 10 ms for 16 rows of
-    Gemma's vocabulary, whose product takes 36. There, first the tile and then the token within it, 0.7 ms. Elsewhere
-    tiles would only be in the way of a vocabulary that is shared out over devices.
+    XLA for CPUs computes a maximum with vector instructions, but an argmax one number after the other: 10 ms for 16
+    rows of Gemma's vocabulary, whose product takes 36. There, first the tile and then the token within it, 0.7 ms.
+    Elsewhere tiles would only be in the way of a vocabulary that is shared out over devices.
     """
     token = jax.lax.platform_dependent(logits, cpu=_likeliest_by_tiles, default=partial(jnp.argmax, axis=-1))
     return token.astype(jnp.int32)
@@ -219,7 +221,7 @@ def _new_tokens(
     """The new tokens of each row under each mask. Stop strings are looked for every few steps; a row may run past one
     by then."""
     positions, mesh = run.tree.positions(room), mesh_of(model.decoder)
-    rows = len(run.tree.places)
+    rows = len(run.tree.indices)
     every = _STOP_STEPS if stop else max_new_tokens
     new: list[list[np.ndarray]] = []
     with on_mesh_of(model.decoder):
@@ -229,8 +231,8 @@ def _new_tokens(
             state = run_steps(model.decoder, state, positions, run.stacked, np.int32(until))
             done, tokens, lengths = map(np.array, fetch((state.done, state.decoded.tokens, state.decoded.lengths)))
         new = [[row[:n] for row, n in zip(*of_mask, strict=True)] for of_mask in zip(tokens, lengths, strict=True)]
-        for mask, row in zip(*np.nonzero(~done[:, :rows]), strict=True) if stop else ():
-            text = _text(model, prompts[run.tree.places[row]], new[mask][row])
+        for mask, row in np.argwhere(~done[:, :rows]).tolist() if stop else ():
+            text = _text(model, prompts[run.tree.indices[row]], new[mask][row])
             done[mask, row] = any(s in text for s in stop)
         if done.all():
             break
@@ -239,14 +241,14 @@ def _new_tokens(
 
 
 def _text(model: Model, prompt: np.ndarray, new: np.ndarray) -> str:
-    """What the new tokens say after the prompt. The prompt's end is decoded with them: on their own, some tokenizers
-    take the space before the first word away."""
+    """The text of the new tokens after the prompt. The end of the prompt is decoded with them, because some tokenizers
+    drop the space before the first word of a text."""
 
     def decode(tokens: np.ndarray) -> str:
         return model.tokenizer.decode(tokens, skip_special_tokens=True)  # pyright: ignore[reportOptionalMemberAccess]
 
     before, whole = decode(prompt[-_TAIL:]), decode(np.concatenate([prompt[-_TAIL:], new]))
-    # A prompt may end within a character; then its end reads otherwise with the rest than without.
+    # A prompt may end within a character; then its end decodes differently with the new tokens than without.
     return whole[len(before) :] if whole.startswith(before) else decode(new)
 
 
@@ -272,8 +274,8 @@ def _check(model: Model, prompts: Sequence[Document], max_new_tokens: int, stop:
 
 def _encoded_prompts(model: Model, prompts: Sequence[Document], max_new_tokens: int) -> Iterator[np.ndarray]:
     longest = model.config.max_length - max_new_tokens
-    for place, prompt in enumerate(prompts):
-        name = f"prompt {place + 1}"
+    for index, prompt in enumerate(prompts):
+        name = f"prompt {index + 1}"
         tokens = model.encode(prompt, where=name)
         if not tokens.size:
             raise InputError(f"{name} is empty; at least one token is needed")

@@ -1,22 +1,27 @@
 """Configurations: read as HF means them, in both of its formats, or refused by name."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import transformers
 
-from mwork_jax.config import FULL_ATTENTION, ModelConfig
+from mwork_jax.config import FULL_ATTENTION
 from mwork_jax.errors import InputError
+from mwork_jax.families import checkpoint_names, config_from_hf, hf_config, registry
+from mwork_jax.families.base import LAYER_TENSORS
+from mwork_jax.families.llama import LLAMA
+from mwork_jax.model.decoder import parameter_specs
 from support.tiny import BASE, FAMILIES, hf_model
 
-LLAMA = {
+LLAMA_HF = {
     "model_type": "llama", "vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
     "num_attention_heads": 4,
 }  # fmt: skip
 
 
 def test_defaults_are_those_of_hf():
-    config = ModelConfig.from_hf(LLAMA)
+    config = config_from_hf(LLAMA_HF)
     assert config.num_kv_heads == 4
     assert config.head_dim == 8
     assert config.norm_eps == 1e-6
@@ -27,9 +32,9 @@ def test_defaults_are_those_of_hf():
 
 
 def test_gemma3_in_the_format_of_transformers_4():
-    config = ModelConfig.from_hf(
+    config = config_from_hf(
         {
-            **LLAMA, "model_type": "gemma3_text", "num_hidden_layers": 12, "num_key_value_heads": 1, "head_dim": 256,
+            **LLAMA_HF, "model_type": "gemma3_text", "num_hidden_layers": 12, "num_key_value_heads": 1, "head_dim": 256,
             "sliding_window": 512, "sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
             "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "query_pre_attn_scalar": 256,
         }
@@ -50,16 +55,22 @@ def test_llama_31_in_the_format_of_transformers_4():
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }  # fmt: skip
-    config = ModelConfig.from_hf({**LLAMA, "rope_theta": 5e5, "rope_scaling": scaling, "eos_token_id": [1, 2]})
+    config = config_from_hf({**LLAMA_HF, "rope_theta": 5e5, "rope_scaling": scaling, "eos_token_id": [1, 2]})
     (rope,) = config.ropes
     assert (rope.kind, rope.theta, rope.factor, rope.original_length) == ("llama3", 5e5, 8.0, 8192)
     assert config.eos_ids == (1, 2)
 
 
 def test_qwen_windows_only_where_they_are_switched_on():
-    qwen = {**LLAMA, "model_type": "qwen2", "num_key_value_heads": 4, "sliding_window": 7, "max_window_layers": 3}
-    assert ModelConfig.from_hf({**qwen, "use_sliding_window": False}).windows == (0, 0, 0, 0)
-    assert ModelConfig.from_hf({**qwen, "use_sliding_window": True}).windows == (0, 0, 0, 7)
+    qwen = {
+        **LLAMA_HF,
+        "model_type": "qwen2",
+        "num_key_value_heads": 4,
+        "sliding_window": 7,
+        "max_window_layers": 3,
+    }
+    assert config_from_hf({**qwen, "use_sliding_window": False}).windows == (0, 0, 0, 0)
+    assert config_from_hf({**qwen, "use_sliding_window": True}).windows == (0, 0, 0, 7)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +94,7 @@ def test_qwen_windows_only_where_they_are_switched_on():
 )
 def test_what_is_not_understood_is_named(change, message):
     with pytest.raises(InputError, match=message) as error:
-        ModelConfig.from_hf({**LLAMA, **change}, where="here/config.json")
+        config_from_hf({**LLAMA_HF, **change}, where="here/config.json")
     assert str(error.value).startswith("here/config.json: ")
     assert "\n" not in str(error.value)
 
@@ -94,7 +105,7 @@ def test_every_attribute_of_a_saved_config_is_understood(family, tmp_path):
 
     hf_model(family, 2).config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    from_file, from_memory = ModelConfig.from_hf(saved), ModelConfig.from_hf(hf_model(family, 2).config.to_dict())
+    from_file, from_memory = config_from_hf(saved), config_from_hf(hf_model(family, 2).config.to_dict())
     assert from_file == from_memory
     assert hash(from_file) == hash(from_memory)
 
@@ -132,13 +143,13 @@ def unusual(family):
 
 @pytest.mark.parametrize("family", FAMILY_CONFIGS)
 def test_an_absent_attribute_is_what_hf_takes_for_it(family):
-    saved, whole = unusual(family), ModelConfig.from_hf(unusual(family))
+    saved, whole = unusual(family), config_from_hf(unusual(family))
     differing = 0
     for name in sorted(saved.keys() - REQUIRED):
         without = {key: value for key, value in saved.items() if key != name}
         hf = getattr(transformers, FAMILY_CONFIGS[family])(**without).to_dict()
-        expected = ModelConfig.from_hf(hf)
-        assert ModelConfig.from_hf(without) == expected, name
+        expected = config_from_hf(hf)
+        assert config_from_hf(without) == expected, name
         differing += expected != whole
     assert differing >= 7
 
@@ -147,20 +158,20 @@ def test_an_absent_attribute_is_what_hf_takes_for_it(family):
 def test_what_has_no_default_is_required_by_name(family):
     for name in REQUIRED:
         with pytest.raises(InputError, match=name):
-            ModelConfig.from_hf({key: value for key, value in unusual(family).items() if key != name})
+            config_from_hf({key: value for key, value in unusual(family).items() if key != name})
 
 
 def test_null_is_not_absent():
-    mistral = {**LLAMA, "model_type": "mistral", "num_key_value_heads": 2}
-    assert ModelConfig.from_hf(mistral).windows == (4096,) * 4
-    assert ModelConfig.from_hf({**mistral, "sliding_window": None}).windows == (FULL_ATTENTION,) * 4
-    gemma = {**LLAMA, "model_type": "gemma2"}
-    assert ModelConfig.from_hf(gemma).attn_softcap == 50.0
-    assert ModelConfig.from_hf(gemma).final_softcap == 30.0
-    uncapped = ModelConfig.from_hf({**gemma, "attn_logit_softcapping": None, "final_logit_softcapping": None})
+    mistral = {**LLAMA_HF, "model_type": "mistral", "num_key_value_heads": 2}
+    assert config_from_hf(mistral).windows == (4096,) * 4
+    assert config_from_hf({**mistral, "sliding_window": None}).windows == (FULL_ATTENTION,) * 4
+    gemma = {**LLAMA_HF, "model_type": "gemma2"}
+    assert config_from_hf(gemma).attn_softcap == 50.0
+    assert config_from_hf(gemma).final_softcap == 30.0
+    uncapped = config_from_hf({**gemma, "attn_logit_softcapping": None, "final_logit_softcapping": None})
     assert uncapped.attn_softcap is None
     assert uncapped.final_softcap is None
-    assert ModelConfig.from_hf({**LLAMA, "bos_token_id": None, "eos_token_id": None}).eos_ids == ()
+    assert config_from_hf({**LLAMA_HF, "bos_token_id": None, "eos_token_id": None}).eos_ids == ()
 
 
 def yarn(**change):
@@ -197,9 +208,23 @@ def test_a_value_of_the_wrong_type_is_one_line(change):
     *_, name = change
     inner = list(change[name])[-1:] if isinstance(change[name], dict) else []
     with pytest.raises(InputError) as error:
-        ModelConfig.from_hf({**LLAMA, **change}, where="here/config.json")
+        config_from_hf({**LLAMA_HF, **change}, where="here/config.json")
     message = str(error.value)
     assert message.startswith("here/config.json: ")
     assert "\n" not in message
     assert len(message) < 300
     assert re.search("|".join([name, *inner, *OTHER_NAMES.get(name, [])]), message)
+
+
+def test_a_family_is_one_entry_of_the_registry(monkeypatch):
+    """Reading, writing and the names of the weights follow from it, and nothing else is asked which family it is."""
+    own = {**LAYER_TENSORS, "q": "attention.query.weight"}
+    toy = replace(LLAMA, model_type="toy", hf_class="ToyForCausalLM", qk_norm=True, layer_tensors=own)
+    monkeypatch.setitem(registry.FAMILIES, "toy", toy)
+    config = config_from_hf({**LLAMA_HF, "model_type": "toy"})
+    assert config == replace(config_from_hf(LLAMA_HF), family="toy", qk_norm=True)
+    written = hf_config(config)
+    assert config_from_hf(written) == config
+    assert written["architectures"] == ["ToyForCausalLM"]
+    assert checkpoint_names(config, "layers.q")[1] == "model.layers.1.attention.query.weight"
+    assert {"layers.q_norm", "layers.k_norm"} <= parameter_specs(config).keys()

@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.corpus import bucket_length
-from mwork_jax.model.decoder import Decoder, KeyValueCache, embedded, extend
+from mwork_jax.model.buckets import bucket_length
+from mwork_jax.model.decoder import Decoder, embedded
+from mwork_jax.model.kv_cache import KeyValueCache, extend
+from mwork_jax.model.tokens import shared_prefix_length
 from mwork_jax.neurons import GROUPS, NeuronMask
 from mwork_jax.sharding import DATA, MASK, constrain, mesh_of, on_mesh_of, put, size_of
 
@@ -39,7 +41,7 @@ class PrefillRequest(NamedTuple):
 
     @property
     def shareable(self) -> int:
-        """How many tokens from its beginning may be another row's too."""
+        """How many tokens from its beginning another row may share."""
         return self.tokens.size - self.needed
 
 
@@ -55,35 +57,35 @@ class Tree(NamedTuple):
     """A batch of sequences: levels from the prefix down, the last with one row per sequence."""
 
     levels: tuple[Level, ...]
-    places: np.ndarray  # int32 [rows], each row's place in the list of sequences
+    indices: np.ndarray  # int32 [rows], each row's index in the list of sequences
     lengths: np.ndarray  # int32 [rows of the last level], its tokens; 0 for rows that only fill it up
 
     def positions(self, room: int) -> np.ndarray:
         """Of every time of the last level's rows and of `room` more: int32 [rows, times]."""
-        here = self.levels[-1].positions
-        new = here.max(axis=1, keepdims=True) + 1 + np.arange(room, dtype=np.int32)
-        return np.concatenate([here, new], axis=1, dtype=np.int32)
+        own_positions = self.levels[-1].positions
+        new = own_positions.max(axis=1, keepdims=True) + 1 + np.arange(room, dtype=np.int32)
+        return np.concatenate([own_positions, new], axis=1, dtype=np.int32)
 
 
 class Prefilled(NamedTuple):
     """A batch of sequences after all layers, under a few masks."""
 
-    masks: np.ndarray  # int32 [masks], places in the list of masks
+    masks: np.ndarray  # int32 [masks], indices in the list of masks
     stacked: NeuronMask  # those masks and, to fill the devices up, the last of them again; with a leading axis
     tree: Tree
     x: jax.Array  # float32 [masks, rows, time of the last level, hidden], before the final norm
-    cache: KeyValueCache  # each [masks, layers, rows, g, times, k], with room for new tokens where it was asked for
+    cache: KeyValueCache  # each [masks, layers, rows, g, times, k], with room for new tokens if `room` was given
 
 
 def prefill(
     decoder: Decoder,
-    rows: Sequence[PrefillRequest],
+    requests: Sequence[PrefillRequest],
     masks: Sequence[NeuronMask],
     *,
     tokens_per_batch: int,
     room: int = 0,
 ) -> Iterator[Prefilled]:
-    """Runs every row under every mask. tokens_per_batch bounds the rows times the times of a batch, `room` for new
+    """Runs every request under every mask. tokens_per_batch bounds the rows times the time of a batch, `room` for new
     tokens included; MASKS_AT_ONCE such batches are in memory together. On a mesh, that is for each group of devices,
     and rows and masks are filled up so that they split evenly.
 
@@ -94,19 +96,19 @@ def prefill(
     firsts = [first_layer(mask) for mask in masks]
     chunks = list(_chunks(firsts, at_once))
     stops = sorted({first for _, first in chunks})
-    for tree in trees(rows, tokens_per_batch * shards, room, shards):
+    for tree in trees(requests, tokens_per_batch * shards, room, shards):
         with on_mesh_of(decoder):
             streams, original = _original(decoder, tree, stops, room)
-        for places, first in chunks:
-            filled = [*places, *places[-1:] * (-len(places) % at_once)]
+        for indices, first in chunks:
+            filled = [*indices, *indices[-1:] * (-len(indices) % at_once)]
             with on_mesh_of(decoder):
-                together = NeuronMask.stack([masks[place] for place in filled])
+                together = NeuronMask.stack([masks[index] for index in filled])
                 stacked = put(together, mesh, "masks", "layers", "neurons")
                 entering = [stream[first] for stream in streams]
                 x, cache = _from_layer(decoder, tree, entering, stacked, first, room)
                 if room and first:
                     cache = _with_lower_layers(cache, original, first)
-            yield Prefilled(np.asarray(places, np.int32), stacked, tree, x, cache)
+            yield Prefilled(np.asarray(indices, np.int32), stacked, tree, x, cache)
 
 
 def first_layer(mask: NeuronMask) -> int:
@@ -116,10 +118,10 @@ def first_layer(mask: NeuronMask) -> int:
 
 
 def _chunks(firsts: Sequence[int], multiple: int = 1) -> Iterator[tuple[list[int], int]]:
-    """(places of masks, their first layer): masks that start at the same layer, in chunks of MASKS_AT_ONCE and then of
+    """(indices of masks, their first layer): masks that start at the same layer, in chunks of MASKS_AT_ONCE and then of
     the powers of two below it, times `multiple`, so that few numbers of masks need a program."""
     for first in sorted(set(firsts)):
-        left = [place for place, other in enumerate(firsts) if other == first]
+        left = [index for index, other in enumerate(firsts) if other == first]
         size = MASKS_AT_ONCE * multiple
         while left:
             if len(left) >= size or size == multiple:
@@ -176,7 +178,7 @@ def _empty(decoder: Decoder, *, masks: int) -> KeyValueCache:
     return jax.tree.map(lambda x: jnp.zeros((masks, *x.shape), x.dtype), KeyValueCache.empty(decoder, 1, 0))
 
 
-def _placed(x: jax.Array) -> jax.Array:
+def _laid_out(x: jax.Array) -> jax.Array:
     """One array of a cache under several masks, laid out on the mesh."""
     return constrain(x, "masks", "layers", "batch", "kv_heads", "time", "head_dim")
 
@@ -187,7 +189,7 @@ def _grown(cache: KeyValueCache, parents: jax.Array, *, time: int) -> KeyValueCa
 
     def grow(x: jax.Array) -> jax.Array:
         x = jnp.take(x, parents, axis=2)
-        return _placed(jnp.pad(x, [(0, time - x.shape[4]) if axis == 4 else (0, 0) for axis in range(x.ndim)]))
+        return _laid_out(jnp.pad(x, [(0, time - x.shape[4]) if axis == 4 else (0, 0) for axis in range(x.ndim)]))
 
     return jax.tree.map(grow, cache)
 
@@ -212,8 +214,8 @@ def advance(
         return extend(decoder, cache, x, mask, positions=seen, now=now, first=first, last=last)
 
     x = constrain(x, "batch", "time", "hidden")
-    x, cache = jax.vmap(one)(jax.tree.map(_placed, cache), masks)
-    return constrain(x, "masks", "batch", "time", "hidden"), jax.tree.map(_placed, cache)
+    x, cache = jax.vmap(one)(jax.tree.map(_laid_out, cache), masks)
+    return constrain(x, "masks", "batch", "time", "hidden"), jax.tree.map(_laid_out, cache)
 
 
 @jax.jit
@@ -223,21 +225,23 @@ def _with_lower_layers(cache: KeyValueCache, original: KeyValueCache, first: int
     return jax.tree.map(lambda own, whole: jnp.where(below, whole, own), cache, original)
 
 
-def trees(rows: Sequence[PrefillRequest], tokens_per_batch: int, room: int = 0, multiple: int = 1) -> Iterator[Tree]:
+def trees(
+    requests: Sequence[PrefillRequest], tokens_per_batch: int, room: int = 0, multiple: int = 1
+) -> Iterator[Tree]:
     """The sequences as batches, those of like length together; what shares a stem stays together where it fits. Levels
     below the prefix are filled up to a multiple of `multiple` rows."""
-    prefix = _prefix_length(rows)
-    families = _families(rows, prefix)
-    stems = {place: stem for members, stem in families for place in members}
-    rests = [row.tokens.size - prefix - stems[place] for place, row in enumerate(rows)]
-    families.sort(key=lambda family: (-family[1], -max(rests[place] for place in family[0]), family[0]))
-    places = [place for members, _ in families for place in members]
-    family_of = {place: number for number, (members, _) in enumerate(families) for place in members}
-    while places:
-        lengths = [stems[place] for place in places], [rests[place] for place in places]
+    prefix = _prefix_length(requests)
+    groups = _groups(requests, prefix)
+    stems = {index: stem for members, stem in groups for index in members}
+    rests = [row.tokens.size - prefix - stems[index] for index, row in enumerate(requests)]
+    groups.sort(key=lambda group: (-group[1], -max(rests[index] for index in group[0]), group[0]))
+    indices = [index for members, _ in groups for index in members]
+    group_of = {index: number for number, (members, _) in enumerate(groups) for index in members}
+    while indices:
+        lengths = [stems[index] for index in indices], [rests[index] for index in indices]
         size = _rows_that_fit(*lengths, _bucket(prefix) + room, tokens_per_batch)
-        yield _tree(rows, places[:size], prefix, stems, family_of, multiple)
-        places = places[size:]
+        yield _tree(requests, indices[:size], prefix, stems, group_of, multiple)
+        indices = indices[size:]
 
 
 def _rows_that_fit(stems: Sequence[int], rests: Sequence[int], besides: int, tokens_per_batch: int) -> int:
@@ -252,30 +256,30 @@ def _rows_that_fit(stems: Sequence[int], rests: Sequence[int], besides: int, tok
 
 
 def _tree(
-    rows: Sequence[PrefillRequest],
-    places: list[int],
+    requests: Sequence[PrefillRequest],
+    indices: list[int],
     prefix: int,
     stems: Mapping[int, int],
-    family_of: Mapping[int, int],
+    group_of: Mapping[int, int],
     multiple: int,
 ) -> Tree:
     levels: list[Level] = []
-    above, begins = np.zeros(len(places), np.int32), np.zeros(len(places), np.int32)
+    above, begins = np.zeros(len(indices), np.int32), np.zeros(len(indices), np.int32)
     if prefix:
-        levels.append(_level([rows[places[0]].tokens[:prefix]], [0], None))
+        levels.append(_level([requests[indices[0]].tokens[:prefix]], [0], None))
         begins = begins + prefix
-    if any(stems[place] for place in places):
-        own: dict[int, int] = {}  # a family's row among the stems
-        above = np.asarray([own.setdefault(family_of[place], len(own)) for place in places], np.int32)
+    if any(stems[index] for index in indices):
+        own: dict[int, int] = {}  # a group's row among the stems
+        above = np.asarray([own.setdefault(group_of[index], len(own)) for index in indices], np.int32)
         first = [int(np.flatnonzero(above == stem)[0]) for stem in range(len(own))]
-        spans = [rows[places[i]].tokens[begins[i] : begins[i] + stems[places[i]]] for i in first]
+        spans = [requests[indices[i]].tokens[begins[i] : begins[i] + stems[indices[i]]] for i in first]
         levels.append(_level(spans, [0] * len(spans), levels[-1] if levels else None, multiple))
-        begins = begins + np.asarray([stems[place] for place in places], np.int32)
-    rests = [rows[place].tokens[begin:] for place, begin in zip(places, begins, strict=True)]
+        begins = begins + np.asarray([stems[index] for index in indices], np.int32)
+    rests = [requests[index].tokens[begin:] for index, begin in zip(indices, begins, strict=True)]
     levels.append(_level(rests, above, levels[-1] if levels else None, multiple))
     lengths = np.zeros(len(levels[-1].tokens), np.int32)
     lengths[: len(rests)] = [len(r) for r in rests]
-    return Tree(tuple(levels), np.asarray(places, np.int32), lengths)
+    return Tree(tuple(levels), np.asarray(indices, np.int32), lengths)
 
 
 def _level(
@@ -296,54 +300,50 @@ def _bucket(length: int) -> int:
     return bucket_length(length, 1 << 30, least=_LEAST) if length else 0
 
 
-def _prefix_length(rows: Sequence[PrefillRequest]) -> int:
+def _prefix_length(requests: Sequence[PrefillRequest]) -> int:
     """Tokens that all rows begin with, or 0 where sharing them does not pay."""
-    shared = _shared_beginning(rows) if len(rows) > 1 else 0
+    shared = _shared_beginning(requests) if len(requests) > 1 else 0
     return shared if shared >= _WORTH_SHARING else 0
 
 
-def _families(rows: Sequence[PrefillRequest], prefix: int) -> list[tuple[list[int], int]]:
-    """(places of rows, how many tokens after the prefix they share): the families that save most tokens, or every row
+def _groups(requests: Sequence[PrefillRequest], prefix: int) -> list[tuple[list[int], int]]:
+    """(indices of rows, how many tokens after the prefix they share): the groups that save most tokens, or every row
     on its own where that does not pay.
 
-    In the order of their tokens, rows that begin alike lie beside each other, so families are stretches of that order:
-    the best ones up to a row follow from the best ones up to each row before it. What a family shares is at least as
+    In the order of their tokens, rows that begin alike lie beside each other, so groups are stretches of that order:
+    the best ones up to a row follow from the best ones up to each row before it. What a group shares is at least as
     long as what it does not, so that rests stay short: the longest one decides how far all are padded.
     """
-    order = sorted(range(len(rows)), key=lambda place: (rows[place].tokens.astype(">u4").tobytes(), place))
-    alike = [0, *(_common(rows[a], rows[b]) - prefix for a, b in pairwise(order))]
-    saved, begins = [0], []  # by the families of the first so many rows; where the last of them begins
-    for last, place in enumerate(order):
+    order = sorted(range(len(requests)), key=lambda index: (requests[index].tokens.astype(">u4").tobytes(), index))
+    alike = [0, *(shared_prefix_length(requests[a].tokens, requests[b].tokens) - prefix for a, b in pairwise(order))]
+    saved, begins = [0], []  # by the groups of the first so many rows; where the last of them begins
+    for last, index in enumerate(order):
         best, begin = saved[last], last
-        shared, longest = rows[place].shareable - prefix, rows[place].tokens.size - prefix
+        shared, longest = requests[index].shareable - prefix, requests[index].tokens.size - prefix
         for first in range(last - 1, -1, -1):
-            row = rows[order[first]]
-            shared = min(shared, alike[first + 1], row.shareable - prefix)
-            longest = max(longest, row.tokens.size - prefix)
+            request = requests[order[first]]
+            shared = min(shared, alike[first + 1], request.shareable - prefix)
+            longest = max(longest, request.tokens.size - prefix)
             if 2 * shared < longest:
                 break
             if (gain := saved[first] + (last - first) * shared) > best:
                 best, begin = gain, first
         saved.append(best)
         begins.append(begin)
-    whole = sum(row.tokens.size - prefix for row in rows)
+    whole = sum(request.tokens.size - prefix for request in requests)
     if saved[-1] < max(_WORTH_SHARING, _SHARE_SAVED * whole):
-        return [([place], 0) for place in range(len(rows))]
-    families, end = [], len(rows)
+        return [([index], 0) for index in range(len(requests))]
+    groups, end = [], len(requests)
     while end:
         members = sorted(order[begins[end - 1] : end])
-        families.append((members, _shared_beginning([rows[place] for place in members]) - prefix))
+        groups.append((members, _shared_beginning([requests[index] for index in members]) - prefix))
         end = begins[end - 1]
-    return families
+    return groups
 
 
-def _shared_beginning(rows: Sequence[PrefillRequest]) -> int:
+def _shared_beginning(requests: Sequence[PrefillRequest]) -> int:
     """How many tokens the rows begin with alike, leaving each what it needs of its own."""
-    return min([row.shareable for row in rows] + [_common(rows[0], row) for row in rows[1:]])
-
-
-def _common(a: PrefillRequest, b: PrefillRequest) -> int:
-    """How many tokens two rows begin with alike."""
-    size = min(a.tokens.size, b.tokens.size)
-    differ = np.flatnonzero(a.tokens[:size] != b.tokens[:size])
-    return int(differ[0]) if differ.size else size
+    return min(
+        [request.shareable for request in requests]
+        + [shared_prefix_length(requests[0].tokens, request.tokens) for request in requests[1:]]
+    )

@@ -1,0 +1,231 @@
+"""Scores of every neuron on a stream of documents of one language: computed, saved, loaded.
+
+What is kept of the stream are order statistics, so any threshold can be applied afterwards, and memory does not grow
+with the number of documents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mwork_jax.corpus import Batching, Encoded, documents_key, encoded, measured_token_mask, stream_batches
+from mwork_jax.detect.importance import measure
+from mwork_jax.detect.order_statistics import OrderStatistics, merged, with_batch
+from mwork_jax.errors import InputError
+from mwork_jax.model.decoder import Decoder
+from mwork_jax.model.model import Model
+from mwork_jax.model.tokens import Document
+from mwork_jax.neurons import GROUPS
+from mwork_jax.runtime.cache import fingerprint
+from mwork_jax.runtime.distributed import everyone
+from mwork_jax.runtime.files import write_tensors
+from mwork_jax.runtime.progress import Progress
+from mwork_jax.sharding import DATA, fetch, mesh_of, on_mesh_of, put, size_of
+
+_FORMAT = "mwork-neuron-scores-2"
+_OLD_FORMAT = "mwork-neuron-scores-1"
+DETECTOR_VERSION = "importance-3"  # of the code that computes scores: those of another version are computed again
+DEFAULT_KEPT = 8  # weakest documents that are remembered per neuron
+DETECTION_COST = 1.5  # time to score a document, in units of evaluating one; for the time left
+_TABLES = ("lowest", "worst_rank", "mean")
+_ACTIVITY = ("active", "activation")
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronScores:
+    """Scores of every neuron over a stream of documents of one language.
+
+    Per group, with n = `kept` documents at most remembered per neuron:
+    lowest [n, layers, width], float32: the n smallest importances over the documents, ascending;
+    worst_rank [n, layers, width], int32: the n worst ranks within layer and group, descending, 0 being a document's
+    most important neuron; mean [layers, width], float32.
+    Of the feed-forward, over the tokens that count in the norms: active [layers, f], float32, the share with
+    act(gate) > 0 (what LAPE needs); activation [layers, f], float32, the mean of act(gate) * up.
+    A neuron is activated for every document where `lowest[0] >= epsilon`, or `worst_rank[0] < K`; for all but m of
+    them where that holds for entry m.
+    """
+
+    lowest: Mapping[str, np.ndarray]
+    worst_rank: Mapping[str, np.ndarray]
+    mean: Mapping[str, np.ndarray]
+    active: np.ndarray
+    activation: np.ndarray
+    documents: int
+    tokens: int
+    provenance: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("lowest", "worst_rank", "mean", "provenance"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @property
+    def kept(self) -> int:
+        """How many of the weakest documents are remembered per neuron."""
+        return self.lowest[GROUPS[0]].shape[0]
+
+    def save(self, path: str | Path) -> None:
+        """Writes safetensors, atomically, with the provenance in the header."""
+        arrays = {f"{t}.{g}": np.ascontiguousarray(a) for t in _TABLES for g, a in getattr(self, t).items()}
+        arrays |= {name: np.ascontiguousarray(getattr(self, name)) for name in _ACTIVITY}
+        header = {
+            "format": _FORMAT,
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "provenance": dict(self.provenance),
+        }
+        metadata = {"mwork": json.dumps(header, ensure_ascii=False)}
+        write_tensors(path, arrays, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> NeuronScores:
+        """The scores that `save` wrote. Raises InputError, naming the file, where it is not one."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = json.loads((file.metadata() or {}).get("mwork", "{}"))
+                if header.get("format") == _OLD_FORMAT:
+                    raise InputError(f"{path}: neuron scores of an older version; make them anew with `mwork detect`")
+                if header.get("format") != _FORMAT:
+                    raise InputError(f"{path}: not neuron scores (its header should say {_FORMAT!r})")
+                tables = {t: {g: file.get_tensor(f"{t}.{g}") for g in GROUPS} for t in _TABLES}
+                activity = {name: file.get_tensor(name) for name in _ACTIVITY}
+                return cls(**tables, **activity, **{n: header[n] for n in ("documents", "tokens", "provenance")})
+        except InputError:
+            raise
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: damaged neuron scores ({str(error).splitlines()[0]})") from None
+
+
+def score_neurons(
+    model: Model,
+    documents: Iterable[Document | Encoded],
+    *,
+    kept: int = DEFAULT_KEPT,
+    include_bos: bool = False,
+    batching: Batching = Batching(),
+    provenance: Mapping[str, object] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> NeuronScores:
+    """Scores every neuron on a stream of documents (str or int32 token arrays); memory does not grow with their number.
+
+    kept: how many of the weakest documents to remember per neuron, which bounds how tolerant a rule can be afterwards.
+    include_bos: count the BOS position in the norms; off by default, because its attention-sink activations swamp
+    everything. progress is called with the number of documents done after each batch. Raises InputError for an empty
+    stream or a document of fewer than two tokens.
+    """
+    if kept < 1:
+        raise InputError(f"kept is {kept}; at least 1 is needed")
+    mesh = mesh_of(model.decoder)
+    shards = size_of(mesh, DATA)
+    wide = replace(batching, tokens_per_batch=batching.tokens_per_batch * shards)
+    state = OrderStatistics.placed(model.config, kept, mesh)
+    count = tokens = counted = 0
+    for batch in stream_batches(encoded(model, documents, batching.max_tokens), wide, multiple=shards):
+        token_mask = measured_token_mask(model.config, batch.tokens, batch.lengths, include_bos)
+        is_document = batch.documents >= 0
+        with on_mesh_of(model.decoder):
+            tokens_on_mesh, mask_on_mesh = put((batch.tokens, token_mask), mesh, "batch", "time")
+            state = score_batch(model.decoder, state, tokens_on_mesh, mask_on_mesh, put(is_document, mesh, "batch"))
+        count += int(is_document.sum())
+        tokens += int(batch.lengths.sum())
+        counted += int(token_mask.sum())
+        if progress is not None:
+            progress(count)
+    with on_mesh_of(model.decoder):
+        host = fetch(merged(state))
+    scored_with = {
+        "model": model.identity,
+        "include_bos": include_bos,
+        "max_tokens": batching.max_tokens,
+        **(provenance or {}),
+    }
+    tables = (host.lowest, host.worst_rank, {g: total / np.float32(count) for g, total in host.total.items()})
+    both_ends = ({**table, GROUPS[4]: table[GROUPS[3]]} for table in tables)
+    active, activation = (np.float32(total / counted) for total in (host.active, host.activation))
+    return NeuronScores(*both_ends, active, activation, count, tokens, scored_with)
+
+
+@partial(jax.jit, donate_argnums=1)
+def score_batch(
+    decoder: Decoder, state: OrderStatistics, tokens: jax.Array, token_mask: jax.Array, is_document: jax.Array
+) -> OrderStatistics:
+    """The order statistics with one more batch: tokens int32 [batch, time]; token_mask float32 [batch, time], 1 for the
+    tokens that count; is_document bool [batch], as in `with_batch`."""
+    scores, active, activation = measure(decoder, tokens, token_mask, state.active.shape[0])
+    return with_batch(state, scores, active, activation, is_document)
+
+
+def load_or_score(
+    model: Model,
+    documents: Sequence[Encoded],
+    path: Path,
+    progress: Progress,
+    *,
+    language: str,
+    origin: str,
+    max_tokens: int,
+    kept: int = DEFAULT_KEPT,
+    include_bos: bool = False,
+) -> NeuronScores:
+    """One language's scores: those in the file `path` where the same model computed them from the same tokens and they
+    remember at least `kept` documents; otherwise computed now, and saved there.
+
+    origin: where the documents are from, for the provenance. progress advances by DETECTION_COST per document. Of
+    several processes each reads the file, which may be on the first one's disk alone: unless all have it, all compute.
+    """
+    key = scores_key(model, documents, max_tokens=max_tokens, include_bos=include_bos)
+    progress.describe(f"detect {language}")
+    if everyone(_has_scores(path, key, kept)):
+        progress.add(DETECTION_COST * len(documents), free=True)
+        return NeuronScores.load(path)
+    scores = score_neurons(
+        model,
+        documents,
+        kept=kept,
+        include_bos=include_bos,
+        batching=Batching(max_tokens=max_tokens),
+        provenance={"language": language, "corpus": origin, "key": key},
+        progress=progress.callback(DETECTION_COST),
+    )
+    scores.save(path)
+    return scores
+
+
+def scores_key(model: Model, documents: Iterable[Encoded], *, max_tokens: int, include_bos: bool = False) -> str:
+    """A fingerprint of everything that determines scores; their provenance and that of selected sets has it."""
+    return fingerprint([DETECTOR_VERSION, model.key, documents_key(documents), max_tokens, include_bos])
+
+
+def _has_scores(path: Path, key: str, kept: int) -> bool:
+    """Whether a file has scores with this key that remember enough documents; a damaged file is written anew."""
+    try:
+        existing = NeuronScores.load(path) if path.exists() else None
+    except InputError:
+        return False
+    return existing is not None and existing.provenance.get("key") == key and existing.kept >= kept
+
+
+def check_comparable(scores: Mapping[str, NeuronScores]) -> None:
+    """Raises InputError where the scores of two languages are of different models, or were computed differently."""
+    first, *others = scores
+
+    def computed_with(language: str, name: str) -> object:
+        value = scores[language].provenance.get(name)
+        # The paths of one model may be spelled differently.
+        return {k: v for k, v in value.items() if k != "source"} if isinstance(value, Mapping) else value
+
+    for name in ("model", "include_bos", "max_tokens"):
+        for other in others:
+            if computed_with(first, name) != computed_with(other, name):
+                kind = "of different models" if name == "model" else f"made with different {name}"
+                raise InputError(f"the scores of {first!r} and {other!r} are {kind}; score both anew in the same way")

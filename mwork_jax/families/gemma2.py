@@ -1,0 +1,65 @@
+"""Gemma 2: norms on both ends of each block, whose weights count from 1; scaled embeddings, soft caps, and a window in
+every other layer."""
+
+from __future__ import annotations
+
+from mwork_jax.config import FULL_ATTENTION, ModelConfig
+from mwork_jax.families.base import LAYER_TENSORS, Family, Windows, hf_layer_types, layer_types, windows_of
+from mwork_jax.families.reader import Reader
+
+
+def full_attention_every(period: int, layers: int) -> list[str]:
+    """Layer types where each `period`-th layer sees the whole past and the others have a window."""
+    return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
+
+
+def _windows(read: Reader, layers: int) -> Windows:
+    window = read.count("sliding_window", if_null=FULL_ATTENTION)
+    return windows_of(layer_types(read, layers, lambda: full_attention_every(2, layers)), window)
+
+
+def _hf_attributes(config: ModelConfig) -> dict[str, object]:
+    return {
+        "attention_bias": config.qkv_bias,
+        "query_pre_attn_scalar": _whole(config.attn_scale**-2),
+        "sliding_window": max(config.windows) or 4096,
+        "layer_types": hf_layer_types(config),
+        "attn_logit_softcapping": config.attn_softcap,
+        "final_logit_softcapping": config.final_softcap,
+    }
+
+
+def _whole(value: float) -> int | float:
+    """A number as a whole one where it is one but for rounding."""
+    return round(value) if abs(value - round(value)) < 1e-6 * value else value
+
+
+GEMMA2 = Family(
+    model_type="gemma2",
+    hf_class="Gemma2ForCausalLM",
+    attributes=frozenset({
+        "hidden_activation", "query_pre_attn_scalar", "sliding_window", "layer_types", "attention_bias",
+        "attn_logit_softcapping", "final_logit_softcapping",
+    }),
+    defaults={
+        "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 256, "bos_token_id": 2, "eos_token_id": 1, "tie_word_embeddings": True,
+        "sliding_window": 4096, "max_position_embeddings": 8192, "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    hf_attributes=_hf_attributes,
+    windows=_windows,
+    kv_heads_may_be_null=False,
+    activation="hidden_activation",
+    attention_scale="query_pre_attn_scalar",
+    norm_offset=1.0,
+    post_norms=True,
+    scaled_embeddings=True,
+    # Four norms per layer. What other families call post_attention_layernorm comes before the feed-forward.
+    layer_tensors={
+        **LAYER_TENSORS,
+        "attn_post_norm": "post_attention_layernorm.weight",
+        "ffn_norm": "pre_feedforward_layernorm.weight",
+        "ffn_post_norm": "post_feedforward_layernorm.weight",
+    },
+)  # fmt: skip

@@ -1,0 +1,19 @@
+"""Qwen 3: Qwen 2 with a norm on queries and keys, a head size of its own, and biases as an option."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mwork_jax.families.qwen2 import QWEN2, sliding_attributes
+
+QWEN3 = replace(
+    QWEN2,
+    model_type="qwen3",
+    hf_class="Qwen3ForCausalLM",
+    attributes=QWEN2.attributes | {"attention_bias"},
+    defaults={**QWEN2.defaults, "head_dim": 128},
+    hf_attributes=lambda c: sliding_attributes(c) | {"attention_bias": c.qkv_bias},
+    head_dim_may_be_null=False,
+    qk_norm=True,
+    qkv_bias=False,
+)

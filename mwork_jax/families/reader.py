@@ -1,0 +1,78 @@
+"""Attributes of a `config.json`, each read with its type checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from mwork_jax.errors import InputError
+
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+
+
+class Reader:
+    """Reads the attributes of a config.json. Every method raises InputError, naming the attribute and what it should
+    be, where it is missing or of another type."""
+
+    def __init__(self, values: Mapping[str, object], where: str):
+        self.values, self.where = values, where
+
+    def refusal(self, name: str, needed: str) -> InputError:
+        """The error for an attribute's value: what it is, and what is needed."""
+        return InputError(f"{self.where}: {name} is {self.values.get(name)!r:.80}; {needed} is needed")
+
+    def count(self, name: str, *, if_null: int | None = None, minimum: int = 1) -> int:
+        value = self.values.get(name)
+        if value is None and if_null is not None:
+            return if_null
+        if not _is_whole(value) or value < minimum:
+            raise self.refusal(name, "a positive whole number" if minimum else "a whole number from 0")
+        return int(value)
+
+    def number(self, name: str) -> float:
+        value = self.values.get(name)
+        if not _is_number(value) or not 0 < value < 1e300:  # NaN is not either
+            raise self.refusal(name, "a positive number")
+        return float(value)
+
+    def number_or_none(self, name: str) -> float | None:
+        return None if self.values.get(name) is None else self.number(name)
+
+    def flag(self, name: str) -> bool:
+        value = self.values.get(name)
+        if not isinstance(value, bool):
+            raise self.refusal(name, "true or false")
+        return value
+
+    def ids(self, name: str) -> tuple[int, ...]:
+        """Token ids: none, one or a list."""
+        value = self.values.get(name)
+        ids = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        if not all(_is_whole(i) and i >= 0 for i in ids):
+            raise self.refusal(name, "a token id, a list of token ids or null")
+        return tuple(int(i) for i in ids)
+
+    def activation(self, name: str) -> str:
+        """An activation function by Hugging Face's name, as `ModelConfig` names it."""
+        value = self.values.get(name)
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            raise InputError(
+                f"{self.where}: activation {value!r:.80} is not supported; {name} can be {', '.join(ACTIVATIONS)}"
+            )
+        return ACTIVATIONS[value]
+
+    def table(self, name: str) -> Mapping[str, object]:
+        """A nested object; empty where it is null or absent."""
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise self.refusal(name, "an object or null")
+        return value or {}
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,0 +1,84 @@
+"""Rotary embeddings as a `config.json` describes them: read and written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from mwork_jax.config import Rope
+from mwork_jax.errors import InputError
+from mwork_jax.families.reader import Reader
+
+_ROPE_KEYS = {
+    "default": {"rope_theta"},
+    "linear": {"rope_theta", "factor"},
+    "llama3": {"rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+    "yarn": {
+        "rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow",
+        "mscale", "mscale_all_dim", "truncate",
+    },
+}  # fmt: skip
+
+
+_ROPE_DEFAULTS = {
+    "factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "beta_fast": 32.0, "beta_slow": 1.0,
+    "truncate": True,
+}  # fmt: skip
+
+
+def read_rope(described: Mapping[str, object], theta: float, max_length: int, where: str) -> Rope:
+    """One rotary embedding; `theta` and `max_length` stand in for a base and an original length that are missing."""
+    kind = described.get("rope_type") or described.get("type") or "default"
+    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
+        raise InputError(f"{where}: rope type {kind!r:.80} is not supported; supported: {', '.join(_ROPE_KEYS)}")
+    given = {k: v for k, v in described.items() if k not in ("rope_type", "type") and v is not None}
+    if given.get("partial_rotary_factor", 1.0) == 1.0:
+        given.pop("partial_rotary_factor", None)
+    for name in given.keys() - _ROPE_KEYS[kind]:
+        raise InputError(f"{where}: rope attribute {name!r} is not understood for rope type {kind!r}")
+    for name in _ROPE_KEYS[kind] & {"factor", "low_freq_factor", "high_freq_factor"}:
+        if name not in given:
+            raise InputError(f"{where}: rope type {kind!r} needs {name!r}")
+    defaults = {**_ROPE_DEFAULTS, "rope_theta": theta, "original_max_position_embeddings": max_length}
+    read = Reader({**defaults, **given}, where)
+    return Rope(
+        theta=read.number("rope_theta"),
+        kind=kind,
+        factor=read.number("factor"),
+        low_freq_factor=read.number("low_freq_factor"),
+        high_freq_factor=read.number("high_freq_factor"),
+        original_length=read.count("original_max_position_embeddings"),
+        beta_fast=read.number("beta_fast"),
+        beta_slow=read.number("beta_slow"),
+        truncate=read.flag("truncate"),
+        attention_factor=_yarn_attention_factor(read) if kind == "yarn" else 1.0,
+    )
+
+
+def _yarn_attention_factor(read: Reader) -> float:
+    """YaRN's temperature (Peng et al. 2023, section 3.4), with DeepSeek's mscale variant as HF reads it."""
+    if "attention_factor" in read.values:
+        return read.number("attention_factor")
+    factor = read.number("factor")
+
+    def scale(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if read.values.get("mscale") and read.values.get("mscale_all_dim"):
+        return scale(read.number("mscale")) / scale(read.number("mscale_all_dim"))
+    return scale(1.0)
+
+
+def hf_rope(rope: Rope) -> dict[str, object]:
+    """A rotary embedding as `rope_parameters` describes it; `read_rope` reads the same one back."""
+    described: dict[str, object] = {"rope_type": rope.kind, "rope_theta": rope.theta}
+    if rope.kind != "default":
+        described["factor"] = rope.factor
+    if rope.kind in ("llama3", "yarn"):
+        described["original_max_position_embeddings"] = rope.original_length
+    if rope.kind == "llama3":
+        described |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
+    if rope.kind == "yarn":
+        described |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
+        described["attention_factor"] = rope.attention_factor
+    return described

@@ -1,0 +1,557 @@
+"""What the commands write: typed results, and the only place that knows what results.json looks like.
+
+Every kind of result has a class of its own, an explicit `kind`, and one `Provenance`. A file is checked against its
+class as a whole when it is read, so whoever holds a result may use every field of it.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Generic, Literal, Self, TypeVar
+
+import msgspec
+
+from mwork_jax.errors import InputError
+from mwork_jax.intervene.stages import StageSplit
+from mwork_jax.metrics import McNemar, Spread
+from mwork_jax.neurons import NeuronSet
+from mwork_jax.runtime.files import read_json, write_json
+from mwork_jax.settings import DetectSettings, EnhanceSettings, LensSettings, RunSettings, TableSettings
+from mwork_jax.version import __version__
+
+FORMAT = "mwork-results-2"
+FORMATS_OF_0_1 = ("mwork-results-1", "mwork-lens-1")
+_ROUNDING = 1e-4  # by how much a share that was computed in float32 may leave 0 to 1
+_TOO_LARGE = 1e30  # far beyond any score, loss or count, and sums and products of such numbers are still finite
+_PACKAGES = ("jax", "flax", "numpy", "scipy", "transformers")
+
+Interval = tuple[float, float]  # its lower and its upper end
+Neurons = Literal["random", "lang-spec"]
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which model. weights, tokenizer: fingerprints (tokenizer None without one); revision: of the Hub, where it came
+    from there."""
+
+    source: str
+    family: str
+    layers: int
+    hidden_size: int
+    dtype: str
+    weights: str
+    tokenizer: str | None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers < 1 or self.hidden_size < 1:
+            raise ValueError("layers and hidden_size should be 1 or more")
+
+    def is_same_as(self, other: ModelInfo) -> bool:
+        """Whether both are one model, in whatever dtype and from wherever."""
+        return (self.weights, self.tokenizer, self.layers, self.hidden_size) == (
+            other.weights, other.tokenizer, other.layers, other.hidden_size
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{self.source} (weights {self.weights})"
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """One language's documents or items: where from, how many, a fingerprint of their content; revision: of a data set
+    on the Hub."""
+
+    origin: str
+    items: int
+    fingerprint: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Provenance(Generic[S]):
+    """What made a result. data: {language: documents or items}. command: as it was typed, empty where a result was made
+    from Python. seed: what every random choice began with."""
+
+    model: ModelInfo
+    data: Mapping[str, DataInfo]
+    settings: S
+    versions: Mapping[str, str]
+    command: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _need(self, "data")
+
+
+@dataclass(frozen=True)
+class NeuronSetInfo:
+    """A neuron set that was switched off or tuned: how many, and how it was found, where the set says so."""
+
+    fingerprint: str
+    count: int
+    total: int
+    rule: str | None = None
+    mode: str | None = None
+    corpus: str | None = None
+    documents: int | None = None
+
+    @classmethod
+    def of(cls, neurons: NeuronSet) -> NeuronSetInfo:
+        known: dict[str, object] = {}
+        for name, kind in (("rule", str), ("mode", str), ("corpus", str), ("documents", int)):
+            value = neurons.provenance.get(name)
+            known[name] = value if isinstance(value, kind) else None
+        return cls(neurons.fingerprint, neurons.count(), neurons.total(), **known)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class BeyondRandom:
+    """By how much a row's Delta is higher than with matched random sets off. ci95 and p None where there are too few
+    items or seeds; p_holm: corrected over the rows of the table."""
+
+    delta: float
+    ci95: Interval | None
+    p: float | None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What switching a language's neurons off does to the language itself and to English."""
+
+    own: float
+    english: float
+
+
+@dataclass(frozen=True)
+class McNemarPair:
+    """The tests of the language itself and of English under the language's neurons."""
+
+    own: McNemar
+    english: McNemar
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """Delta and its two sides over the random sets."""
+
+    delta_eng: Spread
+    delta_n_eng: Spread
+    delta: Spread
+
+
+@dataclass(frozen=True)
+class DeltaRow:
+    """One row in the layout of Tables 2 to 5. under, s_attn, s_ffn, gen: True where that part is switched off. eng,
+    n_eng: scores with neurons off, higher is better; deltas: minus the original. seeds: random sets, 0 for a language's
+    own. Intervals and p are None where they cannot be had. understanding, generation: N1 and N2 in a grid."""
+
+    kind: Literal["delta"]
+    table: int | str
+    task: str
+    model: str
+    under: bool
+    s_attn: bool
+    s_ffn: bool
+    gen: bool
+    neurons: Neurons
+    seeds: int
+    eng: float
+    n_eng: float
+    delta_eng: float
+    delta_n_eng: float
+    delta: float
+    delta_eng_ci95: Interval | None
+    delta_n_eng_ci95: Interval | None
+    delta_ci95: Interval | None
+    p: float | None
+    n_items: int
+    n_clusters: int
+    languages: tuple[str, ...]
+    p_holm: float | None = None
+    beyond_random: BeyondRandom | None = None
+    seed_spread: SeedSpread | None = None
+    by_language: Mapping[str, Change] = field(default_factory=dict)
+    mcnemar: Mapping[str, McNemarPair] = field(default_factory=dict)
+    understanding: int | None = None
+    generation: int | None = None
+
+    @property
+    def off(self) -> tuple[bool, bool, bool, bool]:
+        """Which parts are switched off: understanding, attention and feed-forward of task-solving, generation."""
+        return self.under, self.s_attn, self.s_ffn, self.gen
+
+
+class _Result:
+    """What all kinds of results share: one provenance, JSON and back."""
+
+    def to_json(self) -> dict[str, object]:
+        """The result as JSON values."""
+        return {"format": FORMAT, **msgspec.to_builtins(self)}
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Self:
+        """The result that `to_json` described. Raises InputError, one line that names `where` and the field, for a
+        value that is not one."""
+        body = {name: inner for name, inner in _of_this_version(value, where).items() if name != "format"}
+        try:
+            result = msgspec.convert(body, cls)
+        except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+            raise InputError(f"{where}: damaged ({' '.join(str(error).split()):.200})") from None
+        _check_values(result, body, where, "$")
+        return result
+
+
+def _of_this_version(value: object, where: str) -> Mapping[str, object]:
+    """The value, if it is a result of this format. Raises InputError for one of version 0.1 and for all else."""
+    form = value.get("format") if isinstance(value, Mapping) else None
+    if form in FORMATS_OF_0_1:
+        raise InputError(
+            f"{where}: written by version 0.1, whose intervals took parallel items for independent; run the command "
+            "again, with another output folder"
+        )
+    if not isinstance(value, Mapping) or form != FORMAT:
+        raise InputError(f"{where}: not a result of this project (its 'format' should be {FORMAT!r})")
+    return value
+
+
+def _check_values(result: object, value: object, where: str, path: str) -> None:
+    """Raises InputError for what a conversion lets through: fields that the class does not have, as a newer version's
+    or a foreign file's; numbers that are not finite or so large that no figure could hold them."""
+    if is_dataclass(result) and isinstance(value, Mapping):
+        known = {f.name for f in fields(result)}
+        for name, inner in value.items():
+            if name not in known:
+                raise InputError(f"{where}: {path}.{f'{name}'!r:.40} is not known; was it written by a newer version?")
+            _check_values(getattr(result, name), inner, where, f"{path}.{name}")
+    elif isinstance(result, Mapping) and isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_values(result[name], inner, where, f"{path}[{name!r:.40}]")
+    elif isinstance(result, tuple) and isinstance(value, Sequence):
+        for i, (one, inner) in enumerate(zip(result, value, strict=True)):
+            _check_values(one, inner, where, f"{path}[{i}]")
+    elif isinstance(result, int | float) and not abs(result) < _TOO_LARGE:
+        raise InputError(f"{where}: damaged ({path} is not a finite number below {_TOO_LARGE:g})")
+
+
+def _need(result: object, *names: str) -> None:
+    """Raises ValueError for fields of a result that are empty; what shows results counts on them."""
+    for name in names:
+        if not getattr(result, name):
+            raise ValueError(f"{name} should have something in it")
+
+
+@dataclass(frozen=True)
+class OriginalLoss:
+    """Held-out loss of the original model in one language; per byte: None where the text is not known."""
+
+    nats_per_token: float
+    nats_per_byte: float | None
+
+
+@dataclass(frozen=True)
+class RandomChange:
+    """Rises of the loss with random sets off, one number per seed, and their means."""
+
+    own: tuple[float, ...]
+    english: tuple[float, ...]
+    own_mean: float
+    english_mean: float
+
+
+@dataclass(frozen=True)
+class LanguageChange:
+    """Rises of the held-out loss, nats per token, with one language's neurons off: everywhere, in each stage, and with
+    random ones off. own_to_english, own_to_random: how many times the other rise, None where that is no rise."""
+
+    neurons: int
+    share: float
+    everywhere: Change
+    under: Change
+    s_attn: Change
+    s_ffn: Change
+    gen: Change
+    random: RandomChange
+    own_to_english: float | None
+    own_to_random: float | None
+
+
+@dataclass(frozen=True)
+class RunResults(_Result):
+    """What `mwork run` found. neurons: {language: the set that was switched off}; original: {language: loss of the
+    original}; languages: {language: its changes}; rows: of the Delta table."""
+
+    kind: Literal["run"]
+    provenance: Provenance[RunSettings]
+    stages: StageSplit
+    neurons: Mapping[str, NeuronSetInfo]
+    original: Mapping[str, OriginalLoss]
+    languages: Mapping[str, LanguageChange]
+    rows: tuple[DeltaRow, ...]
+
+    def __post_init__(self) -> None:
+        _need(self, "original", "languages", "rows")
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A task, its version, and the score that tables show."""
+
+    name: str
+    version: int
+    score: str
+
+
+@dataclass(frozen=True)
+class TableResult(_Result):
+    """One of Tables 2 to 5, or the grid of N1 and N2 over it. stages: None in a grid. original: {language: {score:
+    points}}. neurons: {language: the set that was switched off}."""
+
+    kind: Literal["table", "grid"]
+    provenance: Provenance[TableSettings]
+    table: int
+    stage: str
+    task: TaskInfo
+    stages: StageSplit | None
+    neurons: Mapping[str, NeuronSetInfo]
+    original: Mapping[str, Mapping[str, float]]
+    rows: tuple[DeltaRow, ...]
+
+    def __post_init__(self) -> None:
+        _need(self, "original", "rows")
+        if any(self.task.score not in scores for scores in self.original.values()):
+            raise ValueError("original should have the task's score for every language")
+        of_grid = [None not in (row.understanding, row.generation) for row in self.rows]
+        if self.kind == "grid" and not (self.stages is None and all(of_grid)):
+            raise ValueError("a grid has N1 and N2 (understanding, generation) in every row, and no stages of its own")
+        if self.kind == "table" and (self.stages is None or any(of_grid)):
+            raise ValueError("a table has stages of its own, and no N1 and N2 in its rows")
+
+    @property
+    def identity(self) -> tuple[str, int, str]:
+        """What there is one of in a folder."""
+        return self.kind, self.table, self.task.name
+
+
+@dataclass(frozen=True)
+class TablesResults(_Result):
+    """All tables of a folder that `mwork evaluate` wrote, and their rows; provenance: of the newest of them."""
+
+    kind: Literal["tables"]
+    provenance: Provenance[TableSettings]
+    tables: tuple[TableResult, ...]
+    rows: tuple[DeltaRow, ...]
+
+    def __post_init__(self) -> None:
+        _need(self, "tables")
+        if self.rows != tuple(row for table in self.tables for row in table.rows):
+            raise ValueError("rows should be those of the tables, in their order")
+
+    @classmethod
+    def of(cls, tables: Sequence[TableResult]) -> TablesResults:
+        """Tables in one file, the newest last."""
+        rows = tuple(row for table in tables for row in table.rows)
+        return cls("tables", tables[-1].provenance, tuple(tables), rows)
+
+
+@dataclass(frozen=True)
+class TuningChange:
+    """By how much a language's own neurons bring it more than as many random ones."""
+
+    change: float
+    ci95: Interval | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class TuningRun:
+    """How one tuning went, losses in nats per token. kept: the share of the change that is left in the model's dtype;
+    train: loss of each step; validation: (steps made, loss)."""
+
+    neurons: int
+    documents: int
+    steps: int
+    best_step: int
+    validation_before: float
+    validation_best: float
+    diverged: bool
+    kept: float
+    train: tuple[float, ...]
+    validation: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class TuningRow:
+    """One language tuned in one way on so many documents (Table 6): scores after tuning, changes from the original,
+    means over seeds. delta_others: mean change of the languages in `others`."""
+
+    kind: Literal["tuning"]
+    table: int
+    task: str
+    model: str
+    neurons: Neurons
+    language: str
+    documents: int
+    seeds: int
+    eng: float
+    n_eng: float
+    delta_eng: float
+    delta_n_eng: float
+    delta: float
+    delta_eng_ci95: Interval | None
+    delta_n_eng_ci95: Interval | None
+    delta_ci95: Interval | None
+    p: float | None
+    n_items: int
+    n_clusters: int
+    languages: tuple[str, ...]
+    own_by_seed: tuple[float, ...]
+    delta_others: float | None
+    others: tuple[str, ...]
+    own_beyond_random: TuningChange | None = None
+    under: bool = False
+    s_attn: bool = False
+    s_ffn: bool = False
+    gen: bool = False
+
+
+@dataclass(frozen=True)
+class EnhanceResults(_Result):
+    """What `mwork enhance` found. original: {measure: {language: score of the original}}; sizes: {measure: {language:
+    items}}; runs: {name: how it went}."""
+
+    kind: Literal["enhance"]
+    provenance: Provenance[EnhanceSettings]
+    original: Mapping[str, Mapping[str, float]]
+    sizes: Mapping[str, Mapping[str, int]]
+    runs: Mapping[str, TuningRun]
+    rows: tuple[TuningRow, ...]
+
+    def __post_init__(self) -> None:
+        _need(self, "runs", "rows")
+
+
+@dataclass(frozen=True)
+class LabelsInfo:
+    """How the vocabulary was labelled: languages and the labels for none; counts: entries of each."""
+
+    columns: tuple[str, ...]
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class LensShares:
+    """Shares of the labels among each layer's top tokens, for the prompts of one language: [layers + 1][columns], of
+    the top k and of the first alone. neurons_off: how many of the language's own neurons were off."""
+
+    language: str
+    neurons_off: int
+    positions: int
+    top_k: tuple[tuple[float, ...], ...]
+    top_1: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class LensToken:
+    """The token that a layer ranks first at one position, its label and probability."""
+
+    token: str
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class LensExample:
+    """The beginning of one prompt, and what each layer would say next: [layers + 1][positions]."""
+
+    language: str
+    tokens: tuple[str, ...]
+    layers: tuple[tuple[LensToken, ...], ...]
+
+
+@dataclass(frozen=True)
+class LensResults(_Result):
+    """What `mwork lens` found (Figure 1)."""
+
+    kind: Literal["lens"]
+    provenance: Provenance[LensSettings]
+    labels: LabelsInfo
+    shares: tuple[LensShares, ...]
+    examples: tuple[LensExample, ...]
+
+    def __post_init__(self) -> None:
+        columns, layers = len(self.labels.columns), self.provenance.model.layers + 1
+        if all(shares.neurons_off for shares in self.shares):
+            raise ValueError("shares should have something of the original model in it")
+        for shares in self.shares:
+            for table in (shares.top_k, shares.top_1):
+                if len(table) != layers or any(len(row) != columns for row in table):
+                    raise ValueError(
+                        f"the shares of {shares.language!r:.20} are not {layers} rows of {columns} columns"
+                    )
+                if any(not -_ROUNDING <= share <= 1 + _ROUNDING for row in table for share in row):
+                    raise ValueError(f"the shares of {shares.language!r:.20} are not all from 0 to 1")
+        for example in self.examples:
+            positions = len(example.tokens)
+            if len(example.layers) != layers or any(len(row) != positions for row in example.layers):
+                raise ValueError(
+                    f"the example of {example.language!r:.20} is not {layers} rows of {positions} positions"
+                )
+            if any(not 0 <= token.probability <= 1 + _ROUNDING for row in example.layers for token in row):
+                raise ValueError(f"the probabilities of {example.language!r:.20} are not all from 0 to 1")
+
+
+@dataclass(frozen=True)
+class ScoresInfo:
+    """One language's scores: the file, documents and tokens."""
+
+    file: str
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class DetectResults(_Result):
+    """What `mwork detect` wrote: {language: its scores}."""
+
+    kind: Literal["detect"]
+    provenance: Provenance[DetectSettings]
+    scores: Mapping[str, ScoresInfo]
+
+
+AnyResults = RunResults | TablesResults | EnhanceResults | LensResults | DetectResults
+_CLASSES: Mapping[str, type[_Result]] = {
+    "run": RunResults, "tables": TablesResults, "enhance": EnhanceResults, "lens": LensResults, "detect": DetectResults,
+}  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide what comes out."""
+    known = {"mwork-jax": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            known[package] = version(package)
+        except PackageNotFoundError:
+            known[package] = "unknown"
+    return known
+
+
+def write_results(path: str | Path, results: _Result) -> None:
+    """Writes a result as JSON, whole or not at all."""
+    write_json(path, results.to_json())
+
+
+def read_results(path: str | Path) -> AnyResults:
+    """The result in a file, of whatever kind. Raises InputError, one line, for a file that is missing, damaged, foreign
+    or of version 0.1."""
+    body = _of_this_version(read_json(path), str(path))
+    kind = body.get("kind")
+    if not isinstance(kind, str) or kind not in _CLASSES:
+        raise InputError(f"{path}: damaged ('kind' should be one of {', '.join(_CLASSES)}, it is {kind!r:.40})")
+    return _CLASSES[kind].from_json(body, str(path))  # type: ignore[return-value]

@@ -1,0 +1,186 @@
+"""Files appear whole, with the user's permissions, and leftovers of killed processes go; JSON that cannot be right is
+one line."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from mwork_jax.errors import InputError
+from mwork_jax.runtime import files
+from mwork_jax.runtime.files import (
+    atomic_path,
+    read_json,
+    read_jsonl,
+    remove_abandoned,
+    temporary_folder,
+    write_json,
+    write_tensors,
+    write_text,
+)
+
+
+@pytest.fixture
+def umask():
+    """Sets the umask for one test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002])
+def test_files_have_the_mode_that_the_umask_gives(mask, umask, tmp_path):
+    umask(mask)
+    write_text(tmp_path / "a.txt", "a")
+    write_tensors(tmp_path / "a.safetensors", {}, {})
+    for name in ("a.txt", "a.safetensors"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~mask
+
+
+def test_the_umask_is_never_changed(tmp_path, monkeypatch):
+    """It belongs to the whole process: another thread that saves meanwhile would make files that anyone can write."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask is set for all threads"))
+    write_text(tmp_path / "a.txt", "a")
+
+
+def test_threads_write_the_same_file_side_by_side(tmp_path):
+    writers = [threading.Thread(target=write_json, args=(tmp_path / "a.json", [i] * 1000)) for i in range(20)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(set(read_json(tmp_path / "a.json"))) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.fixture(scope="module")
+def ended():
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def part(folder, name, process, machine=None):
+    """The temporary folder of a process that was killed."""
+    path = folder / f".{name}.mwork-{machine or files._machine()}-{process}-{'ab' * 8}.part"
+    path.mkdir()
+    (path / name).write_text("half")
+    return path
+
+
+def age(path):
+    for each in (*path.glob("*"), path):
+        os.utime(each, (1, 1))
+
+
+def test_what_ended_processes_left_is_removed_and_nothing_else(ended, tmp_path):
+    gone = [part(tmp_path, "a.json", ended), part(tmp_path, "folder", ended)]
+    old = part(tmp_path, "old.json", ended, machine="00000000")
+    age(old)
+    kept = [
+        part(tmp_path, "b.json", os.getpid()),  # another thread may be writing it
+        part(tmp_path, "c.json", os.getppid()),
+        part(tmp_path, "d.json", ended, machine="00000000"),  # of another machine, which may be writing it
+        part(tmp_path, "e", os.getpid()),
+        *(
+            tmp_path / name
+            for name in (".video.mp4.part", ".a.json.x1b2c3d4.part", "a.part", ".b.json.mwork-1-2-3.part")
+        ),
+    ]
+    os.utime(kept[3], (1, 1))  # the folder is old, what is in it is not
+    for path in kept[4:]:
+        path.write_text("of another program")
+        os.utime(path, (1, 1))
+    remove_abandoned(tmp_path)
+    assert not any(path.exists() for path in (*gone, old))
+    assert all(path.exists() for path in kept)
+    remove_abandoned(tmp_path / "no such folder")
+
+
+@pytest.mark.parametrize("name", ["results.json", "scores/de.safetensors", "neurons/de.json", "figures/f.svg"])
+def test_every_folder_that_is_written_to_is_cleaned(name, ended, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    left = part(path.parent, path.name, ended)
+    write_text(path, "whole")
+    assert not left.exists()
+    left = part(path.parent, path.name, ended)
+    files._remove_abandoned_once.cache_clear()  # as in a new process
+    with temporary_folder(path.parent, "x") as folder:
+        assert folder.is_dir()
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_what_a_killed_process_leaves_the_next_one_removes(tmp_path):
+    """A writer's own temporary files too: safetensors writes to a `.tmp...` beside the path that it is given."""
+    script = (
+        "import os, signal, sys, threading, numpy; from pathlib import Path\n"
+        "from mwork_jax.runtime.files import write_tensors\n"
+        "def kill():\n"
+        "    while not list(Path(sys.argv[1]).rglob('.tmp*')): pass\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "threading.Thread(target=kill).start()\n"
+        "while True: write_tensors(sys.argv[1] + '/a.safetensors', {'x': numpy.zeros(1 << 26, numpy.uint8)}, {})\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)])
+    write_text(tmp_path / "b.txt", "whole")
+    assert {p.name for p in tmp_path.iterdir()} <= {"a.safetensors", "b.txt"}
+
+
+def test_a_long_name_has_room_for_its_part(tmp_path):
+    name = "ä" * 120 + ".txt"
+    with atomic_path(tmp_path / name) as path:
+        path.write_text("whole")
+    assert (tmp_path / name).read_text() == "whole"
+
+
+WRONG = {
+    "nan": ('{"loss": NaN}', "NaN is not a number that JSON has"),
+    "infinity": ("[1, -Infinity]", "-Infinity is not a number that JSON has"),
+    "large float": ('{"loss": 1e999}', "the number 1e999 is too large"),
+    "large negative float": ('{"loss": -12345e99999}', "the number -12345e99999 is too large"),
+    "large whole number": ("1" + "0" * 400, "its whole numbers have 308 digits at most"),
+    "twice": ('{"a": {"b": 1, "c": 2, "b": 1}}', "'b' is twice in one object"),
+    "half a pair": (r'{"text": "a \ud83d b"}', r"half a surrogate pair \(U\+D83D\)"),
+    "the other half": (r'{"\udc00": 1}', r"half a surrogate pair \(U\+DC00\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_json_that_cannot_be_right_is_one_line(case, tmp_path):
+    text, message = WRONG[case]
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        read_json(tmp_path / "x.json")
+    assert str(error.value).startswith(f"{tmp_path / 'x.json'}: ")
+    assert "\n" not in str(error.value)
+    if text.startswith("{"):
+        (tmp_path / "x.jsonl").write_text(f"{{}}\n{text}\n")
+        with pytest.raises(InputError, match=message) as error:
+            read_jsonl(tmp_path / "x.jsonl")
+        assert str(error.value).startswith(f"{tmp_path / 'x.jsonl'}:2: ")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1e308,
+        -5e-324,
+        0.1,
+        10**307,
+        -1,
+        {"a": {"a": [{"a": 1}, {"a": 2}]}},
+        {"text": "😀 \\ud83d U+D83D"},  # a whole pair; a backslash that is not an escape
+        [None, True, ""],
+        1000000000000000019884624838656,  # the longest text of a tokenizer that has no limit
+    ],
+)
+def test_other_json_is_read_as_it_was_written(value, tmp_path):
+    for escaped in (True, False):
+        (tmp_path / "x.json").write_text(json.dumps(value, ensure_ascii=escaped))
+        assert read_json(tmp_path / "x.json") == json.loads(json.dumps(value))
