@@ -530,7 +530,7 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
             "--at-once",
             1,
         ),
-        "holds a results.json that is not of this version": ("--out", other),
+        "holds results of version 0.1; choose another output folder": ("--out", other),
         "not finite": ("--documents", 16, "--learning-rate", 1e30),
     }
     for message, arguments in cases.items():
