@@ -111,7 +111,7 @@ def step(target: str, batch: int, time: int) -> dict[str, Any]:
     two_layers = replace(config, num_layers=2, windows=config.windows[:2], layer_rope=config.layer_rope[:2])
     compiled: list[Any] = [lowered_step(c, mesh, batch, time).compile() for c in (two_layers, config)]
     costs = [{name: c.cost_analysis()[name] for name in ("flops", "bytes accessed")} for c in compiled]
-    memory, total = compiled[1].memory_analysis(), of_all_layers(*costs, config.num_layers)
+    memory, total = compiled[1].memory_analysis(), of_all_layers(costs[0], costs[1], config.num_layers)
     room = Slice.parse(topology).chip.hbm_gib
     gib = {"arguments_gib": memory.argument_size_in_bytes / 2**30, "temporaries_gib": memory.temp_size_in_bytes / 2**30}
     return {

@@ -10,7 +10,7 @@ from support.paths import ROOT
 # Each takes from a tenth of a second to several seconds to import, and most programs need none of them.
 LATE = (
     "datasets", "fsspec", "huggingface_hub", "jax.experimental.pallas", "lingua", "matplotlib", "orbax", "sacrebleu",
-    "scipy.stats", "tensorflow", "tokenizers", "torch", "transformers",
+    "scipy", "tensorflow", "tokenizers", "torch", "transformers",
 )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def expm1_ratio(unit: float, reach: float, degree: int) -> list[float]:
         v = reach * x
         return np.where(v == 0, unit, np.expm1(unit * v) / np.where(v == 0, 1.0, v))
 
-    polynomial = np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebinterpolate(at, degree))
+    polynomial = np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebinterpolate(at, degree))  # pyright: ignore[reportCallIssue, reportArgumentType]
     return (polynomial / reach ** np.arange(degree + 1)).tolist()
 
 
@@ -106,14 +106,14 @@ def change_of_score(
     multiply_add: MultiplyAdd = plain_multiply_add,
 ) -> jax.Array:
     """v without cancellation, for shapes that broadcast; a shift of None is 0."""
-    capped = softcap is not None
-    shift = 0.0 if rows.shift is None or capped else rows.shift
+    shift = 0.0 if rows.shift is None or softcap is not None else rows.shift
     change = multiply_add(rows.first, columns.first, multiply_add(rows.second, columns.second, shift))
     for factors in (rows, columns):
         if factors.gain is not None:
             change = multiply_add(factors.gain, score, change)
-    if not capped:
+    if softcap is None:
         return change
+    assert score is not None, "the soft cap acts on the scores"
     # tanh a - tanh b = tanh(a - b) (1 - tanh a tanh b)
     before, moved = score / softcap, change / softcap
     change = softcap * jnp.tanh(moved) * (1.0 - jnp.tanh(before) * jnp.tanh(before + moved))

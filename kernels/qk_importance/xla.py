@@ -14,6 +14,10 @@ Scores and changes are in units of log 2, because a power of two is what is comp
 bound the keys that a block of queries visits.
 """
 
+# Gains, scores and soft cap are None together, which pyright cannot follow.
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportOptionalOperand=false, reportOptionalSubscript=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

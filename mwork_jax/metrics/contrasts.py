@@ -45,7 +45,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 from mwork_jax.errors import InputError
 
@@ -174,6 +173,8 @@ def estimate(terms: Sequence[Term], sample: Sample, *, single_draw: bool = False
     tiny = _ROUNDING * max(float(np.abs(term.coefficient * term.scores).max()) for term in terms)
     if variance <= tiny**2:
         return Estimate(0.0, (0.0, 0.0), 1.0) if abs(value) <= tiny else Estimate(value, None, None)
+    from scipy.special import stdtr, stdtrit  # slow to import, and loading a model needs none of it
+
     error = float(np.sqrt(variance))
     half = float(stdtrit(degrees, 0.975)) * error
     return Estimate(value, (value - half, value + half), float(2 * stdtr(degrees, -abs(value) / error)))

@@ -230,7 +230,7 @@ def _torch_model() -> Any:
     from mwork_jax.load.packaged import packaged_gguf
 
     checkpoint = GGUFCheckpoint(packaged_gguf(MODEL))
-    settings = checkpoint.hf_config()
+    settings: dict[str, Any] = checkpoint.hf_config()
     settings.pop("model_type")
     hf = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**settings))
     for name in checkpoint.names():

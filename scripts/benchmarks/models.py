@@ -70,7 +70,7 @@ def torch_checkpoint(path: Path, dtype: str = "float32") -> Any:
     import transformers
 
     checkpoint = GGUFCheckpoint(path)
-    settings = checkpoint.hf_config()
+    settings: dict[str, Any] = checkpoint.hf_config()
     classes = {
         "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),

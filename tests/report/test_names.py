@@ -62,10 +62,10 @@ class Page(HTMLParser):
         self.tags, self.attributes, self.ids, self.text = [], [], [], ""
         self.feed(text)
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.attributes += attributes
-        self.ids += [value for key, value in attributes if key == "id"]
+        self.attributes += attrs
+        self.ids += [value for key, value in attrs if key == "id"]
 
     def handle_data(self, data):
         self.text += data

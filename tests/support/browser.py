@@ -64,7 +64,7 @@ class Window:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme, "media": media})
-        self.console(), self.requests()  # what an earlier page left
+        _ = self.console(), self.requests()  # what an earlier page left
         self.driver.get(path.resolve().as_uri())
 
     def console(self) -> list[str]:
