@@ -28,6 +28,7 @@ from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, LossEvaluation, Scores
 from mwork_jax.evaluate.runner import Measured, measure
 from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, StageSplit
 from mwork_jax.metrics import ENGLISH
+from mwork_jax.model.identity import model_of
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.results import (
@@ -35,7 +36,6 @@ from mwork_jax.results import (
     DataInfo,
     DetectResults,
     LanguageChange,
-    ModelInfo,
     NeuronSetInfo,
     OriginalLoss,
     Provenance,
@@ -144,7 +144,7 @@ def run_detection(
             )
             written[lang] = ScoresInfo(str(_scores_path(Path(), lang)), scores.documents, scores.tokens)
     data = {lang: DataInfo(origins[lang], len(texts), fingerprint(list(texts))) for lang, texts in documents.items()}
-    provenance = Provenance(ModelInfo(**model.identity), data, settings, versions(), tuple(command))
+    provenance = Provenance(model.info, data, settings, versions(), tuple(command))
     results = DetectResults("detect", provenance, written)
     write_results(out / "results.json", results)
     return results
@@ -184,9 +184,9 @@ def refuse_other_models(out: Path, model: Model, languages: Sequence[str]) -> No
     for path in (*(out / "scores").glob("*.safetensors"), *(out / "neurons").glob("*.json")):
         if path.stem not in languages:
             kept = NeuronScores.load(path) if path.suffix == ".safetensors" else NeuronSet.load(path)
-            of = kept.provenance.get("model")
-            if isinstance(of, Mapping) and not model.is_of(of):
-                raise InputError(f"{path}: of another model ({of.get('source')}); choose another output folder")
+            of = model_of(kept.provenance, str(path))
+            if of is not None and of.key != model.key:
+                raise InputError(f"{path}: of another model ({of}); choose another output folder")
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +212,7 @@ def _provenance(
         lang: DataInfo(c.origin, len(c.detection) + len(c.held_out), fingerprint([c.detection, c.held_out]))
         for lang, c in corpora.items()
     }
-    return Provenance(ModelInfo(**model.identity), data, settings, versions(), tuple(command))
+    return Provenance(model.info, data, settings, versions(), tuple(command))
 
 
 def _write(out: Path, results: RunResults, neurons: Mapping[str, NeuronSet]) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from mwork_jax.errors import InputError
 from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.metrics import McNemar, Spread
+from mwork_jax.model.identity import ModelInfo
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.runtime.files import read_json, write_json
 from mwork_jax.settings import DetectSettings, EnhanceSettings, LensSettings, RunSettings, TableSettings
@@ -32,34 +33,6 @@ _PACKAGES = ("jax", "flax", "numpy", "scipy", "transformers")
 Interval = tuple[float, float]  # its lower and its upper end
 Neurons = Literal["random", "lang-spec"]
 S = TypeVar("S")
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Which model. weights, tokenizer: fingerprints (tokenizer None without one); revision: of the Hub, where it came
-    from there."""
-
-    source: str
-    family: str
-    layers: int
-    hidden_size: int
-    dtype: str
-    weights: str
-    tokenizer: str | None
-    revision: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.layers < 1 or self.hidden_size < 1:
-            raise ValueError("layers and hidden_size should be 1 or more")
-
-    def is_same_as(self, other: ModelInfo) -> bool:
-        """Whether both are one model, in whatever dtype and from wherever."""
-        return (self.weights, self.tokenizer, self.layers, self.hidden_size) == (
-            other.weights, other.tokenizer, other.layers, other.hidden_size
-        )  # fmt: skip
-
-    def __str__(self) -> str:
-        return f"{self.source} (weights {self.weights})"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from mwork_jax.evaluate.tasks import task_named
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.model.model import Model
 from mwork_jax.report import table_report
-from mwork_jax.results import ModelInfo, TableResult, TablesResults, read_results, write_results
+from mwork_jax.results import TableResult, TablesResults, read_results, write_results
 from mwork_jax.runtime.cache import CACHE_FOLDER, ResultCache
 from mwork_jax.runtime.files import write_text
 from mwork_jax.runtime.progress import compilations
@@ -105,7 +104,7 @@ def _earlier_tables(out: Path, model: Model) -> tuple[TableResult, ...]:
         return ()
     tables = results.tables if isinstance(results, TablesResults) else ()
     for table in tables:
-        if replace(table.provenance.model, source=model.source) != ModelInfo(**model.identity):
+        if table.provenance.model.key != model.key:
             other = table.provenance.model.source
             raise InputError(f"{path}: tables of another model ({other}); choose another output folder with --out")
     return tables

@@ -16,6 +16,7 @@ import jax
 from mwork_jax.errors import InputError
 from mwork_jax.load import default_dtype, load_model, read_config
 from mwork_jax.model.decoder import weight_bytes
+from mwork_jax.model.identity import model_of
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.report import printable
@@ -172,22 +173,12 @@ def check_sets(args: argparse.Namespace, model: Model, neurons: Mapping[str, Neu
     """Raises InputError, naming both models, for sets that were found in another model, base for instruct say, which
     can have the same shape; with --allow-other-model it only warns."""
     for language, own in neurons.items():
-        identity = own.provenance.get("model")
-        if isinstance(identity, Mapping) and not _is_of(model, identity):
-            theirs, ours = (f"{one.get('source')} (weights {one.get('weights')})" for one in (identity, model.identity))
-            line = f"the neurons of {language} were found in {theirs}, the model is {ours}"
+        of = model_of(own.provenance, f"the neurons of {language}")
+        if of is not None and not of.is_same_as(model.info):
+            line = f"the neurons of {language} were found in {of}, the model is {model.info}"
             if not args.allow_other_model:
                 raise InputError(f"{line}; find them in this model, or use --allow-other-model")
             log(f"warning: {line}")
-
-
-def _is_of(model: Model, identity: Mapping[str, object]) -> bool:
-    """Whether an identity is this model's. Loaded in another dtype its weights are rounded and have another
-    fingerprint, so there the source decides."""
-    if model.is_of(identity) or identity.get("dtype") == model.identity["dtype"]:
-        return model.is_of(identity)
-    theirs, ours = ({**one, "dtype": None, "weights": None} for one in (identity, model.identity))
-    return theirs == ours
 
 
 def print_result(args: argparse.Namespace, value: Any, text: str) -> None:

@@ -17,7 +17,7 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.neurons import GROUPS, group_widths
 from mwork_jax.sharding import DATA, constrain, size_of
 
-MEASURED_GROUPS = GROUPS[:4]  # ffn_up and ffn_down share their importance: what is kept of one is kept of both
+MEASURED_GROUPS = GROUPS[:-1]  # ffn_up and ffn_down share their importance: what is kept of one is kept of both
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +35,7 @@ class OrderStatistics:
     @classmethod
     def empty(cls, config: ModelConfig, kept: int, shards: int = 1) -> OrderStatistics:
         shapes = {g: (config.num_layers, group_widths(config)[g]) for g in MEASURED_GROUPS}
-        ffn = shapes[GROUPS[3]]
+        ffn = shapes["ffn_up"]
         return cls(
             {g: jnp.full((shards, kept, *s), jnp.inf, jnp.float32) for g, s in shapes.items()},
             {g: jnp.full((shards, kept, *s), -1, jnp.int32) for g, s in shapes.items()},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -70,7 +70,7 @@ class NeuronScores:
     @property
     def kept(self) -> int:
         """How many of the weakest documents are remembered per neuron."""
-        return self.lowest[GROUPS[0]].shape[0]
+        return self.lowest["ffn_up"].shape[0]
 
     def save(self, path: str | Path) -> None:
         """Writes safetensors, atomically, with the provenance in the header."""
@@ -144,15 +144,23 @@ def score_neurons(
     with on_mesh_of(model.decoder):
         host = fetch(merged(state))
     scored_with = {
-        "model": model.identity,
+        "model": asdict(model.info),
         "include_bos": include_bos,
         "max_tokens": batching.max_tokens,
         **(provenance or {}),
     }
     tables = (host.lowest, host.worst_rank, {g: total / np.float32(count) for g, total in host.total.items()})
-    both_ends = ({**table, GROUPS[4]: table[GROUPS[3]]} for table in tables)
-    active, activation = (np.float32(total / counted) for total in (host.active, host.activation))
-    return NeuronScores(*both_ends, active, activation, count, tokens, scored_with)
+    lowest, worst_rank, mean = ({**table, "ffn_down": table["ffn_up"]} for table in tables)
+    return NeuronScores(
+        lowest=lowest,
+        worst_rank=worst_rank,
+        mean=mean,
+        active=(host.active / counted).astype(np.float32),
+        activation=(host.activation / counted).astype(np.float32),
+        documents=count,
+        tokens=tokens,
+        provenance=scored_with,
+    )
 
 
 @partial(jax.jit, donate_argnums=1)

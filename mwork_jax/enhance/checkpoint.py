@@ -7,6 +7,7 @@ is the position in the data too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ from mwork_jax.errors import InputError
 _KEPT = 2  # the newest ones
 
 
+@dataclass(frozen=True)
+class Losses:
+    """How far tuning has come, in nats per token: train [step][run]; validation, (after so many steps, [run])."""
+
+    train: list[list[float]] = field(default_factory=list)
+    validation: list[tuple[int, list[float]]] = field(default_factory=list)
+
+
 class Checkpoints:
     """A folder with the newest checkpoints of one piece of work; usable in a `with` block."""
 
@@ -26,10 +35,12 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp  # slow to import, and only tuning with checkpoints needs it
 
         self.folder, self._identity = Path(folder).absolute(), dict(identity)
+        policies, preserved = ocp.training.save_decision_policies, ocp.training.preservation_policies
         self._saver = ocp.training.Checkpointer(
-            self.folder,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
+            str(self.folder),
+            # Orbax's own policies do not fit the types that its Checkpointer asks for.
+            save_decision_policy=policies.FixedIntervalPolicy(1),  # pyright: ignore[reportArgumentType]
+            preservation_policy=preserved.LatestN(_KEPT),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
 
@@ -48,17 +59,17 @@ class Checkpoints:
         """Whether there is a checkpoint."""
         return self._saver.latest is not None
 
-    def save(self, step: int, state: State, history: Mapping[str, object]) -> None:
+    def save(self, step: int, state: State, losses: Losses) -> None:
         """Begins to write the state after `step` steps; training goes on meanwhile. Raises InputError where an earlier
         one could not be written."""
-        work = {"state": state, "work": {"identity": self._identity, "history": dict(history)}}
+        work = {"state": state, "work": {"identity": self._identity, "history": asdict(losses)}}
         try:
             self._saver.save_checkpointables_async(step, work)
         except Exception as failure:  # Orbax and TensorStore raise many kinds for a disk that is full
             raise _cannot_write(self.folder, failure) from None
 
-    def latest(self, like: State) -> tuple[int, State, dict[str, object]] | None:
-        """(step, state, history) of the newest checkpoint, or None where there is none.
+    def latest(self, like: State) -> tuple[int, State, Losses] | None:
+        """(step, state, losses) of the newest checkpoint, or None where there is none.
 
         Raises InputError where it is of another model, neuron set, corpus or settings, or cannot be read.
         """
@@ -75,7 +86,8 @@ class Checkpoints:
         except Exception as failure:
             reason = " ".join(str(failure).split())[:160]
             raise InputError(f"{self.folder}: checkpoint {found.step} cannot be read ({reason}); remove it") from None
-        return found.step, State(*state), work["history"]
+        validation = [(int(step), list(losses)) for step, losses in work["history"]["validation"]]
+        return found.step, State(*state), Losses(list(work["history"]["train"]), validation)
 
     def _check(self, theirs: Mapping[str, object]) -> None:
         for name, own in self._identity.items():

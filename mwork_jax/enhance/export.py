@@ -12,6 +12,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mwork_jax.enhance.neuron_params import PARAMETERS, parameter_arrays
 from mwork_jax.errors import InputError
 from mwork_jax.families import checkpoint_names, hf_config
 from mwork_jax.model.decoder import Decoder
+from mwork_jax.model.identity import model_of
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import group_widths
 from mwork_jax.runtime.distributed import is_first
@@ -223,7 +225,7 @@ def save_delta(tuned: Tuned, path: str | Path) -> None:
         tensors[f"{name}.index"], tensors[f"{name}.values"] = index, np.ascontiguousarray(values)
     header = {
         "format": _DELTA_FORMAT,
-        "base": json.dumps(tuned.base.identity),
+        "base": json.dumps(asdict(tuned.base.info)),
         "neurons": json.dumps(dict(tuned.neurons.provenance)),
     }
     write_tensors(path, tensors, header | {"sha256": _checksum(header, tensors)})
@@ -285,14 +287,12 @@ def _damaged(path: str | Path, reason: str) -> InputError:
 
 def _check_base(model: Model, header: Mapping[str, str], path: str | Path) -> None:
     """Raises InputError where the header's base model is another or cannot be read."""
-    base = parse_json(header.get("base", "null"), f"{path}: base")
-    if not isinstance(base, dict) or not {"source", "dtype", "weights"} <= base.keys():
+    base = model_of({"model": parse_json(header.get("base", "null"), f"{path}: base")}, str(path))
+    if base is None:
         raise _damaged(path, "its header does not name the base model")
-    if not model.is_of(base):
-        raise InputError(
-            f"{path}: it belongs to {base['source']} ({base['dtype']}, weights {base['weights']}), the model given is "
-            f"{model.source} ({model.key['dtype']}, weights {model.key['weights']}); load that one, with that dtype"
-        )
+    if base.key != model.key:
+        theirs, own = (f"{m.source} ({m.dtype}, weights {m.weights})" for m in (base, model.info))
+        raise InputError(f"{path}: it belongs to {theirs}, the model given is {own}; load that one, with that dtype")
 
 
 def _check_layout(config: ModelConfig, stored: Mapping[str, tuple[str, tuple[int, ...]]], path: str | Path) -> None:

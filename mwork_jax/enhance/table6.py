@@ -24,7 +24,6 @@ from mwork_jax.neurons import NeuronSet
 from mwork_jax.results import (
     DataInfo,
     EnhanceResults,
-    ModelInfo,
     Neurons,
     Provenance,
     TuningChange,
@@ -72,7 +71,8 @@ class EvaluationSuite:
         for evaluations in self.tasks.values():
             for evaluation in evaluations.values():
                 evaluation.check_fits(model)
-        return {HELD_OUT_LOSS: losses, **{task: dict(evaluations) for task, evaluations in self.tasks.items()}}
+        tasks: dict[str, dict[str, Evaluation]] = {task: dict(self.tasks[task]) for task in self.tasks}
+        return {HELD_OUT_LOSS: losses, **tasks}
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def run_enhancement(
             key = {**model.key, "tuned": _fingerprint_of(tuning)}
             tuned[job] = _measure(tuning.merged(model), key, evaluations, job.language, cache, bar)
     data = {lang: DataInfo(origins[lang], len(texts), fingerprint(list(texts))) for lang, texts in corpora.items()}
-    provenance = Provenance(ModelInfo(**model.identity), data, settings, versions(), tuple(command), settings.tune.seed)
+    provenance = Provenance(model.info, data, settings, versions(), tuple(command), settings.tune.seed)
     return _results(model, provenance, evaluations, tunings, original, tuned), tunings
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mwork_jax.corpus import Encoded, documents_key, encoded
-from mwork_jax.enhance.checkpoint import Checkpoints
+from mwork_jax.enhance.checkpoint import Checkpoints, Losses
 from mwork_jax.enhance.neuron_params import NeuronIndex, NeuronParams, check_fits, gather, index_of, scatter, widths
 from mwork_jax.enhance.optimizer import Rates
 from mwork_jax.enhance.packing import PackedRows, batch_at, empty_rows, pack, steps_per_epoch
@@ -88,10 +88,10 @@ class TuningResult:
     def merged(self, model: Model) -> Tuned:
         """The model with the tuned neurons in their places; every other weight is the same, bit for bit."""
         decoder = jax.jit(scatter)(model.decoder, self.index, self.values)
-        return Tuned(decoder, model.tokenizer, f"{model.source} ({self.run.name})", model, self)
+        return Tuned(decoder, model.tokenizer, f"{model.source} ({self.run.name})", base=model, result=self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tuned(Model):
     """A tuned model: a Model as any other, that knows its `base` and the `result` of its tuning."""
 
@@ -239,25 +239,24 @@ class _Work:
         self.mesh = mesh_of(frozen.decoder)
         self.program = Program(settings.remat, settings.patience)
         self.steps = max(d.steps for d in data)
-        self.train: list[list[float]] = []  # [step][run]
-        self.validation: list[tuple[int, list[float]]] = []
+        self.losses = Losses()
 
     def go(self, kept: Checkpoints | None, progress: Callable[[int, int], None] | None) -> None:
         done = self._resume(kept)
         if done is None:
             done = 0
             self._validate(0)
-            if not np.isfinite(self.validation[0][1]).all():
+            if not np.isfinite(self.losses.validation[0][1]).all():
                 raise InputError("tuning: the loss is not finite before the first step; are the model's weights sound?")
         for step in range(done, self.steps):
             if not self._going():
                 break
             self.state, report = train_step(self.program, self.frozen, self.state, self._batch(step))
-            self.train.append([float(loss) for loss in fetch(report.loss)])
+            self.losses.train.append([float(loss) for loss in fetch(report.loss)])
             if (step + 1) % self.settings.validate_every == 0 or step + 1 == self.steps:
                 self._validate(step + 1)
                 if kept is not None and not fetch(self.state.diverged).all():
-                    kept.save(step + 1, self.state, {"train": self.train, "validation": self.validation})
+                    kept.save(step + 1, self.state, self.losses)
             if progress is not None:
                 progress(step + 1, self.steps)
         if fetch(self.state.diverged).all():
@@ -268,8 +267,10 @@ class _Work:
         index, values = fetch(jax.tree.map(lambda x: x[run], (self.frozen.neuron_index, self.state.best)))
         # A run that has ended is validated as long as others go on, but stays as it was after its last update.
         updates = int(fetch(self.state.step)[run])
-        validation = {min(step, updates): losses[run] for step, losses in self.validation if np.isfinite(losses[run])}
-        train = [losses[run] for losses in self.train[:updates]]
+        validation = {
+            min(step, updates): losses[run] for step, losses in self.losses.validation if np.isfinite(losses[run])
+        }
+        train = [losses[run] for losses in self.losses.train[:updates]]
         history = History(train, list(validation.items()), bool(fetch(self.state.diverged)[run]))
         return index, values, history
 
@@ -278,9 +279,7 @@ class _Work:
         checkpoint = kept.latest(self.state) if kept is not None else None
         if checkpoint is None:
             return None
-        done, self.state, history = checkpoint
-        self.train = history["train"]
-        self.validation = [(int(step), list(losses)) for step, losses in history["validation"]]
+        done, self.state, self.losses = checkpoint
         return done
 
     def _going(self) -> bool:
@@ -305,7 +304,7 @@ class _Work:
             counts += rows.counts.sum((1, 2))
         losses = (nats / counts).astype(np.float32)
         self.state = note_validation(self.state, put(losses, self.mesh, "runs"))
-        self.validation.append((step, [float(x) for x in losses]))
+        self.losses.validation.append((step, [float(x) for x in losses]))
 
     def _validation_batches(self) -> Iterator[PackedRows]:
         size = self.settings.batch // self.settings.accumulate
@@ -322,7 +321,7 @@ class _Work:
         kept_in = f"; the last good checkpoint is kept in {kept.folder}" if kept is not None and kept.begun else ""
         elsewhere = " and another folder" if kept_in else ""
         return InputError(
-            f"tuning: the loss is not finite after step {len(self.train)} at learning rate "
+            f"tuning: the loss is not finite after step {len(self.losses.train)} at learning rate "
             f"{float(np.max(fetch(self.frozen.rates.learning_rate))):g}{kept_in}; "
             f"choose a lower learning rate{elsewhere}"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -76,7 +75,7 @@ class LossEvaluation:
         if len(self.ids) != len(self.documents):
             raise InputError(f"held-out documents: {len(self.documents)} documents have {len(self.ids)} ids")
 
-    @cached_property
+    @property
     def key(self) -> Mapping[str, object]:
         return {"evaluator": LOSS_VERSION, "documents": documents_key(self.documents)}
 
@@ -125,7 +124,7 @@ class TaskEvaluation:
     revision: str | None = None
     chat: bool = False
 
-    @cached_property
+    @property
     def key(self) -> Mapping[str, object]:
         items = fingerprint([self.prompts, [asdict(item) for item in self.items], self.chat])
         return {"task": [self.task.name, self.task.version], "items": items}

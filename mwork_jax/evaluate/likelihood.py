@@ -190,7 +190,7 @@ def _nats(
     nats = np.zeros((len(masks), len(rows)))
     mesh, done = mesh_of(decoder), 0
     for run in prefill(decoder, rows, masks, tokens_per_batch=tokens_per_batch):
-        shards = tuple(size_of(mesh, axis) for axis in (MASK, DATA))
+        shards = size_of(mesh, MASK), size_of(mesh, DATA)
         positions, predicted = _predicting(run, [rows[place].needed for place in run.tree.indices], shards)
         targets = np.roll(run.tree.levels[-1].tokens, -1, axis=1)
         with on_mesh_of(decoder):

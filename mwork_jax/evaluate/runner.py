@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeGuard
 
 from mwork_jax.evaluate.evaluations import Evaluation, Scores
 from mwork_jax.model.model import Model
@@ -42,7 +43,8 @@ def measure(
     for language, evaluation in evaluations.items():
         wanted = [condition for condition in conditions if language in condition.languages]
         sets = {condition.neurons.fingerprint: condition.neurons for condition in wanted}
-        keys = {off: _key(model_key or model.key, evaluation, off) for off in sets}
+        determined = {**evaluation.key, "model": dict(model_key or model.key)}
+        keys = {off: {**determined, "off": off} for off in sets}
         scores = agreed(partial(_cached, cache, keys, evaluation))
         missing = [off for off in keys if off not in scores]
         progress.add(evaluation.size * (len(wanted) - len(missing)), free=True)
@@ -57,7 +59,7 @@ def measure(
     return measured
 
 
-def valid_scores(value: object, evaluation: Evaluation) -> bool:
+def valid_scores(value: object, evaluation: Evaluation) -> TypeGuard[Scores]:
     """Whether a cached value can be the evaluation's scores: the right names, a finite number for each item."""
     return (
         isinstance(value, dict)
@@ -81,7 +83,3 @@ def _cached(cache: ResultCache, keys: Mapping[str, Mapping[str, object]], evalua
 def _chunks(keys: Sequence[str]) -> Iterator[list[str]]:
     for begin in range(0, len(keys), _CHUNK):
         yield list(keys[begin : begin + _CHUNK])
-
-
-def _key(model_key: Mapping[str, object], evaluation: Evaluation, off: str) -> dict[str, object]:
-    return {**evaluation.key, "model": dict(model_key), "off": off}

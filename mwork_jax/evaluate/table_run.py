@@ -20,7 +20,6 @@ from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask, NeuronSet
 from mwork_jax.results import (
     DataInfo,
-    ModelInfo,
     NeuronSetInfo,
     Provenance,
     TableResult,
@@ -145,7 +144,7 @@ def _provenance(
     model: Model, evaluations: Mapping[str, TaskEvaluation], settings: TableSettings, command: Sequence[str]
 ) -> Provenance[TableSettings]:
     data = {lang: DataInfo(e.origin, e.size, str(e.key["items"]), e.revision) for lang, e in evaluations.items()}
-    return Provenance(ModelInfo(**model.identity), data, settings, versions(), tuple(command))
+    return Provenance(model.info, data, settings, versions(), tuple(command))
 
 
 def _original(evaluations: Mapping[str, TaskEvaluation], measured: Measured) -> dict[str, dict[str, float]]:

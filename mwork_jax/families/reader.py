@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import TypeGuard
 
 from mwork_jax.errors import InputError
 
@@ -48,10 +48,11 @@ class Reader:
     def ids(self, name: str) -> tuple[int, ...]:
         """Token ids: none, one or a list."""
         value = self.values.get(name)
-        ids = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-        if not all(_is_whole(i) and i >= 0 for i in ids):
+        listed: Sequence[object] = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        ids = [int(i) for i in listed if _is_whole(i) and i >= 0]
+        if len(ids) < len(listed):
             raise self.refusal(name, "a token id, a list of token ids or null")
-        return tuple(int(i) for i in ids)
+        return tuple(ids)
 
     def activation(self, name: str) -> str:
         """An activation function by Hugging Face's name, as `ModelConfig` names it."""
@@ -70,9 +71,9 @@ class Reader:
         return value or {}
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)

@@ -30,7 +30,6 @@ from mwork_jax.results import (
     LensResults,
     LensShares,
     LensToken,
-    ModelInfo,
     Provenance,
     versions,
 )
@@ -206,7 +205,7 @@ def run_lens(
     data = {lang: DataInfo(origins[lang], len(docs), documents_key(docs)) for lang, docs in prompts.items()}
     return LensResults(
         kind="lens",
-        provenance=Provenance(ModelInfo(**model.identity), data, settings, versions(), tuple(command)),
+        provenance=Provenance(model.info, data, settings, versions(), tuple(command)),
         labels=LabelsInfo(labels.columns, labels.counts()),
         shares=shares,
         examples=tuple(_example(model, lang, docs[0], labels, settings) for lang, docs in prompts.items()),

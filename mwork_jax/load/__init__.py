@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +44,17 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
     if dtype is not None and dtype not in _DTYPES:
         raise InputError(f"dtype {dtype!r} is not supported; use {' or '.join(_DTYPES)}")
     compute = _DTYPES[dtype or default_dtype()]
-    weights, config, read_tokenizer = _open(str(source))
+    checkpoint = _open(str(source))
     if mesh is None:
-        decoder = assemble(config, weights, compute, lambda name, array: jnp.asarray(array))
+        decoder = assemble(checkpoint.config, checkpoint.weights, compute, lambda name, array: jnp.asarray(array))
     else:
-        decoder = assemble_on(config, weights, compute, mesh)
-    return Model(decoder, read_tokenizer(), str(source))
+        decoder = assemble_on(checkpoint.config, checkpoint.weights, compute, mesh)
+    return Model(decoder, checkpoint.read_tokenizer(), str(source), checkpoint.revision)
 
 
 def read_config(source: str | os.PathLike[str]) -> ModelConfig:
     """The configuration of a model that `load_model` would load; no weight is read. Raises InputError as it does."""
-    return _open(str(source))[1]
+    return _open(str(source)).config
 
 
 def default_dtype() -> str:
@@ -66,8 +68,18 @@ def default_dtype() -> str:
     return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
 
 
-def _open(source: str) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
-    """The weights, the configuration, and a function that reads the tokenizer."""
+@dataclass(frozen=True)
+class _Checkpoint:
+    """An opened model of which no weight has been read: where its weights are, its configuration, a function that reads
+    its tokenizer, and the commit, where it is from the Hub."""
+
+    weights: WeightSource
+    config: ModelConfig
+    read_tokenizer: Callable[[], Any | None]
+    revision: str | None = None
+
+
+def _open(source: str) -> _Checkpoint:
     if is_bucket(source):
         return _open_bucket(source)
     path = _located(source)
@@ -92,12 +104,12 @@ def _located(source: str) -> Path:
     return _download(source)
 
 
-def _open_gguf(path: Path) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
+def _open_gguf(path: Path) -> _Checkpoint:
     checkpoint = GGUFCheckpoint(path)
-    return checkpoint, config_from_hf(checkpoint.hf_config(), where=str(path)), checkpoint.tokenizer
+    return _Checkpoint(checkpoint, config_from_hf(checkpoint.hf_config(), where=str(path)), checkpoint.tokenizer)
 
 
-def _open_bucket(url: str) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
+def _open_bucket(url: str) -> _Checkpoint:
     bucket = BucketFolder(url)
     config = _config_of(bucket.json("config.json"), f"{bucket.where}/config.json")
     if bucket.holds(_GENERATION):
@@ -107,7 +119,7 @@ def _open_bucket(url: str) -> tuple[WeightSource, ModelConfig, Callable[[], Any 
         with bucket.without_weights() as folder:
             return folder_tokenizer(folder)
 
-    return bucket, config, tokenizer
+    return _Checkpoint(bucket, config, tokenizer)
 
 
 def _config_of(hf: Any, where: str) -> ModelConfig:
@@ -116,7 +128,7 @@ def _config_of(hf: Any, where: str) -> ModelConfig:
     return config_from_hf(hf, where=where)
 
 
-def _open_folder(folder: Path) -> tuple[WeightSource, ModelConfig, Callable[[], Any | None]]:
+def _open_folder(folder: Path) -> _Checkpoint:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json; a model folder in Hugging Face layout has one")
     config = _config_of(read_json(folder / "config.json"), str(folder / "config.json"))
@@ -130,7 +142,13 @@ def _open_folder(folder: Path) -> tuple[WeightSource, ModelConfig, Callable[[], 
         raise InputError(
             f"{folder}: no weights; model.safetensors (whole or in shards) or flax_model.msgpack is needed"
         )
-    return weights, config, lambda: folder_tokenizer(folder)
+    return _Checkpoint(weights, config, lambda: folder_tokenizer(folder), _commit(folder))
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit of a folder in the Hub's cache, which is named after it; None for another folder."""
+    in_cache = folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name)
+    return folder.name if in_cache else None
 
 
 def _download(repository: str) -> Path:

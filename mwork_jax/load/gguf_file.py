@@ -136,7 +136,7 @@ class GGUFCheckpoint:
         """What only some families have."""
         window = self._get("attention.sliding_window")
         if self._arch == "llama":
-            biases = {
+            biases: dict[str, object] = {
                 "attention_bias": "model.layers.0.self_attn.q_proj.bias" in self._names,
                 "mlp_bias": "model.layers.0.mlp.up_proj.bias" in self._names,
             }
@@ -149,7 +149,7 @@ class GGUFCheckpoint:
                 )
             return {}
         largest = self._count("block_count") == _GEMMA_27B_LAYERS[self._arch]
-        scale = {"query_pre_attn_scalar": hidden_per_head if largest else head_dim}
+        scale: dict[str, object] = {"query_pre_attn_scalar": hidden_per_head if largest else head_dim}
         if self._arch == "gemma2":  # the first Gemma 2 files lack these three; all models of the family share them
             return scale | {
                 "sliding_window": window or 4096,

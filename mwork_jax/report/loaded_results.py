@@ -8,12 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-
 from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.errors import InputError
 from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.metrics import ENGLISH
+from mwork_jax.model.identity import model_of
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.report.names import check_distinct
 from mwork_jax.results import (
@@ -180,15 +179,8 @@ def _only(files: Sequence[tuple[Path, AnyResults]], kind: type[T]) -> T | None:
 
 def _models_of(folder: Path, parts: Mapping[str, NeuronSet] | Mapping[str, NeuronScores]) -> dict[str, ModelInfo]:
     """The models that sets or scores are of, where they name one."""
-    models = {}
-    for language, part in parts.items():
-        identity = part.provenance.get("model")
-        if identity:
-            try:
-                models[f"{folder}, {language}"] = msgspec.convert(identity, ModelInfo)
-            except msgspec.ValidationError as error:
-                raise InputError(f"{folder}, {language}: damaged (its model: {error})") from None
-    return models
+    named = {f"{folder}, {lang}": model_of(part.provenance, f"{folder}, {lang}") for lang, part in parts.items()}
+    return {where: model for where, model in named.items() if model is not None}
 
 
 def _check_neurons(folder: Path, used: Mapping[str, NeuronSetInfo], neurons: Mapping[str, NeuronSet]) -> None:

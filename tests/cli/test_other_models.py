@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 
@@ -25,7 +26,7 @@ def model(tiny_folder):
 
 def sets_of(model, folder, **changed):
     """Neurons of German, found in a model that differs from this one in what is `changed`."""
-    identity = {**model.identity, **changed}
+    identity = {**asdict(model.info), **changed}
     NeuronSet(random_neurons(model.config).groups, {"model": identity}).save(folder / "neurons" / "de.json")
     return folder
 

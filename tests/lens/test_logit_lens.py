@@ -210,7 +210,10 @@ BAD = {
     "documents": (["--documents", "17"], "17 prompts asked, there are 16"),
     "language": (["--languages", "en,xx"], "language 'xx' is not in the built-in data"),
     "labeller": (["--labeller", "magic"], "--labeller magic: it must be one of lingua, scripts"),
-    "neurons": (["--neurons", "nowhere"], "nowhere/neurons/en.json: no such file; `mwork run` and `mwork select` write it"),
+    "neurons": (
+        ["--neurons", "nowhere"],
+        "nowhere/neurons/en.json: no such file; `mwork run` and `mwork select` write it",
+    ),
     "corpus": (["--corpus", "en=nowhere.txt"], "--corpus has no prompts for 'de'"),
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def test_folders_load_as_hf_saved_them(family, shards, tmp_path):
     ours = mw.forward(model, ids, mw.NeuronMask.keep_all(model.config))
     np.testing.assert_allclose(ours, hf_logits(hf, ids), atol=TOLERANCE, rtol=0)
     assert model.tokenizer is None
-    assert model.identity["source"] == str(tmp_path)
+    assert model.info.source == str(tmp_path)
 
 
 def test_bfloat16_weights_are_the_rounded_ones(tmp_path):
@@ -60,9 +61,9 @@ def test_text_goes_through_the_tokenizer(tiny_folder):
 def test_identities_tell_models_apart(tmp_path):
     for name, family in (("a", "llama"), ("b", "llama-tied")):
         hf_model(family, 2).save_pretrained(tmp_path / name)
-    a, b = (mw.load_model(tmp_path / name, dtype="float32").identity for name in "ab")
-    assert a["weights"] != b["weights"]
-    assert a == mw.load_model(tmp_path / "a", dtype="float32").identity
+    a, b = (mw.load_model(tmp_path / name, dtype="float32").info for name in "ab")
+    assert a.weights != b.weights
+    assert a == mw.load_model(tmp_path / "a", dtype="float32").info
 
 
 def test_a_key_does_not_depend_on_how_the_path_is_spelled(tiny_folder, monkeypatch):
@@ -71,7 +72,7 @@ def test_a_key_does_not_depend_on_how_the_path_is_spelled(tiny_folder, monkeypat
     relative = mw.load_model(f"./{tiny_folder.name}", dtype="float32")
     whole.tokenizer(["a", "b c"], padding=True, truncation=True, max_length=4)  # leaves its mark on the tokenizer
     assert relative.key == whole.key
-    assert relative.identity == {"source": f"./{tiny_folder.name}", **whole.key}
+    assert relative.info == replace(whole.info, source=f"./{tiny_folder.name}")
     assert mw.load_model(tiny_folder, dtype="bfloat16").key != whole.key
 
 
@@ -136,7 +137,7 @@ def test_a_single_changed_weight_is_another_model():
     whole = {f"layers.{n}": a for n, a in arrays.items()}
     whole |= {n: getattr(model.decoder, n)[...] for n in ("embed", "final_norm", "head")}
     tuned = mw.Model(mw.Decoder(model.config, whole), None, "tiny")
-    assert tuned.identity["weights"] != model.identity["weights"]
+    assert tuned.info.weights != model.info.weights
 
 
 def edit_config(folder, **changes):

@@ -146,7 +146,7 @@ def _hub_questions(task: Task, language: str, repository: str, examples: tuple[I
     repository = repository or hub.repository
     config = hub.config.format(language=language, name=(task.names or {}).get(language, language))
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]  # the extra "hub"
     except ImportError:
         raise InputError("reading from the Hub needs the `datasets` library: pip install 'mwork-jax[hub]'") from None
     try:

@@ -34,8 +34,9 @@ def _read(path: Path, language: str) -> tuple[Item, ...]:
 
 def _item(row: dict[str, object], language: str, where: str) -> Item:
     """One row of the official schema: premise, choice1, choice2, question (cause or effect), label (0 or 1), idx."""
-    if row.get("question") not in ("cause", "effect"):
-        raise InputError(f"{where}: 'question' is {row.get('question')!r}; 'cause' or 'effect' is needed")
+    question = row.get("question")
+    if not isinstance(question, str) or question not in ("cause", "effect"):
+        raise InputError(f"{where}: 'question' is {question!r}; 'cause' or 'effect' is needed")
     if type(row.get("label")) is not int or row["label"] not in (0, 1):
         raise InputError(f"{where}: 'label' is {row.get('label')!r}; 0 or 1 is needed")
     if type(row.get("idx")) is not int:
@@ -44,7 +45,7 @@ def _item(row: dict[str, object], language: str, where: str) -> Item:
         str(row["idx"]),
         language,
         context=one_line(text_of(row, "premise", where)),
-        question=row["question"],
+        question=question,
         choices=tuple(one_line(text_of(row, name, where)) for name in ("choice1", "choice2")),
         labels=("1", "2"),
         answer=row["label"],
