@@ -16,7 +16,7 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import Batching, Corpus, corpus_of_file, own_corpus, read_corpus
 from mwork_jax.detect.importance import importance
 from mwork_jax.detect.scores import NeuronScores, score_neurons
-from mwork_jax.enhance import Run, Tuned, TuneSettings, fine_tune, fine_tune_many
+from mwork_jax.enhance import Tuned, TuneSettings, TuningRun, fine_tune, fine_tune_many
 from mwork_jax.enhance.export import apply_delta, save_delta, save_folder
 from mwork_jax.enhance.table6 import EvaluationSuite, HeldOut, run_enhancement
 from mwork_jax.errors import InputError
@@ -68,13 +68,13 @@ __all__ = [
     "Report",
     "ResultCache",
     "Rule",
-    "Run",
     "RunSettings",
     "StageSetting",
     "StageSplit",
     "TableSettings",
     "TuneSettings",
     "Tuned",
+    "TuningRun",
     "VocabularyLabels",
     "__version__",
     "activated",

@@ -24,7 +24,7 @@ from mwork_jax.evaluate.delta_rows import (
     corrected_rows,
     delta_rows,
 )
-from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, LossEvaluation, Scores
+from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, ItemScores, LossEvaluation
 from mwork_jax.evaluate.runner import Measured, measure
 from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, StageSplit
 from mwork_jax.metrics import ENGLISH
@@ -53,9 +53,9 @@ from mwork_jax.select.rules import kept_needed
 from mwork_jax.settings import DetectSettings, RunSettings
 
 _TOKENS_PER_BATCH = 2048
-_PARTS = {"everywhere": EVERYWHERE, **EACH_STAGE}  # what a run switches off with own neurons
-_RANDOM = RowSpec(EVERYWHERE, "random")  # random sets for each stage too would take three times as long
-_ROWS = (_RANDOM, *(RowSpec(setting, "lang-spec") for setting in _PARTS.values()))
+_SETTINGS = {"everywhere": EVERYWHERE, **EACH_STAGE}  # what a run switches off with own neurons
+_RANDOM_ROW = RowSpec(EVERYWHERE, "random")  # random sets for each stage too would take three times as long
+_ROWS = (_RANDOM_ROW, *(RowSpec(setting, "lang-spec") for setting in _SETTINGS.values()))
 
 
 def run_pipeline(
@@ -259,13 +259,20 @@ def _delta_table(
         for lang, ready in documents.items()
     }
     others = {lang: own for lang, own in neurons.items() if lang != ENGLISH}
-    return DeltaTable(HELD_OUT_LOSS, "held_out_loss", model.source, evaluations, others, settings.seeds)
+    return DeltaTable(
+        table=HELD_OUT_LOSS,
+        task=HELD_OUT_LOSS,
+        model=model.source,
+        evaluations=evaluations,
+        neurons=others,
+        seeds=settings.seeds,
+    )
 
 
 def _work(documents: Mapping[str, _Documents], settings: RunSettings) -> float:
     """Units of work in the whole run, for the time left."""
     others = len(documents) - 1
-    masks = len(_PARTS) + settings.seeds
+    masks = len(_SETTINGS) + settings.seeds
     measured = settings.held_out * (len(documents) + others * masks * 2)
     return DETECTION_COST * settings.documents * len(documents) + measured
 
@@ -284,7 +291,7 @@ def _results(
     )
 
 
-def _loss(scores: Scores) -> OriginalLoss:
+def _loss(scores: ItemScores) -> OriginalLoss:
     nats, size = sum(scores["nats"]), sum(scores["bytes"])
     return OriginalLoss(nats / sum(scores["tokens"]), nats / size if size else None)
 
@@ -299,9 +306,9 @@ def _language_change(table: DeltaTable, language: str, split: StageSplit, measur
     def change(row: RowSpec) -> Change:
         return Change(rise(row, language), rise(row, ENGLISH))
 
-    own = {name: change(RowSpec(setting, "lang-spec")) for name, setting in _PARTS.items()}
+    own = {name: change(RowSpec(setting, "lang-spec")) for name, setting in _SETTINGS.items()}
     of_language, of_english = (
-        tuple(rise(_RANDOM, at, seed) for seed in range(table.seeds)) for at in (language, ENGLISH)
+        tuple(rise(_RANDOM_ROW, at, seed) for seed in range(table.seeds)) for at in (language, ENGLISH)
     )
     random = RandomChange(of_language, of_english, float(np.mean(of_language)), float(np.mean(of_english)))
     neurons, everywhere = table.neurons[language], own["everywhere"]

@@ -31,7 +31,7 @@ _TOO_LARGE = 1e30  # far beyond any score, loss or count, and sums and products 
 _PACKAGES = ("jax", "flax", "numpy", "scipy", "transformers")
 
 Interval = tuple[float, float]  # its lower and its upper end
-Neurons = Literal["random", "lang-spec"]
+NeuronKind = Literal["random", "lang-spec"]
 S = TypeVar("S")
 
 
@@ -133,7 +133,7 @@ class DeltaRow:
     s_attn: bool
     s_ffn: bool
     gen: bool
-    neurons: Neurons
+    neurons: NeuronKind
     seeds: int
     eng: float
     n_eng: float
@@ -201,7 +201,7 @@ def _check_values(result: object, value: object, where: str, path: str) -> None:
         known = {f.name for f in fields(result)}
         for name, inner in value.items():
             if name not in known:
-                raise InputError(f"{where}: {path}.{f'{name}'!r:.40} is not known; was it written by a newer version?")
+                raise InputError(f"{where}: {path}.{name!r:.40} is not known; was it written by a newer version?")
             _check_values(getattr(result, name), inner, where, f"{path}.{name}")
     elif isinstance(result, Mapping) and isinstance(value, Mapping):
         for name, inner in value.items():
@@ -343,7 +343,7 @@ class TuningChange:
 
 
 @dataclass(frozen=True)
-class TuningRun:
+class TuningRunInfo:
     """How one tuning went, losses in nats per token. kept: the share of the change that is left in the model's dtype;
     train: loss of each step; validation: (steps made, loss)."""
 
@@ -368,7 +368,7 @@ class TuningRow:
     table: int
     task: str
     model: str
-    neurons: Neurons
+    neurons: NeuronKind
     language: str
     documents: int
     seeds: int
@@ -403,7 +403,7 @@ class EnhanceResults(_Result):
     provenance: Provenance[EnhanceSettings]
     original: Mapping[str, Mapping[str, float]]
     sizes: Mapping[str, Mapping[str, int]]
-    runs: Mapping[str, TuningRun]
+    runs: Mapping[str, TuningRunInfo]
     rows: tuple[TuningRow, ...]
 
     def __post_init__(self) -> None:

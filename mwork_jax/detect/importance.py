@@ -35,7 +35,7 @@ def importance(model: Model, document: Document, *, include_bos: bool = False) -
     return {g: s[0] for g, s in scores.items()}
 
 
-def measure(
+def importance_and_activity(
     decoder: Decoder, tokens: jax.Array, token_mask: jax.Array, shards: int = 1
 ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
     """One forward pass over int32 [batch, time] tokens: Imp of every neuron for each document, {group: float32 [batch,
@@ -53,7 +53,7 @@ def measure(
 @jax.jit
 def importance_batch(decoder: Decoder, tokens: jax.Array, token_mask: jax.Array) -> dict[str, jax.Array]:
     """Imp of every neuron for each document of a batch: {group: float32 [batch, layers, width]}."""
-    return measure(decoder, tokens, token_mask)[0]
+    return importance_and_activity(decoder, tokens, token_mask)[0]
 
 
 def _layer_importance(config: ModelConfig, token_mask: jax.Array, record: LayerRecord) -> dict[str, jax.Array]:

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mwork_jax.corpus import Batching, Encoded, documents_key, encoded, measured_token_mask, stream_batches
-from mwork_jax.detect.importance import measure
+from mwork_jax.detect.importance import importance_and_activity
 from mwork_jax.detect.order_statistics import OrderStatistics, merged, with_batch
 from mwork_jax.errors import InputError
 from mwork_jax.model.decoder import Decoder
@@ -169,7 +169,7 @@ def score_batch(
 ) -> OrderStatistics:
     """The order statistics with one more batch: tokens int32 [batch, time]; token_mask float32 [batch, time], 1 for the
     tokens that count; is_document bool [batch], as in `with_batch`."""
-    scores, active, activation = measure(decoder, tokens, token_mask, state.active.shape[0])
+    scores, active, activation = importance_and_activity(decoder, tokens, token_mask, state.active.shape[0])
     return with_batch(state, scores, active, activation, is_document)
 
 

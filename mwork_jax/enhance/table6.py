@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mwork_jax.corpus import Batching, encoded
-from mwork_jax.enhance.tune import Run, TuningResult, fine_tune_many, ready
+from mwork_jax.enhance.tune import TuningResult, TuningRun, fine_tune_many, ready
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, Evaluation, LossEvaluation, TaskEvaluation
 from mwork_jax.evaluate.runner import Condition, measure
@@ -24,18 +24,18 @@ from mwork_jax.neurons import NeuronSet
 from mwork_jax.results import (
     DataInfo,
     EnhanceResults,
-    Neurons,
+    NeuronKind,
     Provenance,
     TuningChange,
     TuningRow,
-    TuningRun,
+    TuningRunInfo,
     versions,
 )
 from mwork_jax.runtime.cache import CACHE_FOLDER, ResultCache, fingerprint
 from mwork_jax.runtime.progress import Progress
 from mwork_jax.settings import EnhanceSettings
 
-_KINDS: tuple[Neurons, ...] = ("lang-spec", "random")
+_KINDS: tuple[NeuronKind, ...] = ("lang-spec", "random")
 _TOKENS_PER_BATCH = 2048
 
 Points = dict[str, np.ndarray]  # of one measure: {language: float64 [items], higher is better}
@@ -80,7 +80,7 @@ class Job:
     """One run's place in the tables."""
 
     language: str
-    kind: Neurons
+    kind: NeuronKind
     documents: int
     seed: int
 
@@ -168,14 +168,14 @@ def _groups(wanted: Sequence[Job], at_once: int) -> Iterator[list[Job]]:
             yield alike[begin : begin + at_once]
 
 
-def _run(job: Job, corpora: Mapping[str, Sequence[str]], neurons: Mapping[str, NeuronSet]) -> Run:
+def _run(job: Job, corpora: Mapping[str, Sequence[str]], neurons: Mapping[str, NeuronSet]) -> TuningRun:
     own = neurons[job.language]
     tuned = own if job.kind == "lang-spec" else own.random_like(job.seed)
-    return Run(tuned, corpora[job.language][: job.documents], job.name, job.seed)
+    return TuningRun(tuned, corpora[job.language][: job.documents], job.name, job.seed)
 
 
 def _tune(
-    model: Model, runs: Mapping[Job, Run], settings: EnhanceSettings, checkpoints: Path, bar: Progress
+    model: Model, runs: Mapping[Job, TuningRun], settings: EnhanceSettings, checkpoints: Path, bar: Progress
 ) -> dict[Job, TuningResult]:
     done = 0.0
 
@@ -328,9 +328,9 @@ def _own_beyond_random(own: Points, random: Points, language: str, items: _Items
     return TuningChange(found.change, found.ci95, found.p)
 
 
-def _tuning_run(tuning: TuningResult, model: Model) -> TuningRun:
+def _tuning_run(tuning: TuningResult, model: Model) -> TuningRunInfo:
     history = tuning.history
-    return TuningRun(
+    return TuningRunInfo(
         neurons=tuning.run.neurons.count(),
         documents=len(tuning.run.documents),
         steps=len(history.train),

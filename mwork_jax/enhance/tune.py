@@ -41,7 +41,7 @@ from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, put
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class TuningRun:
     """One run: which neurons, on which documents, and what may differ between runs of one program."""
 
     neurons: NeuronSet
@@ -71,7 +71,7 @@ class History:
 class TuningResult:
     """What a run gives: the tuned neurons in the compact form, megabytes; `merged` makes a model of them."""
 
-    run: Run
+    run: TuningRun
     index: NeuronIndex
     values: NeuronParams
     history: History
@@ -131,14 +131,14 @@ def fine_tune(
     Raises InputError for an empty or foreign neuron set, too few documents for `steps`, a checkpoint of other
     work, and a loss that is no longer finite.
     """
-    run = Run(neurons, documents)
+    run = TuningRun(neurons, documents)
     (result,) = fine_tune_many(model, [run], settings, checkpoints=checkpoints, progress=progress)
     return result.merged(model)
 
 
 def fine_tune_many(
     model: Model,
-    runs: Sequence[Run],
+    runs: Sequence[TuningRun],
     settings: TuneSettings = TuneSettings(),
     *,
     checkpoints: str | Path | None = None,
@@ -168,7 +168,7 @@ def fine_tune_many(
         return [TuningResult(run, *work.of(index)) for index, run in enumerate(runs)]
 
 
-def ready(model: Model, runs: Sequence[Run], settings: TuneSettings) -> list[Packed]:
+def ready(model: Model, runs: Sequence[TuningRun], settings: TuneSettings) -> list[Packed]:
     """Every run's documents, packed. Raises InputError for whatever `fine_tune_many` would not begin with."""
     if not runs:
         raise InputError("tuning: there are no runs; at least one is needed")
@@ -181,7 +181,7 @@ def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
 
 
-def _rates(run: Run, data: Packed, settings: TuneSettings) -> Rates:
+def _rates(run: TuningRun, data: Packed, settings: TuneSettings) -> Rates:
     highest = settings.learning_rate if run.learning_rate is None else run.learning_rate
     return Rates(
         jnp.float32(highest), jnp.int32(data.steps), jnp.float32(settings.warmup), jnp.float32(settings.weight_decay),
@@ -189,7 +189,7 @@ def _rates(run: Run, data: Packed, settings: TuneSettings) -> Rates:
     )  # fmt: skip
 
 
-def _described(run: Run, data: Packed) -> dict[str, object]:
+def _described(run: TuningRun, data: Packed) -> dict[str, object]:
     """What determines a run, apart from the model and the settings; for its checkpoints."""
     return {
         "neurons": fingerprint({g: np.flatnonzero(m).tolist() for g, m in run.neurons.groups.items()}),
@@ -210,7 +210,7 @@ class Packed:
     fingerprint: str
 
     @classmethod
-    def of(cls, model: Model, run: Run, settings: TuneSettings) -> Packed:
+    def of(cls, model: Model, run: TuningRun, settings: TuneSettings) -> Packed:
         time = min(settings.max_tokens, model.config.max_length)
         cut = list(encoded(model, run.documents, time, where=run.name))
         held = max(1, round(settings.validation * len(cut)))

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from mwork_jax.evaluate.evaluations import Evaluation, Scores, TaskEvaluation
+from mwork_jax.evaluate.evaluations import Evaluation, ItemScores, TaskEvaluation
 from mwork_jax.evaluate.runner import Condition, Measured
 from mwork_jax.intervene.stages import StageSetting, StageSplit
 from mwork_jax.metrics import (
@@ -26,7 +26,7 @@ from mwork_jax.metrics import (
     spread,
 )
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.results import BeyondRandom, Change, DeltaRow, McNemarPair, Neurons, SeedSpread
+from mwork_jax.results import BeyondRandom, Change, DeltaRow, McNemarPair, NeuronKind, SeedSpread
 
 ORIGINAL = "original"
 
@@ -36,7 +36,7 @@ class RowSpec:
     """What a row switches off, and whether the neurons are a language's own or random ones."""
 
     setting: StageSetting
-    neurons: Neurons
+    neurons: NeuronKind
 
     @property
     def is_random(self) -> bool:
@@ -191,7 +191,7 @@ def _mcnemar(table: DeltaTable, row: RowSpec, split: StageSplit, measured: Measu
     """Exact McNemar tests of each language and of English under its neurons; empty for a task without right and
     wrong."""
 
-    def right(evaluation: Evaluation, scores: Scores) -> np.ndarray | None:
+    def right(evaluation: Evaluation, scores: ItemScores) -> np.ndarray | None:
         return evaluation.right(scores) if isinstance(evaluation, TaskEvaluation) else None
 
     def test(language: str, scored: str) -> McNemar | None:

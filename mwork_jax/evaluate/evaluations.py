@@ -17,7 +17,7 @@ from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.runtime.cache import fingerprint
 
-Scores = dict[str, list[float]]  # score name -> one number per item
+ItemScores = dict[str, list[float]]  # score name -> one number per item
 HELD_OUT_LOSS = "held-out loss"  # its name beside the tasks: minus nats per token, so that higher is better
 LOSS_VERSION = "held_out_loss-1"  # results of another version are not mixed in
 POINTS = 100.0  # a task's scores are between 0 and 1, tables show points
@@ -51,13 +51,13 @@ class Evaluation(Protocol):
         """How much each item counts in a mean: float64 [size]."""
         ...
 
-    def points(self, scores: Scores) -> np.ndarray:
+    def points(self, scores: ItemScores) -> np.ndarray:
         """What tables show of each item, higher is better: float64 [size]."""
         ...
 
-    def scores(
+    def measure(
         self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None = None
-    ) -> list[Scores]:
+    ) -> list[ItemScores]:
         """What each mask scores, item by item. progress is called with the items done, those of all masks together."""
         ...
 
@@ -96,13 +96,13 @@ class LossEvaluation:
         """The predicted tokens of each document, so that means are per token."""
         return np.asarray([d.tokens.size - 1 for d in self.documents], float)
 
-    def points(self, scores: Scores) -> np.ndarray:
+    def points(self, scores: ItemScores) -> np.ndarray:
         """Minus nats per token of each document."""
         return -np.asarray(scores["nats"]) / np.asarray(scores["tokens"])
 
-    def scores(
+    def measure(
         self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None = None
-    ) -> list[Scores]:
+    ) -> list[ItemScores]:
         losses = held_out_losses(model, self.documents, masks, batching=self.batching, progress=progress)
         if not all(np.isfinite(loss.nats).all() for loss in losses):
             raise InputError(f"{model.source}: the held-out loss is not finite; are the model's weights sound?")
@@ -135,7 +135,7 @@ class TaskEvaluation:
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        return self.task.scores
+        return self.task.score_names
 
     @property
     def item_ids(self) -> tuple[str, ...]:
@@ -145,11 +145,11 @@ class TaskEvaluation:
     def weights(self) -> np.ndarray:
         return np.ones(len(self.items))
 
-    def points(self, scores: Scores) -> np.ndarray:
+    def points(self, scores: ItemScores) -> np.ndarray:
         """The first of the task's scores, in points of 100."""
-        return POINTS * np.asarray(scores[self.task.scores[0]])
+        return POINTS * np.asarray(scores[self.task.score_names[0]])
 
-    def right(self, scores: Scores) -> np.ndarray | None:
+    def right(self, scores: ItemScores) -> np.ndarray | None:
         """Whether each answer is right: bool [size]; None for a task without such a score. Where choices tie, a part of
         an item cannot be right, so it counts as wrong."""
         name = self.task.right_or_wrong
@@ -176,14 +176,14 @@ class TaskEvaluation:
         options = continuations(self.task, item)
         return tuple(option.lstrip() for option in options) if self.chat else options
 
-    def scores(
+    def measure(
         self, model: Model, masks: Sequence[NeuronMask], progress: Callable[[int], None] | None = None
-    ) -> list[Scores]:
+    ) -> list[ItemScores]:
         answers_of = self._generated if self.task.kind == "generate" else self._choices
         scores = []
         for answers in answers_of(model, masks, progress):
             each = [self.task.score(item, answer) for item, answer in zip(self.items, answers, strict=True)]
-            scores.append({name: [one[name] for one in each] for name in self.task.scores})
+            scores.append({name: [one[name] for one in each] for name in self.task.score_names})
         return scores
 
     def _generated(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.delta_rows import RowSpec
 from mwork_jax.intervene.stages import EVERYWHERE, StageSetting
-from mwork_jax.results import Neurons
+from mwork_jax.results import NeuronKind
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PaperTable:
 _Line = tuple[float, float, float, float, float]
 
 
-def _row(neurons: Neurons, setting: StageSetting, vicuna: _Line, mistral: _Line) -> PaperRow:
+def _row(neurons: NeuronKind, setting: StageSetting, vicuna: _Line, mistral: _Line) -> PaperRow:
     return PaperRow(setting, neurons, {"Vicuna": Printed(*vicuna), "Mistral": Printed(*mistral)})
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeGuard
 
-from mwork_jax.evaluate.evaluations import Evaluation, Scores
+from mwork_jax.evaluate.evaluations import Evaluation, ItemScores
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask, NeuronSet
 from mwork_jax.runtime.cache import ResultCache
@@ -17,7 +17,7 @@ from mwork_jax.runtime.progress import Progress
 
 _CHUNK = 32  # sets whose scores are finished together: they share the original model's pass over an evaluation
 
-Measured = Mapping[str, Mapping[str, Scores]]  # condition -> language -> scores
+Measured = Mapping[str, Mapping[str, ItemScores]]  # condition -> language -> scores
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ def measure(
     cache: ResultCache,
     progress: Progress,
     model_key: Mapping[str, object] | None = None,
-) -> dict[str, dict[str, Scores]]:
+) -> dict[str, dict[str, ItemScores]]:
     """{condition: {language: scores}}, from the cache where they are there. Conditions that switch off the same neurons
     are computed once. Progress counts items. model_key: what tells this model apart (default: its own key)."""
-    measured: dict[str, dict[str, Scores]] = {condition.name: {} for condition in conditions}
+    measured: dict[str, dict[str, ItemScores]] = {condition.name: {} for condition in conditions}
     for language, evaluation in evaluations.items():
         wanted = [condition for condition in conditions if language in condition.languages]
         sets = {condition.neurons.fingerprint: condition.neurons for condition in wanted}
@@ -51,7 +51,7 @@ def measure(
         for chunk in _chunks(missing):
             progress.describe(f"{language}: {len(chunk)} masks of {len(missing)}")
             masks = [NeuronMask.keep_all(model.config).drop(sets[off]) for off in chunk]
-            values = evaluation.scores(model, masks, progress.callback())
+            values = evaluation.measure(model, masks, progress.callback())
             cache.put_all([(keys[off], value) for off, value in zip(chunk, values, strict=True)])
             scores |= dict(zip(chunk, values, strict=True))
         for condition in wanted:
@@ -59,7 +59,7 @@ def measure(
     return measured
 
 
-def valid_scores(value: object, evaluation: Evaluation) -> TypeGuard[Scores]:
+def valid_scores(value: object, evaluation: Evaluation) -> TypeGuard[ItemScores]:
     """Whether a cached value can be the evaluation's scores: the right names, a finite number for each item."""
     return (
         isinstance(value, dict)
@@ -73,7 +73,9 @@ def valid_scores(value: object, evaluation: Evaluation) -> TypeGuard[Scores]:
     )
 
 
-def _cached(cache: ResultCache, keys: Mapping[str, Mapping[str, object]], evaluation: Evaluation) -> dict[str, Scores]:
+def _cached(
+    cache: ResultCache, keys: Mapping[str, Mapping[str, object]], evaluation: Evaluation
+) -> dict[str, ItemScores]:
     """The scores that the cache holds, by set; none where one is damaged: recompute the whole chunk then, as rounding
     depends on which masks share a batch."""
     scores = {off: value for off, key in keys.items() if valid_scores(value := cache.get(key), evaluation)}

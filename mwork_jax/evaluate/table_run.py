@@ -96,7 +96,14 @@ def run_table(
     is_grid = len(splits) > 1
     specs = [row for row in table.rows if not (is_grid and row.is_random)]
     task = asked[ENGLISH].task
-    delta_table = DeltaTable(table.number, task.name, model.source, asked, neurons, settings.seeds)
+    delta_table = DeltaTable(
+        table=table.number,
+        task=task.name,
+        model=model.source,
+        evaluations=asked,
+        neurons=neurons,
+        seeds=settings.seeds,
+    )
     wanted = {c.name: c for split in splits for c in conditions(delta_table, specs, split)}
     with progress or Progress() as bar:
         bar.expect(sum(asked[lang].size for condition in wanted.values() for lang in condition.languages))
@@ -111,7 +118,7 @@ def run_table(
         provenance=_provenance(model, asked, settings, command),
         table=table.number,
         stage=table.stage,
-        task=TaskInfo(task.name, task.version, task.scores[0]),
+        task=TaskInfo(task.name, task.version, task.score_names[0]),
         stages=None if is_grid else splits[0],
         neurons={lang: NeuronSetInfo.of(neurons[lang]) for lang in delta_table.others},
         original=_original(asked, measured),

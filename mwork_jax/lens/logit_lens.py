@@ -19,7 +19,8 @@ import numpy as np
 
 from mwork_jax.corpus import Batching, Document, Encoded, documents_key, encoded, measured_token_mask, stream_batches
 from mwork_jax.errors import InputError
-from mwork_jax.lens.vocabulary import RULES, VocabularyLabels, label_vocabulary
+from mwork_jax.evaluate.likelihood import LOGIT_ROWS
+from mwork_jax.lens.vocabulary import LABELLING_VERSION, VocabularyLabels, label_vocabulary
 from mwork_jax.model.decoder import Decoder, embedded, hidden_states, logits_of
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask, NeuronSet
@@ -38,8 +39,7 @@ from mwork_jax.runtime.progress import Progress
 from mwork_jax.settings import LensSettings
 from mwork_jax.sharding import constrain, fetch, mesh_of, on_mesh_of, put
 
-EVALUATOR = "lens-1"  # its version: results of another one are not mixed in
-_ROWS = 128  # positions whose logits exist at once: a vocabulary is too wide for a whole batch
+LENS_VERSION = "lens-1"  # its version: results of another one are not mixed in
 _SHORT = Batching(max_tokens=64, tokens_per_batch=512)
 
 
@@ -87,7 +87,7 @@ def language_shares(
     for batch in stream_batches(encoded(model, documents, batching.max_tokens, where="prompts"), batching):
         token_mask = measured_token_mask(model.config, batch.tokens, batch.lengths, include_bos=False)
         flat = np.flatnonzero(token_mask)
-        places = np.zeros(-(-token_mask.size // _ROWS) * _ROWS, np.int32)
+        places = np.zeros(-(-token_mask.size // LOGIT_ROWS) * LOGIT_ROWS, np.int32)
         places[: flat.size] = flat
         with on_mesh_of(model.decoder):
             tokens = put(batch.tokens, mesh, "batch", "time")
@@ -117,15 +117,15 @@ def _count_labels(
         flat = x.reshape(-1, x.shape[-1])
 
         def add_chunk(chunk: jax.Array, total: jax.Array) -> jax.Array:
-            at = jax.lax.dynamic_slice(places, (chunk * _ROWS,), (_ROWS,))
+            at = jax.lax.dynamic_slice(places, (chunk * LOGIT_ROWS,), (LOGIT_ROWS,))
             part = constrain(flat[at], "batch", "hidden")  # of each chunk, every device its own part
             top = jax.lax.top_k(logits_of(decoder, part), k)[1]
             label = table[top]  # [rows, k, columns]
-            real = (chunk * _ROWS + jnp.arange(_ROWS) < counted)[:, None, None]
+            real = (chunk * LOGIT_ROWS + jnp.arange(LOGIT_ROWS) < counted)[:, None, None]
             both = jnp.stack([label.mean(axis=1), label[:, 0]], axis=1)
             return total + jnp.where(real, both, 0.0).sum(axis=0)
 
-        return jax.lax.fori_loop(0, (counted + _ROWS - 1) // _ROWS, add_chunk, jnp.zeros((2, table.shape[1])))
+        return jax.lax.fori_loop(0, (counted + LOGIT_ROWS - 1) // LOGIT_ROWS, add_chunk, jnp.zeros((2, table.shape[1])))
 
     _, later = hidden_states(decoder, tokens, mask, observe=lambda record: count(record.hidden))
     return jnp.concatenate([count(embedded(decoder, tokens))[None], later])
@@ -222,7 +222,7 @@ def kept_labels(model: Model, languages: tuple[str, ...], labeller: str, out: Pa
         "size": model.config.vocab_size,
         "languages": list(languages),
         "labeller": labeller,
-        "rules": RULES,
+        "rules": LABELLING_VERSION,
     }
     path = out / "labels" / f"{fingerprint(key)}.json"
     if path.exists():
@@ -250,7 +250,7 @@ def _load_or_count(
 ) -> LensShares:
     """One language's shares under one mask, from the cache where they are there."""
     key = {
-        "evaluator": EVALUATOR,
+        "evaluator": LENS_VERSION,
         "model": model.key,
         "documents": documents_key(documents),
         "off": None if off is None else off.fingerprint,

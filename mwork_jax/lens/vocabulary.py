@@ -22,7 +22,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.runtime.files import read_json, write_json
 
 OTHER, UNCLEAR, NONE = REST = ("other", "unclear", "none")
-RULES = 1  # the version of what decides: kept labels of another one are made again
+LABELLING_VERSION = 1  # the version of what decides: kept labels of another one are made again
 Labeller = Callable[[Sequence[str], Sequence[str]], Sequence[str | None]]
 _FORMAT = "mwork-labels-1"
 _LATIN = ("Latin",)

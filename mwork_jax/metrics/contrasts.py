@@ -36,7 +36,7 @@ many where the draws happen to lie close together, and 8 % of such tables would 
 
 scripts/simulate_intervals.py compares this with bootstraps of clusters in studies with known Delta: with 8 and 14
 clusters the percentile and BCa intervals are too narrow, and the studentised ones hold as this one does, but depend on
-a random seed and are up to 17 % wider.
+a random seed and are up to 13 % wider.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from mwork_jax.metrics.contrasts import Sample, Term, estimate, sample
 
 ENGLISH = "en"
 
-Scores = Mapping[str, np.ndarray]
+ScoresByLanguage = Mapping[str, np.ndarray]
 Groups = Mapping[str, Sequence[Hashable] | np.ndarray]
 
 
@@ -61,9 +61,9 @@ class PairedDifference:
 
 
 def delta(
-    original: Scores,
-    deactivated: Mapping[str, Scores],
-    weights: Scores | None = None,
+    original: ScoresByLanguage,
+    deactivated: Mapping[str, ScoresByLanguage],
+    weights: ScoresByLanguage | None = None,
     groups: Groups | None = None,
 ) -> Delta:
     """Delta = Delta_Eng - Delta_n-Eng of one deactivation setting.
@@ -112,9 +112,9 @@ def delta(
 
 
 def paired_difference(
-    scores: Scores,
-    reference: Scores,
-    weights: Scores | None = None,
+    scores: ScoresByLanguage,
+    reference: ScoresByLanguage,
+    weights: ScoresByLanguage | None = None,
     groups: Groups | None = None,
     *,
     single_draw: bool = False,
@@ -153,9 +153,9 @@ def paired_difference(
 
 
 def beyond_random(
-    own: Mapping[str, Scores],
-    random: Mapping[str, Scores],
-    weights: Scores | None = None,
+    own: Mapping[str, ScoresByLanguage],
+    random: Mapping[str, ScoresByLanguage],
+    weights: ScoresByLanguage | None = None,
     groups: Groups | None = None,
 ) -> PairedDifference:
     """How much higher Delta is with the languages' own neurons off than with random sets of the same size off.
@@ -219,7 +219,9 @@ def _names(scores: Iterable[str]) -> str:
     return ", ".join(map(repr, scores)) or "no language"
 
 
-def _run(run: Scores, language: str, where: str, reference: Scores, name: str) -> dict[str, np.ndarray]:
+def _run(
+    run: ScoresByLanguage, language: str, where: str, reference: ScoresByLanguage, name: str
+) -> dict[str, np.ndarray]:
     """The scores of English and of a language with that language's neurons off, on the items of `reference`, which
     errors call `name`."""
     scores = {lang: _items(run, lang, where, draws=True) for lang in (ENGLISH, language)}
@@ -230,7 +232,7 @@ def _run(run: Scores, language: str, where: str, reference: Scores, name: str) -
     return scores
 
 
-def _items(scores: Scores, language: str, where: str, *, draws: bool = False) -> np.ndarray:
+def _items(scores: ScoresByLanguage, language: str, where: str, *, draws: bool = False) -> np.ndarray:
     """Scores of a language as floats, [items] or, with `draws`, [seeds, items] too."""
     if language not in scores:
         raise InputError(f"{where}: scores of {language!r} are missing")

@@ -273,33 +273,32 @@ def decoder_layer(
     tables: RoPE's cos and sin of these tokens. attention: rotated q, k and v of these tokens -> (heads [b, t, h, k],
     what it keeps).
     """
-    w, mask, window, changes = inputs.weights, inputs.mask, inputs.window, inputs.changes
+    w, mask, changes = inputs.weights, inputs.mask, inputs.changes
     cos, sin = tables[0][inputs.rope], tables[1][inputs.rope]
     with jax.named_scope("attention"):
-        y = rms_norm(x, w["attn_norm"], config)
-        q_raw = _project(y, w, "q", changes, mask.attn_q, config.head_dim)
-        k_raw = _project(y, w, "k", changes, mask.attn_k, config.head_dim)
-        v = _project(y, w, "v", changes, mask.attn_v, config.head_dim)
+        normed = rms_norm(x, w["attn_norm"], config)
+        q_raw = _project(normed, w, "q", changes, mask.attn_q, config.head_dim)
+        k_raw = _project(normed, w, "k", changes, mask.attn_k, config.head_dim)
+        v = _project(normed, w, "v", changes, mask.attn_v, config.head_dim)
         q = rms_norm(q_raw, w["q_norm"], config) if config.qk_norm else q_raw
         k = rms_norm(k_raw, w["k_norm"], config) if config.qk_norm else k_raw
         heads, kept = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        y = product("btf,mf->btm", heads.reshape(*heads.shape[:2], -1), w["o"].reshape(w["o"].shape[0], -1))
+        out = product("btf,mf->btm", heads.reshape(*heads.shape[:2], -1), w["o"].reshape(w["o"].shape[0], -1))
         if config.attn_out_bias:
-            y = y + w["o_bias"]
-        x = x + (rms_norm(y, w["attn_post_norm"], config) if config.post_norms else y)
+            out = out + w["o_bias"]
+        x = x + (rms_norm(out, w["attn_post_norm"], config) if config.post_norms else out)
     with jax.named_scope("ffn"):
-        y = rms_norm(x, w["ffn_norm"], config)
-        gate, up = (
-            add_rows(product("btm,fm->btf", y, w[name]), y, changes.get(name), w[name].dtype) for name in ("gate", "up")
-        )
+        normed = rms_norm(x, w["ffn_norm"], config)
+        gate = add_rows(product("btm,fm->btf", normed, w["gate"]), normed, changes.get("gate"), w["gate"].dtype)
+        up = add_rows(product("btm,fm->btf", normed, w["up"]), normed, changes.get("up"), w["up"].dtype)
         if config.mlp_bias:
             gate, up = gate + w["gate_bias"], up + w["up_bias"]
         h = _ACTIVATIONS[config.activation](gate) * up * (mask.ffn_up * mask.ffn_down)
-        y = add_columns(product("btf,mf->btm", h, w["down"]), h, changes.get("down"), w["down"].dtype)
+        out = add_columns(product("btf,mf->btm", h, w["down"]), h, changes.get("down"), w["down"].dtype)
         if config.mlp_bias:
-            y = y + w["down_bias"]
-        x = x + (rms_norm(y, w["ffn_post_norm"], config) if config.post_norms else y)
-    return x, kept, LayerRecord(q_raw, k_raw, q, k, v, cos, sin, window, heads, gate, h, x, w)
+            out = out + w["down_bias"]
+        x = x + (rms_norm(out, w["ffn_post_norm"], config) if config.post_norms else out)
+    return x, kept, LayerRecord(q_raw, k_raw, q, k, v, cos, sin, inputs.window, heads, gate, h, x, w)
 
 
 def _project(

@@ -148,8 +148,9 @@ def _advance(
     return jax.lax.while_loop(unfinished, step, state)
 
 
-# Under several masks, all rows of all masks go on together: one count of steps, and one loop condition.
-_UNDER_MASKS = DecodeState(0, Decoded(0, 0, None), 0)  # pyright: ignore[reportArgumentType]
+# vmap's axes of a DecodeState under several masks: the count of steps has none, as all rows of all masks go on
+# together in one loop.
+_MASK_AXES = DecodeState(0, Decoded(0, 0, None), 0)  # pyright: ignore[reportArgumentType]
 
 
 @partial(jax.jit, static_argnames="room", donate_argnames="cache")
@@ -159,7 +160,7 @@ def _first_tokens(decoder: Decoder, x: jax.Array, cache: KeyValueCache, lengths:
     def begin(x: jax.Array, cache: KeyValueCache) -> DecodeState:
         return _begin(decoder, x, cache, lengths, room)
 
-    return jax.vmap(begin, out_axes=_UNDER_MASKS)(x, cache)
+    return jax.vmap(begin, out_axes=_MASK_AXES)(x, cache)
 
 
 @partial(jax.jit, donate_argnames="state")  # the cache is large: it is updated where it lies
@@ -171,7 +172,7 @@ def run_steps(
     def advance(state: DecodeState, mask: NeuronMask) -> DecodeState:
         return _advance(decoder, state, positions, mask, until)
 
-    return jax.vmap(advance, in_axes=(_UNDER_MASKS, 0), out_axes=_UNDER_MASKS)(state, masks)
+    return jax.vmap(advance, in_axes=(_MASK_AXES, 0), out_axes=_MASK_AXES)(state, masks)
 
 
 def _append(decoder: Decoder, state: DecodeState, x: jax.Array) -> DecodeState:

@@ -6,7 +6,7 @@ keys and values of a level are computed once for all rows that go on from it.
 
 Masks share layers: below the first layer that a mask touches, the model computes what the original model does. So the
 original model's residual stream runs once per batch, and each mask starts from it at its own first layer. The mask and
-the layers are traced: one program per shape and number of masks.
+the layers are traced: one program per shape and number of masks (8, 4, 2 or 1 at once).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The parts of the page: which figures and tables a folder's loaded allow, and the words around them."""
+"""The parts of the page: which figures and tables a folder's results allow, and the words around them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from mwork_jax.analysis import importance_quantiles, overlap, threshold_curves
+from mwork_jax.analysis import QUANTILES, importance_quantiles, overlap, threshold_curves
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.report.figures import (
     neuron_shares,
@@ -311,9 +311,10 @@ def _importance_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> S
     drawings = []
     for group, title in GROUP_TITLES.items():
         quantiles = np.mean([q[group] for q in of_each], axis=0)
-        spread = quantiles[4] / np.maximum(quantiles[1], 1e-12)
+        median, highest = quantiles[QUANTILES.index(0.5)], quantiles[QUANTILES.index(0.999)]
+        spread = highest / np.maximum(median, 1e-12)
         alt = (
-            f"Median {quantiles[1].min():.2g} to {quantiles[1].max():.2g}; the 99.9th percentile is {spread.min():.0f} "
+            f"Median {median.min():.2g} to {median.max():.2g}; the 99.9th percentile is {spread.min():.0f} "
             f"to {spread.max():.0f} times the median of its layer."
         )
         plot = partial(plot_importance, quantiles=quantiles, split=loaded.split)

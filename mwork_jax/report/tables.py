@@ -24,7 +24,7 @@ from mwork_jax.results import (
     LanguageChange,
     LensResults,
     LensShares,
-    Neurons,
+    NeuronKind,
     RunResults,
     TableResult,
     TuningRow,
@@ -298,7 +298,7 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def kind_title(neurons: Neurons) -> str:
+def kind_title(neurons: NeuronKind) -> str:
     return "Random" if neurons == "random" else "Lang-Spec"
 
 

@@ -52,16 +52,17 @@ class Report:
         text, folder = self.html, self.results.folder
         if (folder / "figures").is_symlink():
             raise InputError(f"{folder / 'figures'}: a link; a folder is needed, or nothing of that name")
-        page = folder / "report.html"
-        earlier = page.read_text(encoding="utf-8", errors="replace") if page.exists() else ""
+        path_of_page = folder / "report.html"
+        existed = path_of_page.exists()
+        earlier = path_of_page.read_text(encoding="utf-8", errors="replace") if existed else ""
         for name, content in files.items():
             write_text(folder / "figures" / name, content)
         for path in (folder / "figures").glob("*.*"):  # of an earlier report that had more
             shown = {".svg": f'"fig-{path.stem}-title"', ".csv": f'"{path.stem}-name"'}.get(path.suffix)
             if path.name not in files and shown is not None and shown in earlier:
                 path.unlink()
-        write_text(page, text)
-        return page
+        write_text(path_of_page, text)
+        return path_of_page
 
 
 def read_report(folder: str | Path) -> Report:

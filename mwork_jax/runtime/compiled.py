@@ -3,8 +3,8 @@ run.
 
 XLA's own cost analysis counts the body of a loop once, so a model whose layers are scanned looks as cheap as one layer.
 Here every computation is counted once, and then as often as it is called: the trip count of a loop is read from its
-condition or, where a bound is only known when the program runs, is asked for. `tests/test_plan.py` proves the counts
-against an unrolled model.
+condition or, where a bound is only known when the program runs, is asked for. `tests/plan/test_plan.py` proves the
+counts against an unrolled model.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 import mwork_jax as mw
 from mwork_jax.cli import main
 from mwork_jax.corpus import own_corpus
-from mwork_jax.enhance import Run, Tuned, TuningResult
+from mwork_jax.enhance import Tuned, TuningResult, TuningRun
 from mwork_jax.enhance.export import _checksum, hf_config
 from mwork_jax.enhance.neuron_params import gather, index_of, parameter_arrays, widths
 from mwork_jax.enhance.tune import History
@@ -40,7 +40,7 @@ def tuned_model(family: str, kv_heads: int = 2, seed: int = 0) -> Tuned:
     index = index_of(neurons, widths([neurons]))
     moved = {n: v + 0.1 * rng.normal(size=v.shape).astype(np.float32) for n, v in gather(model.decoder, index).items()}
     history = History([4.0], [(0, 4.0), (1, 3.5)])
-    return TuningResult(Run(neurons, [tokens(1, 9)[0]]), index, moved, history).merged(model)
+    return TuningResult(TuningRun(neurons, [tokens(1, 9)[0]]), index, moved, history).merged(model)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4])

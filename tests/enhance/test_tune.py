@@ -13,7 +13,7 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.corpus import Encoded
-from mwork_jax.enhance import Run, TuneSettings, fine_tune, fine_tune_many, selected_only, selection_in
+from mwork_jax.enhance import TuneSettings, TuningRun, fine_tune, fine_tune_many, selected_only, selection_in
 from mwork_jax.enhance.loss import summed_nats
 from mwork_jax.enhance.neuron_params import changes, gather, index_of, parameter_arrays, scatter, widths
 from mwork_jax.enhance.optimizer import Rates, adamw, rate_at
@@ -221,10 +221,10 @@ def test_many_runs_in_one_program_equal_each_on_its_own(model):
     """Other languages, seeds, random controls, learning rates and numbers of documents."""
     own = random_set(model.config)
     runs = [
-        Run(own, documents(), "own", 0),
-        Run(own.random_like(1), documents(), "random", 1),
-        Run(random_set(model.config, 0.3, 5), documents(12, 9), "other", 0, 3e-3),
-        Run(own, documents(), "loud", 0, 1e30),
+        TuningRun(own, documents(), "own", 0),
+        TuningRun(own.random_like(1), documents(), "random", 1),
+        TuningRun(random_set(model.config, 0.3, 5), documents(12, 9), "other", 0, 3e-3),
+        TuningRun(own, documents(), "loud", 0, 1e30),
     ]
     *together, loud = fine_tune_many(model, runs, SETTINGS)
     assert loud.history.diverged
@@ -271,7 +271,7 @@ def test_a_run_that_stops_early_beside_a_longer_one_says_what_it_made(model):
         learning_rate=3e-2, epochs=6, batch=4, max_tokens=24, validate_every=1, patience=2, clip=10.0
     )
     neurons = random_set(model.config, 0.5)
-    runs = [Run(neurons, noise, "noise"), Run(neurons, documents(), "learns", learning_rate=3e-3)]
+    runs = [TuningRun(neurons, noise, "noise"), TuningRun(neurons, documents(), "learns", learning_rate=3e-3)]
     short, long = (o.history for o in fine_tune_many(model, runs, settings))
     alone = fine_tune(model, neurons, noise, settings).history
     assert len(short.train) == len(alone.train) < len(long.train)

@@ -187,7 +187,7 @@ def test_a_row_equals_doing_it_by_hand(tiny_folder, neurons, tmp_path):
 
 
 def _normalisation(task):
-    return task.scores[0].removeprefix("accuracy_")
+    return task.score_names[0].removeprefix("accuracy_")
 
 
 def test_finished_results_are_never_computed_again(tiny_folder, neurons, four, monkeypatch):

@@ -44,7 +44,7 @@ from mwork_jax.results import (
     TaskInfo,
     TuningChange,
     TuningRow,
-    TuningRun,
+    TuningRunInfo,
     read_results,
     write_results,
 )
@@ -165,7 +165,7 @@ def made_run() -> RunResults:
         100, 0.01, *(Change(1.0 + i, 0.25) for i in range(5)),
         random=RandomChange((0.1, 0.3), (0.0, 0.2), 0.2, 0.1), own_to_english=4.0, own_to_random=None,
     )  # fmt: skip
-    rows = (made_row("random", table="held-out loss", task="held_out_loss"), made_row(p=None, delta_ci95=None))
+    rows = (made_row("random", table="held-out loss", task="held-out loss"), made_row(p=None, delta_ci95=None))
     return RunResults(
         "run",
         made_provenance(RunSettings(LANGUAGES)),
@@ -232,7 +232,7 @@ def made_tuning(
     provenance = replace(made_provenance(settings, languages), model=model)
     measured = {task: dict(zip(languages, (-3.2, -3.3, -3.1), strict=True)) for task in tasks}
     sizes = {task: dict.fromkeys(languages, 8) for task in tasks}
-    run = TuningRun(100, 400, 30, 20, 3.3, 3.1, False, 0.99, (3.4, 3.2), ((10, 3.2), (20, 3.1)))
+    run = TuningRunInfo(100, 400, 30, 20, 3.3, 3.1, False, 0.99, (3.4, 3.2), ((10, 3.2), (20, 3.1)))
     return EnhanceResults("enhance", provenance, measured, sizes, {"de lang-spec 400": run}, rows)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from mwork_jax.corpus import Batching
 from mwork_jax.detect.importance import importance
 from mwork_jax.detect.scores import score_neurons
-from mwork_jax.enhance import Run, TuneSettings, fine_tune_many
+from mwork_jax.enhance import TuneSettings, TuningRun, fine_tune_many
 from mwork_jax.enhance.neuron_params import parameter_arrays
 from mwork_jax.evaluate.likelihood import held_out_losses
 from mwork_jax.families import config_from_hf
@@ -79,7 +79,7 @@ def generate(model):
 
 def enhance(model):
     settings = TuneSettings(epochs=1, steps=2, batch=8, max_tokens=16, learning_rate=1e-3, validation=0.1)
-    runs = [Run(drawn(4), documents(20, 5), "a"), Run(drawn(5), documents(20, 6), "b", seed=1)]
+    runs = [TuningRun(drawn(4), documents(20, 5), "a"), TuningRun(drawn(5), documents(20, 6), "b", seed=1)]
     tunings = fine_tune_many(model, runs, settings)
     values = [np.asarray(v) for o in tunings for v in o.values.values()]
     return [*values, *(np.asarray(o.history.train) for o in tunings)], []

@@ -1,4 +1,4 @@
-"""The tasks that the four stages are tested with (method: tables 2 to 5), by name."""
+"""The tasks that the four stages are tested with (the paper's Tables 2 to 5), by name."""
 
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.tasks.base import (

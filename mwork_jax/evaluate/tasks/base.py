@@ -98,7 +98,7 @@ class Task:
     files: tuple[str, ...]
     read: Callable[[Path, str], tuple[Item, ...]]
     ask: Callable[[Item], str]
-    scores: tuple[str, ...]
+    score_names: tuple[str, ...]
     score: Callable[[Item, Any], dict[str, float]]
     reply: Callable[[Item], str]
     options: Callable[[Item], tuple[str, ...]] = lambda item: item.choices

@@ -129,7 +129,7 @@ XLSUM = Task(
     reply=lambda item: item.references[0],
     stop=lambda language: ("\n",),
     max_new_tokens=96,
-    scores=("rouge_l", "chrf"),
+    score_names=("rouge_l", "chrf"),
     score=_score,
     # The Hub's own loader of this set is a script, which is never run; its converted files are the same data.
     hub=HubData("csebuetnlp/xlsum", "{name}", "test", _xlsum_item, revision="refs/convert/parquet"),
@@ -150,7 +150,7 @@ HEADLINES = Task(
     reply=lambda item: item.references[0],
     stop=lambda language: ("\n",),
     max_new_tokens=48,
-    scores=("rouge_l", "chrf"),
+    score_names=("rouge_l", "chrf"),
     score=_score,
     hub=HubData("masakhane/masakhanews", "{name}", "test", _news_item, revision="refs/convert/parquet"),
 )

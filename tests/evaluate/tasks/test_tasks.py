@@ -185,7 +185,7 @@ def test_real_files(name):
             assert item.language == language
             if task.kind == "generate":
                 said = filtered(task, language, task.reply(item))
-                assert task.score(item, said)[task.scores[0]] == pytest.approx(1)
+                assert task.score(item, said)[task.score_names[0]] == pytest.approx(1)
 
 
 def check_prompts(task, language, found, every=1):
@@ -234,13 +234,13 @@ def test_scores_have_the_names_that_the_task_declares():
     ]:
         task = TASKS[name]
         item = replace(questions(task, "en").items[0], references=("15",) if name == "mgsm" else ("the sun",))
-        assert list(task.score(item, text)) == list(task.scores)
+        assert list(task.score(item, text)) == list(task.score_names)
         assert list(task.score(item, text).values()) == expected
     task = TASKS["xcsqa"]
     item = replace(questions(task, "en").items[0], choices=("ab", "b"), answer=0)
     scores = task.score(item, Choices(np.array([-6.0, -4.0]), np.array([2, 1])))
     assert scores == {"accuracy_sum": 0, "accuracy_per_token": 1, "accuracy_per_byte": 1}
-    assert tuple(scores) == task.scores
+    assert tuple(scores) == task.score_names
 
 
 def test_a_model_that_answers_in_english_is_read_in_any_language():
