@@ -18,6 +18,7 @@ from mwork_jax.cli.options import Parser, joining_options
 from mwork_jax.errors import InputError
 from mwork_jax.report import printable
 from mwork_jax.runtime.distributed import end_all, several
+from mwork_jax.runtime.tpus import skip_search_for_tpus
 
 _INTERRUPTED = 130
 _GOES_ON = "what was finished is kept, the same command goes on from there"
@@ -26,6 +27,7 @@ _GOES_ON = "what was finished is kept, the same command goes on from there"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0 done, 2 bad input, 130 interrupted, 1 where other processes of
     the run are lost. One of several processes that ends early ends the others too."""
+    skip_search_for_tpus()
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = joining_options(arguments)
     try:
