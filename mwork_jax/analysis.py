@@ -77,7 +77,7 @@ def threshold_curves(
         )
     if mode == "minus_english" and ENGLISH not in scores:
         raise InputError(f"mode minus_english needs scores of {ENGLISH!r}; there are {', '.join(scores)}")
-    found = {language: np.zeros(len(values), int) for language in scores}
+    counts = {language: np.zeros(len(values), int) for language in scores}
     for group in GROUPS:
         # As "at most a limit" for both kinds: ranks below it, or minus the importance.
         worst = {
@@ -87,11 +87,11 @@ def threshold_curves(
         width = next(iter(scores.values())).mean[group].shape[1]
         limits = [max(1, round(v * width)) if kind == "top_fraction" else -v for v in values]
         for language, own in worst.items():
-            found[language] += _at_most(own, limits)
+            counts[language] += _at_most(own, limits)
             taken = _taken(worst, language, mode)
             if taken is not None:
-                found[language] -= _at_most(np.maximum(own, taken), limits)
-    return found
+                counts[language] -= _at_most(np.maximum(own, taken), limits)
+    return counts
 
 
 def _taken(worst: Mapping[str, np.ndarray], language: str, mode: str) -> np.ndarray | None:

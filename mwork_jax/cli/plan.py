@@ -66,7 +66,7 @@ def _plan(args: argparse.Namespace) -> None:
         plans = [plan(args.stage, config, one, size, log=log) for one in slice_.siblings()]
         print_result(args, [as_record(one) for one in plans], sweep_report(plans, args.model))
         return
-    found = plan(args.stage, config, slice_, size, mesh, log=log)
-    smallest = None if args.no_smallest else smallest_that_fits(found, log=log)
-    text = plan_report(found, args.model, smallest, searched=not args.no_smallest)
-    print_result(args, as_record(found, smallest), text)
+    planned = plan(args.stage, config, slice_, size, mesh, log=log)
+    smallest = None if args.no_smallest else smallest_that_fits(planned, log=log)
+    text = plan_report(planned, args.model, smallest, searched=not args.no_smallest)
+    print_result(args, as_record(planned, smallest), text)

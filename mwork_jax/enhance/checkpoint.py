@@ -73,21 +73,21 @@ class Checkpoints:
 
         Raises InputError where it is of another model, neuron set, corpus or settings, or cannot be read.
         """
-        found = self._saver.latest
-        if found is None:
+        newest = self._saver.latest
+        if newest is None:
             return None
         try:
-            work = self._saver.load_checkpointables(found.step, {"work": None})["work"]
+            work = self._saver.load_checkpointables(newest.step, {"work": None})["work"]
             self._check(work["identity"])
             abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-            state = self._saver.load_checkpointables(found.step, {"state": abstract})["state"]
+            state = self._saver.load_checkpointables(newest.step, {"state": abstract})["state"]
         except InputError:
             raise
         except Exception as failure:
             reason = " ".join(str(failure).split())[:160]
-            raise InputError(f"{self.folder}: checkpoint {found.step} cannot be read ({reason}); remove it") from None
+            raise InputError(f"{self.folder}: checkpoint {newest.step} cannot be read ({reason}); remove it") from None
         validation = [(int(step), list(losses)) for step, losses in work["history"]["validation"]]
-        return found.step, State(*state), Losses(list(work["history"]["train"]), validation)
+        return newest.step, State(*state), Losses(list(work["history"]["train"]), validation)
 
     def _check(self, theirs: Mapping[str, object]) -> None:
         for name, own in self._identity.items():

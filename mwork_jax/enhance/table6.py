@@ -324,8 +324,8 @@ def _own_beyond_random(own: Points, random: Points, language: str, items: _Items
     """By how much a language's own neurons help it more than random ones; chance in the seeds of both sides counts, so
     there is an interval only with enough of them."""
     weights, ids = {language: items.weights[language]}, {language: items.ids[language]}
-    found = paired_difference({language: own[language]}, {language: random[language]}, weights, ids)
-    return TuningChange(found.change, found.ci95, found.p)
+    difference = paired_difference({language: own[language]}, {language: random[language]}, weights, ids)
+    return TuningChange(difference.change, difference.ci95, difference.p)
 
 
 def _tuning_run(tuning: TuningResult, model: Model) -> TuningRunInfo:

@@ -115,8 +115,8 @@ def _row(table: DeltaTable, rows: Sequence[RowSpec], row: RowSpec, split: StageS
     matched = RowSpec(row.setting, "random")
     beyond = None
     if not row.is_random and table.seeds and any((r.setting, r.neurons) == (row.setting, "random") for r in rows):
-        found = beyond_random(after, _after(table, matched, split, measured), weights, groups)
-        beyond = BeyondRandom(found.change, found.ci95, found.p)
+        difference = beyond_random(after, _after(table, matched, split, measured), weights, groups)
+        beyond = BeyondRandom(difference.change, difference.ci95, difference.p)
     return DeltaRow(
         kind="delta",
         table=table.table,

@@ -195,8 +195,8 @@ def _nats(
         targets = np.roll(run.tree.levels[-1].tokens, -1, axis=1)
         with on_mesh_of(decoder):
             placed = put(targets, mesh, "batch", None), put(positions, mesh, "masks", "batch", None)
-            found = fetch(losses_at(decoder, run.x, *placed, np.int32(predicted)))
-        nats[np.ix_(run.masks, run.tree.indices)] = found[: len(run.masks), : len(run.tree.indices)]
+            batch_nats = fetch(losses_at(decoder, run.x, *placed, np.int32(predicted)))
+        nats[np.ix_(run.masks, run.tree.indices)] = batch_nats[: len(run.masks), : len(run.tree.indices)]
         done += len(run.masks) * len(run.tree.indices)
         if progress is not None:
             progress(done)

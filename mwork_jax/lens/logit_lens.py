@@ -87,12 +87,12 @@ def language_shares(
     for batch in stream_batches(encoded(model, documents, batching.max_tokens, where="prompts"), batching):
         token_mask = measured_token_mask(model.config, batch.tokens, batch.lengths, include_bos=False)
         flat = np.flatnonzero(token_mask)
-        places = np.zeros(-(-token_mask.size // LOGIT_ROWS) * LOGIT_ROWS, np.int32)
-        places[: flat.size] = flat
+        flat_positions = np.zeros(-(-token_mask.size // LOGIT_ROWS) * LOGIT_ROWS, np.int32)
+        flat_positions[: flat.size] = flat
         with on_mesh_of(model.decoder):
             tokens = put(batch.tokens, mesh, "batch", "time")
-            found = fetch(_count_labels(model.decoder, tokens, places, np.int32(flat.size), off, table, k))
-        total, positions = total + found.astype(np.float64), positions + flat.size
+            counts = fetch(_count_labels(model.decoder, tokens, flat_positions, np.int32(flat.size), off, table, k))
+        total, positions = total + counts.astype(np.float64), positions + flat.size
         done += int((batch.documents >= 0).sum())
         if progress is not None:
             progress(done)
@@ -104,7 +104,7 @@ def language_shares(
 def _count_labels(
     decoder: Decoder,
     tokens: jax.Array,
-    places: jax.Array,
+    flat_positions: jax.Array,
     counted: jax.Array,
     mask: NeuronMask,
     table: jax.Array,
@@ -117,7 +117,7 @@ def _count_labels(
         flat = x.reshape(-1, x.shape[-1])
 
         def add_chunk(chunk: jax.Array, total: jax.Array) -> jax.Array:
-            at = jax.lax.dynamic_slice(places, (chunk * LOGIT_ROWS,), (LOGIT_ROWS,))
+            at = jax.lax.dynamic_slice(flat_positions, (chunk * LOGIT_ROWS,), (LOGIT_ROWS,))
             part = constrain(flat[at], "batch", "hidden")  # of each chunk, every device its own part
             top = jax.lax.top_k(logits_of(decoder, part), k)[1]
             label = table[top]  # [rows, k, columns]
@@ -161,8 +161,8 @@ def _top_tokens(decoder: Decoder, tokens: jax.Array, mask: NeuronMask, k: int) -
 
     def top(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits_of(decoder, x)
-        values, places = jax.lax.top_k(logits, k)
-        return places, jnp.exp(values - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+        values, best = jax.lax.top_k(logits, k)
+        return best, jnp.exp(values - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
 
     _, later = hidden_states(decoder, tokens, mask, observe=lambda record: top(record.hidden))
     first = top(embedded(decoder, tokens))

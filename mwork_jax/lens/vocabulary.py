@@ -161,8 +161,8 @@ def script_of(text: str) -> str | None:
     """The script of most letters of a text; None without letters, or where it is markup, not a word."""
     if "�" in text or _TAG.fullmatch(text):
         return None
-    found = Counter(match.lastgroup for match in _LETTER.finditer(text))
-    return found.most_common(1)[0][0] if found else None
+    letters = Counter(match.lastgroup for match in _LETTER.finditer(text))
+    return letters.most_common(1)[0][0] if letters else None
 
 
 def _label_words(words: Sequence[str], languages: Sequence[str], decide: Labeller) -> dict[str, str]:

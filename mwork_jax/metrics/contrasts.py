@@ -197,8 +197,8 @@ def _by_cluster(sample: Sample, language: str, values: np.ndarray) -> np.ndarray
     """Sums over each cluster's items of one language: [..., items] -> [..., clusters]."""
     clusters, size = sample.items[language].clusters, sample.n_clusters
     flat = values.reshape(-1, values.shape[-1])
-    places = (np.arange(len(flat))[:, None] * size + clusters).ravel()
-    sums = np.bincount(places, weights=flat.ravel(), minlength=len(flat) * size)
+    bins = (np.arange(len(flat))[:, None] * size + clusters).ravel()
+    sums = np.bincount(bins, weights=flat.ravel(), minlength=len(flat) * size)
     return sums.reshape(*values.shape[:-1], size)
 
 

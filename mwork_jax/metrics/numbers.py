@@ -43,10 +43,10 @@ def number_readings(text: str, phrases: Sequence[str] = ()) -> tuple[Decimal, ..
     """
     text = _levelled(text)
     after = _after_phrase(text, phrases)
-    found = _in_clause(after) if after else None
-    if found is None:
-        found = next(reversed(_numbers(text)), None)
-    return found[1] if found else ()
+    number = _in_clause(after) if after else None
+    if number is None:
+        number = next(reversed(_numbers(text)), None)
+    return number[1] if number else ()
 
 
 def plain_number(text: str, where: str) -> Decimal:

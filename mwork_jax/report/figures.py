@@ -258,5 +258,5 @@ def _stages(ax: Axes, split: StageSplit, first: int) -> None:
 
 def _above(ax: Axes, text: str, x: float) -> None:
     """A small label over the axis at a place along it."""
-    places = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-    ax.annotate(text, (x, 1), (0, 2), ha="center", fontsize=7.5, color=MUTED, **places)
+    coordinates = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    ax.annotate(text, (x, 1), (0, 2), ha="center", fontsize=7.5, color=MUTED, **coordinates)

@@ -74,12 +74,12 @@ class Table:
         def plain(text: str) -> str:
             return "".join(_LATEX.get(sign, sign) for sign in text)
 
-        places = "l" * self.words + "r" * (len(self.columns) - self.words)
+        alignment = "l" * self.words + "r" * (len(self.columns) - self.words)
         parts = [
             r"\begin{table}",
             rf"\caption{{{plain(' '.join(filter(None, (self.title + '.', self.note))))}}}",
             rf"\label{{tab:{self.name}}}",
-            rf"\begin{{tabular}}{{{places}}}",
+            rf"\begin{{tabular}}{{{alignment}}}",
             r"\toprule",
             line(self.columns),
             r"\midrule",

@@ -96,8 +96,8 @@ class ResultCache:
         """Writes the results of a journal as files. Of a damaged one nothing is written, and all its results are
         computed again: rounding depends on what is computed side by side."""
         try:
-            found = read_json(journal)
-            entries = found["entries"] if found["format"] == _FORMAT else []
+            body = read_json(journal)
+            entries = body["entries"] if body["format"] == _FORMAT else []
             self._write(entries if all(map(_is_whole, entries)) else [])
         except (InputError, KeyError, TypeError):
             pass  # damaged, or finished and removed by another process

@@ -75,12 +75,12 @@ class Instruction:
     @cached_property
     def where(self) -> str:
         """The path in the traced program that it comes from."""
-        found = re.search(r'op_name="([^"]*)"', self.rest)
-        return found[1] if found else ""
+        match = re.search(r'op_name="([^"]*)"', self.rest)
+        return match[1] if match else ""
 
     def called(self, attribute: str) -> list[str]:
-        found = re.search(attribute + r"=\{?(%[\w.\-]+(?:, ?%[\w.\-]+)*)", self.rest)
-        return [name.strip().lstrip("%") for name in found[1].split(",")] if found else []
+        match = re.search(attribute + r"=\{?(%[\w.\-]+(?:, ?%[\w.\-]+)*)", self.rest)
+        return [name.strip().lstrip("%") for name in match[1].split(",")] if match else []
 
 
 @dataclass(frozen=True)
@@ -191,38 +191,38 @@ class _Counter:
         )
 
     def _inputs(self, computation: str, one: Instruction) -> list[Array]:
-        there = self.computations[computation]
-        return [array for name in one.operands if name in there for array in there[name].arrays]
+        instructions = self.computations[computation]
+        return [array for name in one.operands if name in instructions for array in instructions[name].arrays]
 
     def _bytes(self, computation: str, one: Instruction) -> float:
         """Bytes between HBM and the chip: operands and results, of a slice only what is taken or put."""
-        there = self.computations[computation]
+        instructions = self.computations[computation]
         if one.opcode in ("copy-done", "slice-done", "async-done"):  # counted here, where the result has its place
-            began = there.get(one.operands[0]) if one.operands else None
+            began = instructions.get(one.operands[0]) if one.operands else None
             read = began is not None and bool(began.arrays) and began.arrays[0].in_hbm
             return sum(a.bytes * (read + a.in_hbm) for a in one.arrays)
         if one.opcode.endswith("-done"):
             return 0.0
         if one.opcode in ("dynamic-slice", "gather", "slice"):
-            return 2 * sum(a.bytes for a in one.arrays if a.in_hbm or self._from_hbm(there, one))
+            return 2 * sum(a.bytes for a in one.arrays if a.in_hbm or self._from_hbm(instructions, one))
         if one.opcode == "dynamic-update-slice":
-            return 2 * sum(a.bytes for a in self._arrays(there, one.operands[1]) if one.arrays[0].in_hbm)
+            return 2 * sum(a.bytes for a in self._arrays(instructions, one.operands[1]) if one.arrays[0].in_hbm)
         body = self.computations[one.called("calls")[0]] if one.opcode == "fusion" else None
-        read = sum(self._read(there, name, place, body) for place, name in enumerate(one.operands))
+        read = sum(self._read(instructions, name, place, body) for place, name in enumerate(one.operands))
         return read + self._written(one, body)
 
-    def _from_hbm(self, there: Mapping[str, Instruction], one: Instruction) -> bool:
-        return any(a.in_hbm for a in self._arrays(there, one.operands[0]))
+    def _from_hbm(self, instructions: Mapping[str, Instruction], one: Instruction) -> bool:
+        return any(a.in_hbm for a in self._arrays(instructions, one.operands[0]))
 
     @staticmethod
-    def _arrays(there: Mapping[str, Instruction], name: str) -> tuple[Array, ...]:
-        return there[name].arrays if name in there else ()
+    def _arrays(instructions: Mapping[str, Instruction], name: str) -> tuple[Array, ...]:
+        return instructions[name].arrays if name in instructions else ()
 
     def _read(
-        self, there: Mapping[str, Instruction], name: str, place: int, body: Mapping[str, Instruction] | None
+        self, instructions: Mapping[str, Instruction], name: str, place: int, body: Mapping[str, Instruction] | None
     ) -> float:
         """Bytes of one operand that are read; of one that a fusion only takes slices of, the slices."""
-        whole = sum(a.bytes for a in self._arrays(there, name) if a.in_hbm)
+        whole = sum(a.bytes for a in self._arrays(instructions, name) if a.in_hbm)
         if not body or not whole:
             return whole
         taken, _ = self._taken(body, place, whole)
@@ -270,19 +270,19 @@ class _Counter:
 
     def _bound(self, condition: str) -> int | None:
         """N of a loop that goes on while a counter is below the constant N; counters begin at 0 and go up by 1."""
-        there = self.computations[condition]
-        root = next(i for i in there.values() if i.root)
+        instructions = self.computations[condition]
+        root = next(i for i in instructions.values() if i.root)
         if root.opcode == "fusion":
             inner = self.computations[root.called("calls")[0]]
             if not any(i.opcode == "compare" and "direction=LT" in i.rest for i in inner.values()):
                 return None
-            candidates: Iterable[Instruction] = (*there.values(), *inner.values())
+            candidates: Iterable[Instruction] = (*instructions.values(), *inner.values())
         elif root.opcode == "compare" and "direction=LT" in root.rest:
-            candidates = (there[name] for name in root.operands if name in there)
+            candidates = (instructions[name] for name in root.operands if name in instructions)
         else:
             return None
-        found = [int(i.rest) for i in candidates if i.opcode == "constant" and re.fullmatch(r"\d+", i.rest)]
-        return found[0] if len(found) == 1 else None
+        bounds = [int(i.rest) for i in candidates if i.opcode == "constant" and re.fullmatch(r"\d+", i.rest)]
+        return bounds[0] if len(bounds) == 1 else None
 
 
 def _passes(one: Instruction, inputs: list[Array]) -> int:
@@ -295,8 +295,8 @@ def _numbers(text: str) -> list[int]:
 
 
 def _dot_flops(one: Instruction, inputs: list[Array]) -> float:
-    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)
-    contracted = prod(inputs[0].shape[d] for d in _numbers(found[1])) if found else 1
+    match = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)
+    contracted = prod(inputs[0].shape[d] for d in _numbers(match[1])) if match else 1
     return 2.0 * one.arrays[0].elements * contracted
 
 
@@ -319,9 +319,9 @@ def _convolution_flops(one: Instruction, inputs: list[Array]) -> float:
 
 
 def _window(rest: str) -> dict[str, list]:
-    found = re.search(r"window=\{([^}]*)\}", rest)
+    match = re.search(r"window=\{([^}]*)\}", rest)
     table: dict[str, list] = {}
-    for part in found[1].split() if found else ():
+    for part in match[1].split() if match else ():
         name, _, values = part.partition("=")
         table[name] = [
             tuple(map(int, v.split("_"))) if name == "pad" else int(v) for v in values.split("x")
@@ -358,17 +358,17 @@ def _collective(kind: str, one: Instruction, inputs: list[Array]) -> Collective:
 
 
 def _group_size(rest: str) -> int:
-    found = re.search(r"replica_groups=\[([\d,]+)\]<=", rest)
-    if found:
-        return _numbers(found[1])[-1]
-    found = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest)
-    if found:
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+    match = re.search(r"replica_groups=\[([\d,]+)\]<=", rest)
+    if match:
+        return _numbers(match[1])[-1]
+    match = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest)
+    if match:
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
         return prod(int(size) if size else sizes[name] for name, size in parts)
-    found = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
-    if found:
-        return len(found[1].split(","))
+    match = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
+    if match:
+        return len(match[1].split(","))
     return 2 if "source_target_pairs" in rest else 1
 
 

@@ -52,11 +52,11 @@ def start(
     `seconds`, the process ends with one line and exit status 2.
     """
     given = {"coordinator": coordinator, "processes": processes, "process_id": process_id}
-    found = {name: os.environ.get(_VARIABLES[name]) if value is None else value for name, value in given.items()}
-    found = {name: value for name, value in found.items() if value not in (None, "")}
-    if not found:
+    settings = {name: os.environ.get(_VARIABLES[name]) if value is None else value for name, value in given.items()}
+    settings = {name: value for name, value in settings.items() if value not in (None, "")}
+    if not settings:
         return False
-    options = {} if found.get("coordinator") == "auto" else _explicit(found)
+    options = {} if settings.get("coordinator") == "auto" else _explicit(settings)
     try:
         _use_gloo()
         with _limited(seconds):
@@ -90,18 +90,18 @@ def _limited(seconds: float) -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _explicit(found: Mapping[str, Any]) -> dict[str, Any]:
-    missing = [name for name in _VARIABLES if name not in found]
+def _explicit(settings: Mapping[str, Any]) -> dict[str, Any]:
+    missing = [name for name in _VARIABLES if name not in settings]
     if missing:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise InputError(f"several processes: {options} is missing; or --coordinator auto on a TPU pod and under Slurm")
     try:
-        count, own = int(found["processes"]), int(found["process_id"])
+        count, own = int(settings["processes"]), int(settings["process_id"])
     except ValueError:
         raise InputError("several processes: --processes and --process-id are whole numbers") from None
     if not 0 <= own < count:
         raise InputError(f"--process-id {own}: from 0 to {count - 1} for --processes {count}")
-    return {"coordinator_address": found["coordinator"], "num_processes": count, "process_id": own}
+    return {"coordinator_address": settings["coordinator"], "num_processes": count, "process_id": own}
 
 
 def _use_gloo() -> None:

@@ -62,7 +62,7 @@ _WORDS = {
 
 def _read(path: Path, language: str) -> tuple[Item, ...]:
     """Items of a TSV file without a header: question, answer."""
-    found = []
+    items = []
     # Not splitlines: a question may hold other separators than the line feed.
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
@@ -72,8 +72,8 @@ def _read(path: Path, language: str) -> tuple[Item, ...]:
             raise InputError(f"{where}: {len(fields)} fields; a question, a tab and an answer are needed on each line")
         question, gold = one_line(fields[0]), str(plain_number(fields[1], where))
         worked = f"{_announcement(language)} {gold}"
-        found.append(Item(str(number), language, question=question, references=(gold,), worked=worked))
-    return tuple(found)
+        items.append(Item(str(number), language, question=question, references=(gold,), worked=worked))
+    return tuple(items)
 
 
 def _hub_item(row: dict[str, object], language: str, where: str) -> Item:

@@ -69,7 +69,7 @@ def _xlsum_item(row: dict[str, object], language: str, where: str) -> Item:
 def _read_news(path: Path, language: str) -> tuple[Item, ...]:
     """Items of a TSV file with a header, category, headline, text and url, quoted as CSV is; texts may span lines."""
     rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="\t", strict=True)
-    found = []
+    items = []
     try:
         header = next(rows, [])
         if header and header != _NEWS_COLUMNS:
@@ -80,10 +80,10 @@ def _read_news(path: Path, language: str) -> tuple[Item, ...]:
                 raise InputError(
                     f"{where}: {len(row)} columns in the row that ends here; {len(_NEWS_COLUMNS)} are needed"
                 )
-            found.append(_news_item(dict(zip(_NEWS_COLUMNS, row, strict=True)), language, where, len(found) + 1))
+            items.append(_news_item(dict(zip(_NEWS_COLUMNS, row, strict=True)), language, where, len(items) + 1))
     except csv.Error as error:
         raise InputError(f"{path}:{rows.line_num}: not valid TSV ({error})") from None
-    return tuple(found)
+    return tuple(items)
 
 
 def _news_item(row: dict[str, object], language: str, where: str, number: int | None = None) -> Item:

@@ -29,15 +29,15 @@ _OPENINGS = {
 
 def _read(path: Path, language: str) -> tuple[Item, ...]:
     """Items of a file in SQuAD's format: data / paragraphs (context) / qas (id, question, answers)."""
-    found = []
+    items = []
     for a, article in enumerate(list_of(read_json(path), "data", str(path)), 1):
         for p, paragraph in enumerate(list_of(article, "paragraphs", f"{path}: article {a}"), 1):
             where = f"{path}: article {a}, paragraph {p}"
             pairs = list_of(paragraph, "qas", where)
             context = one_line(text_of(paragraph, "context", where))
             for q, pair in enumerate(pairs, 1):
-                found.append(_item(pair, context, language, f"{a}.{p}", f"{where}, question {q}"))
-    return tuple(found)
+                items.append(_item(pair, context, language, f"{a}.{p}", f"{where}, question {q}"))
+    return tuple(items)
 
 
 def _item(pair: Any, context: str, language: str, group: str, where: str) -> Item:
