@@ -163,7 +163,8 @@ def test_a_model_on_a_mesh_is_the_same_model(tiny_folder):
 def test_a_process_reads_the_slices_of_its_devices_and_nothing_else(tiny_folder, monkeypatch):
     """The second of 2 devices that share the model: half of what has heads or feed-forward units, from its places."""
     assemble = sys.modules["mwork_jax.load.assemble"]
-    source, config, _ = _open(str(tiny_folder))
+    checkpoint = _open(str(tiny_folder))
+    source, config = checkpoint.weights, checkpoint.config
     reads = []
     part = SafetensorsFolder.part
 

@@ -16,18 +16,12 @@ from mwork_jax.cli import main
 from mwork_jax.report import run_report
 from mwork_jax.results import RunResults, read_results
 
+# Documents are cut, so that all have one length: each other length would be programs of its own to compile.
+SHORT = mw.Batching(max_tokens=64)
 QUICK = (
-    "--languages",
-    "en,de,th",
-    "--documents",
-    "3",
-    "--held-out",
-    "2",
-    "--seeds",
-    "2",
-    "--rule",
-    "top_fraction:0.25",
-)
+    "--max-tokens", str(SHORT.max_tokens), "--languages", "en,de,th", "--documents", "3", "--held-out", "2",
+    "--seeds", "2", "--rule", "top_fraction:0.25",
+)  # fmt: skip
 
 
 def mwork(*arguments, expect=0, capture=None):
@@ -91,16 +85,18 @@ def test_a_language_s_row_equals_doing_it_by_hand(finished, tiny_folder):
     from mwork_jax.corpus import own_corpus
 
     model = mw.load_model(tiny_folder)
-    scores = {lang: mw.score_neurons(model, own_corpus(lang).detection[:3]) for lang in ("en", "de", "th")}
+    texts = {lang: own_corpus(lang).detection[:3] for lang in ("en", "de", "th")}
+    scores = {lang: mw.score_neurons(model, documents, batching=SHORT) for lang, documents in texts.items()}
     german = mw.select_neurons(scores, "top_fraction:0.25")["de"]
     keep = mw.NeuronMask.keep_all(model.config)
     documents = own_corpus("de").held_out[:2]
-    before, after = (mw.held_out_loss(model, documents, m).per_token for m in (keep, keep.drop(german)))
+    before, after = (mw.held_out_loss(model, documents, m, batching=SHORT).per_token for m in (keep, keep.drop(german)))
     row = results(finished)["languages"]["de"]
     assert row["neurons"] == german.count()
     assert mw.NeuronSet.load(finished / "neurons" / "de.json") == german
     assert row["everywhere"]["own"] == pytest.approx(after - before, abs=1e-5)
-    random = [mw.held_out_loss(model, documents, keep.drop(german.random_like(s))).per_token - before for s in (0, 1)]
+    masks = [keep.drop(german.random_like(seed)) for seed in (0, 1)]
+    random = [mw.held_out_loss(model, documents, mask, batching=SHORT).per_token - before for mask in masks]
     assert row["random"]["own"] == pytest.approx(random, abs=1e-5)
     assert row["random"]["own_mean"] == pytest.approx(np.mean(random), abs=1e-5)
 
@@ -263,9 +259,7 @@ def test_detect_then_select(tiny_folder, tmp_path, capsys):
 def test_a_tolerant_rule_has_scores_that_remember_enough(tiny_folder, tmp_path, capsys):
     """Half of 20 documents may miss a neuron: 10, where scores remember 8 unless more are asked for."""
     for lang in ("en", "de"):
-        (tmp_path / f"{lang}.txt").write_text(
-            "".join(f"{i} some text in {lang}, {lang * (i + 1)}\n" for i in range(22))
-        )
+        (tmp_path / f"{lang}.txt").write_text("".join(f"{i:2} some text in {lang}, {lang * 3}\n" for i in range(22)))
     files = [f"{lang}={tmp_path}/{lang}.txt" for lang in ("en", "de")]
     detected, found = tmp_path / "detected", tmp_path / "found"
     detect = ("detect", "--model", tiny_folder, "--corpus", files[0], "--corpus", files[1], "--documents", 20)

@@ -21,26 +21,15 @@ from mwork_jax.results import TableResult, TablesResults, read_results, versions
 from mwork_jax.runtime.cache import CACHE_FOLDER, ResultCache
 from mwork_jax.runtime.progress import Progress
 from mwork_jax.settings import TableSettings
+from support.slow_deactivation import save_neurons
 
-SETTINGS = ("--languages", "en,de,th", "--items", "3", "--seeds", "2")
+SETTINGS = ("--languages", "en,de,fr", "--items", "3", "--seeds", "2")
 
 
 @pytest.fixture(scope="module")
 def neurons(tiny_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("neurons")
-    run = (
-        "--languages",
-        "en,de,th",
-        "--documents",
-        "2",
-        "--held-out",
-        "1",
-        "--seeds",
-        "1",
-        "--rule",
-        "top_fraction:0.3",
-    )
-    assert main(["run", "--model", str(tiny_folder), "--out", str(out), *run]) == 0
+    save_neurons(out, mw.load_model(tiny_folder).config, ("de", "fr"))
     return out
 
 
@@ -80,7 +69,7 @@ def test_a_table_has_the_paper_s_rows(number, tiny_folder, neurons, four, tmp_pa
         assert row.seeds == (2 if declared.neurons == "random" else 0)
         assert row.delta == pytest.approx(row.delta_eng - row.delta_n_eng)
         assert (row.n_items, row.n_clusters) == (9, 3), "3 items in 3 languages"
-        assert row.languages == ("de", "th")
+        assert row.languages == ("de", "fr")
         assert row.understanding is row.generation is None
     assert f"Table {number}" in printed
     assert printed.count("Lang-Spec") == sum(r.neurons == "lang-spec" for r in TABLES[number].rows)
@@ -93,28 +82,28 @@ def test_what_made_a_table(tiny_folder, neurons, four):
         "mwork", "evaluate", "--model", str(tiny_folder), "--neurons", str(neurons), "--out", str(four), *SETTINGS,
         "--table", "4",
     )  # fmt: skip
-    assert provenance.settings == TableSettings(("en", "de", "th"), 3, seeds=2)
+    assert provenance.settings == TableSettings(("en", "de", "fr"), 3, seeds=2)
     assert provenance.versions == versions()
     assert provenance.seed == 0
     assert (provenance.model.source, provenance.model.weights) == (str(tiny_folder), model.key["weights"])
-    assert list(provenance.data) == ["en", "de", "th"]
+    assert list(provenance.data) == ["en", "de", "fr"]
     fingerprints = {data.fingerprint for data in provenance.data.values()}
     assert len(fingerprints) == 3
     fewer = prepare(TASKS["xcsqa"], None, TableSettings(("en", "de"), 2))["en"]
     assert fewer.key["items"] not in fingerprints
     assert [(data.origin, data.items) for data in provenance.data.values()] == [
-        (f"mwork-jax data, xcsqa.{lang}", 3) for lang in ("en", "de", "th")
+        (f"mwork-jax data, xcsqa.{lang}", 3) for lang in ("en", "de", "fr")
     ]
     own = NeuronSet.load(neurons / "neurons" / "th.json")
-    assert list(table.neurons) == ["de", "th"]
-    assert (table.neurons["th"].fingerprint, table.neurons["th"].count) == (own.fingerprint, own.count())
-    assert table.neurons["th"].rule == "top_fraction:0.3"
+    assert list(table.neurons) == ["de", "fr"]
+    assert (table.neurons["fr"].fingerprint, table.neurons["fr"].count) == (own.fingerprint, own.count())
+    assert table.neurons["fr"].rule == "top_fraction:0.3"
 
 
 def test_python_gives_what_the_file_holds(tiny_folder, neurons, four, tmp_path, monkeypatch):
     """From the cache of the command: both measure the same."""
     monkeypatch.setattr("mwork_jax.evaluate.evaluations.log_likelihoods", lambda *a, **k: pytest.fail("computed again"))
-    settings, (written,) = TableSettings(("en", "de", "th"), 3, seeds=2), tables(four).tables
+    settings, (written,) = TableSettings(("en", "de", "fr"), 3, seeds=2), tables(four).tables
     results = run_table(
         mw.load_model(tiny_folder), TABLES[4], prepare_table(TABLES[4], None, settings), sets_in(neurons), settings,
         ResultCache(four / CACHE_FOLDER), progress=Progress(quiet=True), command=written.provenance.command,
@@ -127,16 +116,16 @@ def test_python_gives_what_the_file_holds(tiny_folder, neurons, four, tmp_path, 
 
 
 def sets_in(neurons):
-    return {lang: NeuronSet.load(neurons / "neurons" / f"{lang}.json") for lang in ("de", "th")}
+    return {lang: NeuronSet.load(neurons / "neurons" / f"{lang}.json") for lang in ("de", "fr")}
 
 
 def test_sets_of_another_shape_and_no_seeds_are_refused_before_any_work(tiny_folder, neurons, tmp_path, monkeypatch):
     monkeypatch.setattr("mwork_jax.evaluate.evaluations.log_likelihoods", lambda *a, **k: pytest.fail("computed"))
-    model, settings = mw.load_model(tiny_folder), TableSettings(("en", "de", "th"), 1, seeds=40)
+    model, settings = mw.load_model(tiny_folder), TableSettings(("en", "de", "fr"), 1, seeds=40)
     evaluations, sets = prepare_table(TABLES[4], None, settings), sets_in(neurons)
-    narrow = NeuronSet({g: m[:, :-1] for g, m in sets["th"].groups.items()})
+    narrow = NeuronSet({g: m[:, :-1] for g, m in sets["fr"].groups.items()})
     for changed, other, message in (
-        ({**sets, "th": narrow}, settings, "the set is of another model"),
+        ({**sets, "fr": narrow}, settings, "the set is of another model"),
         ({"de": sets["de"]}, settings, "no neurons of th"),
         (sets, replace(settings, seeds=0), "0 random sets"),
     ):
@@ -162,7 +151,7 @@ def test_a_row_equals_doing_it_by_hand(tiny_folder, neurons, tmp_path):
     row, setting = rows[-1], TABLES[4].rows[-1].setting
     assert (row.off, row.neurons) == ((False, False, True, False), "lang-spec")
     model, split = mw.load_model(tiny_folder), StageSplit.default(4)
-    evaluations = prepare(TASKS["xcsqa"], None, TableSettings(("en", "de", "th"), 4))
+    evaluations = prepare(TASKS["xcsqa"], None, TableSettings(("en", "de", "fr"), 4))
     before = {lang: accuracy(model, e, NeuronSet.empty(model.config)) for lang, e in evaluations.items()}
     own, random = {}, {}
     for language, neurons_of in sets_in(neurons).items():
@@ -240,15 +229,15 @@ def test_rows_say_how_sure_they_are(tiny_folder, neurons, four, capsys):
     assert not any(test.ignores_clusters for test in tests), "each item of a language stands for itself"
     for row in rows:
         changes = row.by_language
-        assert row.delta_n_eng == pytest.approx(np.mean([changes[lang].own for lang in ("de", "th")]))
-        assert row.delta_eng == pytest.approx(np.mean([changes[lang].english for lang in ("de", "th")]))
+        assert row.delta_n_eng == pytest.approx(np.mean([changes[lang].own for lang in ("de", "fr")]))
+        assert row.delta_eng == pytest.approx(np.mean([changes[lang].english for lang in ("de", "fr")]))
         if row.neurons == "random":
             assert row.seed_spread.delta.mean == pytest.approx(row.delta)
             assert row.seed_spread.delta.seeds == 2
             assert row.delta_ci95 is row.p is None, "of two random sets there is no interval"
             assert not row.mcnemar
         else:
-            assert list(row.mcnemar) == ["de", "th"]
+            assert list(row.mcnemar) == ["de", "fr"]
             for lang, sides in row.mcnemar.items():
                 gained = sides.own.gained - sides.own.lost
                 assert 100 * gained / 3 == pytest.approx(changes[lang].own)
@@ -330,7 +319,8 @@ CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{%
 def test_tables_of_one_model_gather_in_a_folder(tiny_folder, neurons, four, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(four, out)
-    for more in (("--table", "3", "--items", "2"), ("--table", "4", "--n1", "1,2"), ("--table", "4")):
+    two = ("--languages", "en,de", "--seeds", "1")
+    for more in ((*two, "--table", "3", "--items", "2"), (*two, "--table", "4", "--n1", "1,2"), ("--table", "4")):
         evaluate(tiny_folder, neurons, out, *more)
     results = tables(out)
     assert [table.identity for table in results.tables] == [
@@ -363,7 +353,7 @@ def test_one_file_is_not_taken_for_every_language(tiny_folder, neurons, tmp_path
     path = tmp_path / "xquad.de.json"
     path.write_text(json.dumps({"data": [{"paragraphs": [row]}]}))
     evaluate(tiny_folder, neurons, tmp_path / "out", "--table", "2", "--data", path, expect=2)
-    assert "xquad.de.json: one file, where en, de, th need one each; give their folder" in capsys.readouterr().err
+    assert "xquad.de.json: one file, where en, de, fr need one each; give their folder" in capsys.readouterr().err
 
 
 def test_prompts_go_through_the_chat_template(tiny_folder, neurons, tmp_path, capsys):
@@ -382,5 +372,5 @@ def test_prompts_go_through_the_chat_template(tiny_folder, neurons, tmp_path, ca
     thinking = "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
     (folder / "chat_template.jinja").write_text(CHAT + thinking)
     assert mw.load_model(folder).chat_prompt("Q") == "[user] Q\n[model] ", "the answer begins at once"
-    evaluate(folder, neurons, tmp_path / "out", "--table", "4", "--chat")
+    evaluate(folder, neurons, tmp_path / "out", "--table", "4", "--chat", "--languages", "en,de", "--items", "1")
     assert tables(tmp_path / "out").tables[0].provenance.settings.chat is True

@@ -18,7 +18,7 @@ from mwork_jax.neurons import GROUPS
 from mwork_jax.results import read_results
 from mwork_jax.select.modes import select_neurons
 from support.joined import JoinedProcesses, environment, free_port, joining
-from support.slow_deactivation import random_neurons
+from support.slow_deactivation import save_neurons
 
 pytestmark = pytest.mark.processes
 
@@ -102,9 +102,9 @@ def test_two_processes_find_what_one_finds(tiny_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def neurons(tiny_folder, tmp_path_factory):
-    """A folder with a neuron set of German; which neurons they are does not matter here."""
+    """A folder with a neuron set of German."""
     out = tmp_path_factory.mktemp("neurons")
-    random_neurons(mw.load_model(tiny_folder).config).save(out / "neurons" / "de.json")
+    save_neurons(out, mw.load_model(tiny_folder).config, ("de",))
     return out
 
 

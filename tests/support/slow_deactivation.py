@@ -37,6 +37,13 @@ def zero_neurons(hf, neurons: NeuronSet):
     return hf
 
 
+def save_neurons(folder, config, languages, rule="top_fraction:0.3"):
+    """A random set of each language in `folder`, as a run leaves them; for where it does not matter which they are."""
+    for seed, language in enumerate(languages):
+        groups = random_neurons(config, seed=seed).groups
+        NeuronSet(groups, {"language": language, "rule": rule}).save(folder / "neurons" / f"{language}.json")
+
+
 def random_neurons(config, share=0.3, groups=GROUPS, seed=0) -> NeuronSet:
     rng = np.random.default_rng(seed)
     widths = group_widths(config).items()
