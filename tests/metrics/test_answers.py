@@ -2,6 +2,7 @@
 
 import random
 import string
+import time
 from decimal import Decimal
 
 import numpy as np
@@ -217,6 +218,40 @@ def test_no_reference(score):
         ("in 2020 100", [100]),
         ("12, 300", [300]),
         ("first 3, then 4, 5", [5]),
+        ("$9{,}500.", [9500, "9.5"]),
+        ("\\boxed{9{,}500}", [9500, "9.5"]),
+        ("9\\,500", [9500]),
+        ("3{,}25", ["3.25"]),
+        ("70，000", [70000]),
+        ("1，234，567", [1234567]),
+        ("15，20", [20]),
+        ("15, 20", [20]),
+        ("12万", [120000]),
+        ("1.5万元", [15000]),
+        ("1万2千", [12000]),
+        ("1億2000万円", [120000000]),
+        ("3만 5", [5]),
+        ("共3千克", [3000]),
+        ("5k", [5000]),
+        ("2.5K", [2500]),
+        ("5 km", [5]),
+        ("5kg", [5]),
+        ("2 million dollars", [2000000]),
+        ("3 millones", [3000000]),
+        ("5 тысяч рублей", [5000]),
+        ("2 ล้าน", [2000000]),
+        ("5พันบาท", [5000]),
+        ("the mil is 5 milk", [5]),
+        ("540 (= 3 x 3 x 60)", [540]),
+        ("540 (= 3 x 3 x 60) apples", [540]),
+        ("3 boxes (3 x 4 = 12)", [12]),
+        ("the total (= 540)", [540]),
+        ("1/2", ["0.5"]),
+        ("2 1/2 cups", ["2.5"]),
+        ("-3/4", ["-0.75"]),
+        ("\\frac{1}{4}", ["0.25"]),
+        ("1/0", [0]),
+        ("3/4/2024", [2024]),
         ("none", []),
     ],
 )
@@ -238,10 +273,24 @@ def test_last_number(text, expected):
         ("Jibu ni 15. Hatua 2", ["jibu ni"], 15),
         ("Ответ: 8,75. Шаг 2", ["ответ:"], "8.75"),
         ("15. So the answer is clear", ["the answer is"], 15),
+        ("The answer is 5 (since x = 10)", ["the answer is"], 5),
+        ("The answer is 540 (= 3 x 3 x 60) apples", ["the answer is"], 540),
+        ("The answer is 5k, in 3 steps", ["the answer is"], 5000),
     ],
 )
 def test_number_after_the_phrase(text, phrases, expected):
     assert number_readings(text, phrases) == (Decimal(expected),)
+
+
+@pytest.mark.parametrize("part", ["10,", "10 ", "1,000,", "100/", "1万", "(= 1", "-", "1{,}", "5 million "])
+def test_long_answers_are_read_in_time(part):
+    """Time grows with the length, not with its square: four times the text in less than ten times the time."""
+    started = [time.process_time()]
+    for length in (15_000, 60_000):
+        number_readings((part * length)[:length])
+        started.append(time.process_time())
+    short, long = np.diff(started)
+    assert long < 10 * short + 0.2
 
 
 def test_number_exact():

@@ -110,7 +110,7 @@ def _score(item: Item, answer: str) -> dict[str, float]:
 
 MGSM = Task(
     name="mgsm",
-    version=1,
+    version=2,
     kind="generate",
     languages=("en", "de", "fr", "es", "ru", "zh", "th", "sw"),
     files=("mgsm_{language}.tsv",),
