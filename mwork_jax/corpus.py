@@ -21,7 +21,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.model.buckets import bucket_length
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import Document
-from mwork_jax.runtime.files import read_jsonl, read_text
+from mwork_jax.runtime.files import has_rows, parse_json, read_jsonl, read_rows, read_text
 
 LANGUAGES = ("en", "de", "fr", "es", "ru", "zh", "vi", "th", "ar", "sw")  # of the project's own data set
 _BLANK_LINES = re.compile(r"\n\s*\n")
@@ -162,19 +162,22 @@ def documents_key(documents: Iterable[Encoded]) -> str:
 def read_corpus(path: str | Path) -> list[str]:
     """The documents of a file, without empty ones.
 
-    `.jsonl`: one object per line with a "text". Anything else: plain text, documents separated by blank lines (spaces
-    and tabs may stand in them), or one per line where there is no blank line. Lines end in LF, CRLF or CR, never in
-    another separator, such as a form feed or U+2028. Raises InputError where the file is missing, not UTF-8, not of
-    that form, or without a document.
+    `.jsonl`, `.ndjson`, `.jsonlines`: one object per line with a "text"; `.json`: a list of them, or of strings;
+    `.csv`, `.tsv`: a column "text". Anything else: plain text, documents separated by blank lines (spaces and tabs may
+    stand in them), or one per line where there is no blank line. Lines end in LF, CRLF or CR, never in another
+    separator, such as a form feed or U+2028. Raises InputError where the file is missing, not UTF-8, not of that form,
+    JSON under another name, or without a document.
     """
-    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
-    if Path(path).suffix == ".jsonl":
-        documents = [_text_of(row, f"{path}:{n}") for n, row in read_jsonl(path)]
-    elif _BLANK_LINES.search(text.strip()):
-        documents = [" ".join(part.split()) for part in _BLANK_LINES.split(text)]
+    return [text for text, _ in _documents(path)]
+
+
+def _documents(path: str | Path) -> list[tuple[str, object]]:
+    """The documents of a file with their "id", None where they have none."""
+    if has_rows(path):
+        documents = [(_text_of(row, where), row.get("id")) for where, row in read_rows(path)]
     else:
-        documents = [line.strip() for line in text.split("\n")]
-    documents = [d for d in documents if d.strip()]
+        documents = [(text, None) for text in _plain_documents(path)]
+    documents = [(text, name) for text, name in documents if text.strip()]
     if not documents:
         raise InputError(
             f"{path}: no documents; plain text (blank lines between documents) or JSONL with a 'text' is needed"
@@ -182,9 +185,28 @@ def read_corpus(path: str | Path) -> list[str]:
     return documents
 
 
+def _plain_documents(path: str | Path) -> list[str]:
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    begin = text.lstrip()[:1]
+    if begin in ("{", "[") and (_is_json(text) or _is_json(text.strip().split("\n", 1)[0])):
+        raise InputError(f"{path}: JSON, where plain text is expected; name it .jsonl (an object a line) or .json")
+    if _BLANK_LINES.search(text.strip()):
+        return [" ".join(part.split()) for part in _BLANK_LINES.split(text)]
+    return [line.strip() for line in text.split("\n")]
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is a JSON object or a list of them, as no prose is; "[1]" may begin a sentence."""
+    try:
+        value = parse_json(text, "")
+    except InputError:
+        return False
+    return bool(value) and all(isinstance(one, dict) for one in (value if isinstance(value, list) else [value]))
+
+
 def _text_of(row: dict, where: str) -> str:
     if not isinstance(row.get("text"), str):
-        raise InputError(f"{where}: no 'text' (a string) in this line")
+        raise InputError(f"{where}: no 'text' (a string) in this row")
     return row["text"]
 
 
@@ -205,16 +227,13 @@ class Corpus:
 
 
 def corpus_of_file(language: str, path: str | Path, detection: int) -> Corpus:
-    """A file's documents: the first `detection` find neurons, the others are there to measure on. A JSONL "id" that a
+    """A file's documents: the first `detection` find neurons, the others are there to measure on. An "id" that a
     document has in several languages says that they are translations of each other. Raises InputError as
     `read_corpus`."""
-    documents = read_corpus(path)
-    ids: tuple[str, ...] = ()
-    if Path(path).suffix == ".jsonl":
-        rows = [row for _, row in read_jsonl(path) if row["text"].strip()]
-        if all(isinstance(row.get("id"), str) for row in rows):
-            ids = tuple(row["id"] for row in rows)
-    return Corpus(language, tuple(documents[:detection]), tuple(documents[detection:]), str(path), ids[detection:])
+    documents = _documents(path)
+    texts, ids = [text for text, _ in documents], tuple(name for _, name in documents if isinstance(name, str))
+    ids = ids if len(ids) == len(texts) else ()
+    return Corpus(language, tuple(texts[:detection]), tuple(texts[detection:]), str(path), ids[detection:])
 
 
 def own_corpus(language: str) -> Corpus:

@@ -449,12 +449,15 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=1000, help="studies of each kind (default: 1000)")
     parser.add_argument("--tables", type=int, help="tables of each kind (default: twice the studies)")
     parser.add_argument("--processes", type=int, default=2, help="how many work at once (default: 2)")
+    parser.add_argument("--only", choices=list(designs(1, 1)), help="one of the three parts (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     args = parser.parse_args()
     results = {}
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # small matrices; read by the processes as they start
     with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
         for title, jobs in designs(args.studies, args.tables or 2 * args.studies).items():
+            if args.only not in (None, title):
+                continue
             rows = [row for rows in pool.map(run, jobs) for row in rows]
             results[title] = rows
             print("\n".join(lines(title, rows)), file=sys.stderr if args.json else sys.stdout, flush=True)

@@ -46,6 +46,58 @@ def test_jsonl_is_cut_at_line_feeds_only(tmp_path):
     assert [n for n, _ in read_jsonl(path)] == [1, 2, 3]
 
 
+ROWS = [{"text": "a, b", "id": "1"}, {"text": 'say "c"\nd', "id": "2"}, {"text": "  ", "id": "3"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+FORMS = {
+    "x.jsonl": LINES,
+    "x.JSONL": LINES,
+    "x.ndjson": LINES,
+    "x.jsonlines": LINES,
+    "x.json": json.dumps(ROWS, indent=1),
+    "y.json": LINES,
+    "x.csv": 'id,text\n1,"a, b"\n2,"say ""c""\nd"\n3,  \n',
+    "x.tsv": 'text\tid\na, b\t1\n"say ""c""\nd"\t2\n\n',
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_documents_in_rows(name, tmp_path):
+    (tmp_path / name).write_bytes(FORMS[name].encode())
+    corpus = mw.corpus_of_file("en", tmp_path / name, 1)
+    assert (corpus.detection, corpus.held_out) == (("a, b",), ('say "c"\nd',))
+    assert corpus.clusters == ("2",)
+
+
+def test_a_list_of_strings_is_documents(tmp_path):
+    (tmp_path / "x.json").write_text('["a", "b"]')
+    assert read_corpus(tmp_path / "x.json") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.txt", LINES, r"x\.txt: JSON, where plain text is expected; name it \.jsonl"),
+        ("x", json.dumps(ROWS), "x: JSON, where plain text is expected"),
+        ("x.md", json.dumps(ROWS, indent=1), "JSON, where plain text is expected"),
+        ("x.json", "[1]", r"x\.json, entry 1: a JSON object or a string is needed"),
+        ("x.csv", "a,b\n1,2\n", r"x\.csv, row 2: no 'text'"),
+        ("x.csv", "text,b\n1\n", r"x\.csv, row 2: 1 values, where the first line has 2 names"),
+        ("x.csv", "", r"x\.csv: not a table with names in its first line \(is empty\)"),
+        ("x.csv", 'text\n"a', r"x\.csv: not a table with names in its first line \("),
+    ],
+)
+def test_documents_of_another_form_are_one_line(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_corpus(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["[1] A footnote.", "{braces} in prose", "[link](a.html)", "[1]"])
+def test_prose_may_begin_with_a_bracket(text, tmp_path):
+    (tmp_path / "x.txt").write_text(text)
+    assert read_corpus(tmp_path / "x.txt") == [text]
+
+
 def test_extreme_json_is_refused(tmp_path):
     path = tmp_path / "x.json"
     for text in (DEEP, '{"text":' * 100_000, "9" * 5000):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import platform
@@ -33,6 +35,8 @@ _MOST_DIGITS = 308  # a whole number of more is no float, and not one of the num
 _EXTREME = (
     f"JSON that cannot be read; it should be nested less deeply, its whole numbers have {_MOST_DIGITS} digits at most"
 )
+_JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -225,6 +229,42 @@ def read_jsonl(path: str | Path) -> list[tuple[int, dict]]:
             raise InputError(f"{path}:{number}: a JSON object is needed on each line")
         rows.append((number, row))
     return rows
+
+
+def has_rows(path: str | Path) -> bool:
+    """Whether `read_rows` reads such a file, by its suffix."""
+    return Path(path).suffix.lower() in (*_JSON_LINES, ".json", *_SEPARATORS)
+
+
+def read_rows(path: str | Path) -> list[tuple[str, dict]]:
+    """(where it stands, row) for each row of a file of JSON lines (.jsonl, .ndjson, .jsonlines), of one JSON list
+    (.json, which may also hold lines), or of a table with a line of names first (.csv, .tsv), whose values are strings.
+
+    A string in a JSON list counts as {"text": string}. Raises InputError as `read_json` does, and for another form.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in _SEPARATORS:
+        return _table_rows(path, _SEPARATORS[suffix])
+    if suffix in _JSON_LINES or not read_text(path).lstrip().startswith("["):
+        return [(f"{path}:{number}", row) for number, row in read_jsonl(path)]
+    listed = [{"text": row} if isinstance(row, str) else row for row in read_json(path)]
+    rows = [(f"{path}, entry {number}", row) for number, row in enumerate(listed, 1)]
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: a JSON object or a string is needed in the list")
+    return rows
+
+
+def _table_rows(path: str | Path, separator: str) -> list[tuple[str, dict]]:
+    try:
+        names, *rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=separator, strict=True)
+    except (csv.Error, ValueError) as error:
+        reason = "is empty" if isinstance(error, ValueError) else str(error)
+        raise InputError(f"{path}: not a table with names in its first line ({reason})") from None
+    for number, row in enumerate(rows, 2):
+        if row and len(row) != len(names):
+            raise InputError(f"{path}, row {number}: {len(row)} values, where the first line has {len(names)} names")
+    return [(f"{path}, row {number}", dict(zip(names, row, strict=True))) for number, row in enumerate(rows, 2) if row]
 
 
 def output_folder(path: str | Path) -> Path:
