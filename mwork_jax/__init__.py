@@ -28,6 +28,7 @@ from mwork_jax.lens.logit_lens import LanguageShares, language_shares, lens_logi
 from mwork_jax.lens.vocabulary import VocabularyLabels, label_vocabulary
 from mwork_jax.load import load_model
 from mwork_jax.metrics import Delta, PairedDifference, beyond_random, delta, paired_difference
+from mwork_jax.model.checks import check_mask, check_tokens
 from mwork_jax.model.decoder import Decoder, forward_decoder
 from mwork_jax.model.generate import generate
 from mwork_jax.model.model import Model
@@ -121,7 +122,10 @@ def forward(model: Model, tokens: jax.Array, mask: NeuronMask) -> jax.Array:
     switched off.
 
     Compiled once for a shape of tokens, whatever the mask; it can be composed with jit, vmap over masks, and grad.
-    Padding belongs on the right.
+    Padding belongs on the right. Raises InputError for tokens outside the vocabulary or the context, for a mask of
+    another shape, and for one that is not finite; inside jit, only for shapes.
     """
+    tokens = check_tokens(model.config, tokens)
+    check_mask(model.config, mask)
     with on_mesh_of(model.decoder):
         return forward_decoder(model.decoder, tokens, mask)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -72,6 +72,9 @@ def encoded(
     """
     if isinstance(documents, str | bytes | Encoded):
         raise InputError(f"{where}: documents come as a list, also when there is only one")
+    if isinstance(documents, Mapping):
+        names = ", ".join(map(str, list(documents)[:3]))
+        raise InputError(f"{where}: a table ({names}), where documents are needed; take one language's")
     index, longest = -1, min(max_tokens, model.config.max_length)
     for index, document in enumerate(documents):
         if isinstance(document, Encoded):

@@ -143,6 +143,8 @@ def score_neurons(
             progress(count)
     with on_mesh_of(model.decoder):
         host = fetch(merged(state))
+    if not all(np.isfinite(total).all() for total in (*host.total.values(), host.activation)):
+        raise InputError(f"{model.source}: importances are not finite; are the model's weights sound?")
     scored_with = {
         "model": asdict(model.info),
         "include_bos": include_bos,

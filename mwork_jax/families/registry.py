@@ -32,7 +32,13 @@ _WITHOUT_EFFECT = {
     "label2id", "problem_type", "output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder",
     "chunk_size_feed_forward", "unsloth_fixed", "unsloth_version", "is_llama_config",
     "transformers.js_config", "_attn_implementation_autoset", "max_sequence_length", "model_name", "base_model",
-    "mlp_dropout", "task_specific_params", "tokenizer_class", "auto_map",
+    "mlp_dropout", "task_specific_params", "tokenizer_class", "auto_map", "torchscript", "use_bfloat16",
+    "tf_legacy_loss", "cross_attention_hidden_size", "tie_encoder_decoder", "finetuning_task", "prefix", "sep_token_id",
+    "decoder_start_token_id", "gradient_checkpointing", "attn_implementation", "_attn_implementation",
+    "_attn_implementation_internal", "_experts_implementation", "_commit_hash", "_flash_attn_2_enabled",
+    # of sampling and of what `generate` returns: answers here are the likeliest tokens
+    "max_length", "do_sample", "early_stopping", "temperature", "top_k", "top_p", "typical_p", "length_penalty",
+    "num_return_sequences", "output_scores", "return_dict_in_generate", "remove_invalid_values",
 }  # fmt: skip
 # These have no effect only at the values given here.
 _WITHOUT_EFFECT_AT = {
@@ -44,6 +50,20 @@ _WITHOUT_EFFECT_AT = {
     "pruned_heads": (None, {}),
     "no_rope_layers": (None, []),
     "attention_multiplier": (None,),
+    # what would change the likeliest tokens that `generate` of transformers writes
+    "min_length": (None, 0),
+    "num_beams": (None, 1),
+    "num_beam_groups": (None, 1),
+    "diversity_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "bad_words_ids": (None,),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "suppress_tokens": (None,),
+    "begin_suppress_tokens": (None,),
 }
 
 
@@ -62,17 +82,26 @@ def config_from_hf(hf: Mapping[str, object], *, where: str = "config.json") -> M
 
 def _refuse_unknown(hf: Mapping[str, object], family: Family, where: str) -> None:
     known = COMMON_ATTRIBUTES | family.attributes | _WITHOUT_EFFECT
-    of_any_family = frozenset().union(*(other.attributes for other in FAMILIES.values()))
     for name, value in hf.items():
         if name in known and name not in _WITHOUT_EFFECT_AT:
             continue
         if name in _WITHOUT_EFFECT_AT and value in _WITHOUT_EFFECT_AT[name]:
             continue
-        if name in of_any_family and value in (None, False):
-            continue  # another family's switch, switched off
+        if value is None or value is False:
+            continue  # a switch that is off: transformers reads none that it does not know
+        if name == "quantization_config":
+            raise InputError(
+                f"{where}: the weights are quantised ({_quantisation(value)}); give the checkpoint in float32, float16 "
+                "or bfloat16, or a GGUF file; where they are floats already, remove quantization_config"
+            )
         raise InputError(
             f"{where}: attribute {name!r} = {value!r:.80} is not understood for model_type {family.model_type!r}"
         )
+
+
+def _quantisation(value: object) -> str:
+    method = value.get("quant_method") if isinstance(value, Mapping) else value
+    return f"{method!r:.40}"
 
 
 def with_generation_config(config: ModelConfig, generation: Any, where: str) -> ModelConfig:

@@ -129,6 +129,8 @@ def _config_of(hf: Any, where: str) -> ModelConfig:
 
 
 def _open_folder(folder: Path) -> _Checkpoint:
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(f"{folder}: a LoRA adapter, not a model; merge it into its base model and save that")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json; a model folder in Hugging Face layout has one")
     config = _config_of(read_json(folder / "config.json"), str(folder / "config.json"))
@@ -139,8 +141,10 @@ def _open_folder(folder: Path) -> _Checkpoint:
     elif FlaxCheckpoint.holds(folder):
         weights = FlaxCheckpoint(folder)
     else:
+        pickled = " (what pytorch_model.bin holds is code too: save it as safetensors)"
         raise InputError(
             f"{folder}: no weights; model.safetensors (whole or in shards) or flax_model.msgpack is needed"
+            + (pickled if list(folder.glob("pytorch_model*.bin")) else "")
         )
     return _Checkpoint(weights, config, lambda: folder_tokenizer(folder), _commit(folder))
 

@@ -25,6 +25,13 @@ Index = tuple[slice, ...]
 _DERIVED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 
 
+# By the bytes of a float: the whole numbers of that size, and infinity as one (bfloat16's for two bytes).
+_EXPONENTS = {2: (np.uint16, 0x7F80), 4: (np.uint32, 0x7F800000), 8: (np.uint64, 0x7FF0000000000000)}
+_WITHOUT_SIGN = {np.uint16: np.uint16(0x7FFF), np.uint32: np.uint32(0x7FFFFFFF), np.uint64: np.uint64(2**63 - 1)}
+_ROWS = 4096  # of the vocabulary, compared together
+_AT_ONCE = 1 << 20  # values looked at together: they fit a cache
+
+
 def assemble(
     config: ModelConfig, source: WeightSource, dtype: Any, put: Callable[[str, np.ndarray], jax.Array]
 ) -> Decoder:
@@ -35,6 +42,7 @@ def assemble(
     missing, left over, or of another shape than the configuration says.
     """
     _check_names(config, source)
+    _check_tied(config, source)
     arrays = {}
     for name, spec in parameter_specs(config).items():
         arrays[name] = put(name, _parameter(config, source, name, spec.shape, _dtype(spec, dtype)))
@@ -45,6 +53,7 @@ def assemble_on(config: ModelConfig, source: WeightSource, dtype: Any, mesh: Mes
     """`assemble` onto a mesh, laid out by `sharding.TABLE`. Of a checkpoint that gives parts, every process reads the
     parts that its own devices hold and nothing else; of another, each parameter is whole on the host for a moment."""
     _check_names(config, source)
+    _check_tied(config, source)
     arrays = {}
     for name, spec in parameter_specs(config).items():
         if isinstance(source, SlicedSource):
@@ -88,6 +97,7 @@ def _tensor(source: WeightSource, name: str, shape: tuple[int, ...], dtype: np.d
     """One tensor with its heads apart. Raises InputError where the checkpoint has it in a shape that does not fit."""
     tensor = source.read(name, dtype)
     _merged_axis(source, name, tensor.shape, shape)
+    _check_finite(source, name, tensor)
     return tensor.reshape(shape)
 
 
@@ -113,7 +123,21 @@ def _tensor_part(source: SlicedSource, name: str, shape: tuple[int, ...], index:
     if axis is not None:  # a device holds whole heads
         (begin, end), size = bounds[axis], shape[axis + 1]
         bounds[axis : axis + 2] = [(begin * size, end * size)]
-    return source.part(name, tuple(slice(*b) for b in bounds)).reshape(sizes)
+    part = source.part(name, tuple(slice(*b) for b in bounds))
+    _check_finite(source, name, part)
+    return part.reshape(sizes)
+
+
+def _check_finite(source: WeightSource, name: str, values: np.ndarray) -> None:
+    """Raises InputError where a value is NaN or infinite: each would make some results wrong without a word. Read from
+    the exponents' bits, as arithmetic on 16-bit floats is slow on the host."""
+    unsigned, infinity = _EXPONENTS[values.dtype.itemsize]
+    infinity = infinity if values.dtype != np.float16 else 0x7C00
+    bits = np.ascontiguousarray(values).reshape(-1).view(unsigned)
+    chunks = (bits[begin : begin + _AT_ONCE] for begin in range(0, bits.size, _AT_ONCE))
+    largest = max((int((chunk & _WITHOUT_SIGN[unsigned]).max()) for chunk in chunks), default=0)
+    if largest >= infinity:
+        raise InputError(f"{source.where}: {name} holds NaN or infinity; the weights are damaged")
 
 
 def _merged_axis(source: WeightSource, name: str, stored: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
@@ -145,6 +169,27 @@ def _check_names(config: ModelConfig, source: WeightSource) -> None:
 
 def _tied_copy(config: ModelConfig, name: str) -> bool:
     return config.tie_embeddings and name == WHOLE_TENSORS["head"]
+
+
+def _check_tied(config: ModelConfig, source: WeightSource) -> None:
+    """Raises InputError for a head that differs from the embedding which the configuration says it is."""
+    embed, head = WHOLE_TENSORS["embed"], WHOLE_TENSORS["head"]
+    if not config.tie_embeddings or head not in source.names():
+        return
+    readers = [_rows(source, name) for name in (embed, head)]
+    for begin in range(0, config.vocab_size, _ROWS):
+        index = slice(begin, min(begin + _ROWS, config.vocab_size)), slice(0, config.hidden_size)
+        one, other = (read(index) for read in readers)
+        if not np.array_equal(one, other):
+            raise InputError(
+                f"{source.where}: tie_word_embeddings is true, but {head} differs from {embed}; which holds? Remove "
+                "the tensor, or set tie_word_embeddings to false"
+            )
+
+
+def _rows(source: WeightSource, name: str) -> Callable[[Index], np.ndarray]:
+    """Reads parts of a tensor; of a checkpoint that gives only whole ones it is read once."""
+    return partial(source.part, name) if isinstance(source, SlicedSource) else source.read(name).__getitem__
 
 
 def _first_names(names: list[str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mwork_jax.errors import InputError
-from mwork_jax.runtime.files import read_json
+from mwork_jax.runtime.files import read_json, refuse_pointer
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -27,7 +27,11 @@ class SafetensorsFolder:
         self._file_of: dict[str, Path] = {}
         self._files = {path: _open(path) for path in self._paths(folder)}
         for path, handle in self._files.items():
-            self._file_of.update(dict.fromkeys(handle.keys(), path))
+            for name in handle.keys():  # noqa: SIM118  not a dictionary
+                if name in self._file_of:
+                    both = f"{self._file_of[name].name} and {path.name}"
+                    raise InputError(f"{folder}: {name} is in two files, {both}; which one holds?")
+                self._file_of[name] = path
 
     @staticmethod
     def holds(folder: Path) -> bool:
@@ -38,6 +42,10 @@ class SafetensorsFolder:
         if not (folder / INDEX).is_file():
             return [folder / WHOLE]
         paths = [folder / name for name in shard_names(read_json(folder / INDEX), str(folder / INDEX))]
+        if (folder / WHOLE).is_file() and folder / WHOLE not in paths:
+            raise InputError(
+                f"{folder}: two sets of weights, {WHOLE} and the files that {INDEX} names; remove the one that is stale"
+            )
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise InputError(f"{folder}: {INDEX} names files that are not there: {', '.join(missing)}")
@@ -85,6 +93,7 @@ def _stays_inside(name: str) -> bool:
 
 
 def _open(path: Path):  # noqa: ANN202  safetensors does not export the handle's type
+    refuse_pointer(path)
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:

@@ -35,6 +35,7 @@ _MOST_DIGITS = 308  # a whole number of more is no float, and not one of the num
 _EXTREME = (
     f"JSON that cannot be read; it should be nested less deeply, its whole numbers have {_MOST_DIGITS} digits at most"
 )
+_LFS = b"version https://git-lfs"
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
@@ -229,6 +230,17 @@ def read_jsonl(path: str | Path) -> list[tuple[int, dict]]:
             raise InputError(f"{path}:{number}: a JSON object is needed on each line")
         rows.append((number, row))
     return rows
+
+
+def refuse_pointer(path: str | Path) -> None:
+    """Raises InputError for a file that Git LFS has left a pointer for, instead of its content."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(len(_LFS))
+    except OSError:
+        return  # whoever reads the file will say so
+    if begin == _LFS:
+        raise InputError(f"{path}: a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
 
 
 def has_rows(path: str | Path) -> bool:

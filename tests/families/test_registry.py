@@ -80,7 +80,9 @@ def test_qwen_windows_only_where_they_are_switched_on():
         ({"model_type": None}, "model_type None is not supported"),
         ({"clip_qkv": 8.0}, "attribute 'clip_qkv' = 8.0 is not understood"),
         ({"sliding_window": 64}, "attribute 'sliding_window' = 64 is not understood for model_type 'llama'"),
-        ({"quantization_config": {"bits": 4}}, "attribute 'quantization_config'"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "the weights are quantised \\('bitsandbytes'\\)"),
+        ({"repetition_penalty": 1.2}, "attribute 'repetition_penalty' = 1.2"),
+        ({"use_mrope": True}, "attribute 'use_mrope' = True"),
         ({"partial_rotary_factor": 0.5}, "attribute 'partial_rotary_factor' = 0.5"),
         ({"hidden_act": "relu"}, "activation 'relu'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not supported"),
@@ -97,6 +99,40 @@ def test_what_is_not_understood_is_named(change, message):
         config_from_hf({**LLAMA_HF, **change}, where="here/config.json")
     assert str(error.value).startswith("here/config.json: ")
     assert "\n" not in str(error.value)
+
+
+# What transformers 4 writes of every configuration, at its defaults.
+OF_TRANSFORMERS_4 = {
+    "return_dict": True, "output_hidden_states": False, "output_attentions": False, "torchscript": False,
+    "torch_dtype": "bfloat16", "use_bfloat16": False, "tf_legacy_loss": False, "pruned_heads": {},
+    "chunk_size_feed_forward": 0, "is_encoder_decoder": False, "is_decoder": False,
+    "cross_attention_hidden_size": None, "add_cross_attention": False, "tie_encoder_decoder": False, "max_length": 20,
+    "min_length": 0, "do_sample": False, "early_stopping": False, "num_beams": 1, "num_beam_groups": 1,
+    "diversity_penalty": 0.0, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0,
+    "repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None, "num_return_sequences": 1, "output_scores": False, "return_dict_in_generate": False,
+    "forced_bos_token_id": None, "forced_eos_token_id": None, "remove_invalid_values": False,
+    "exponential_decay_length_penalty": None, "suppress_tokens": None, "begin_suppress_tokens": None,
+    "architectures": ["LlamaForCausalLM"], "finetuning_task": None, "id2label": {"0": "LABEL_0"},
+    "label2id": {"LABEL_0": 0}, "tokenizer_class": None, "prefix": None, "pad_token_id": 0, "sep_token_id": None,
+    "decoder_start_token_id": None, "task_specific_params": None, "problem_type": None, "_name_or_path": "x",
+    "_attn_implementation_autoset": True, "transformers_version": "4.57.0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        OF_TRANSFORMERS_4,
+        {"use_mrope": False},
+        {"quantization_config": None},
+        {"_attn_implementation": "sdpa", "_commit_hash": "0" * 40},
+        {"do_sample": True, "temperature": 0.6, "max_length": 4096},
+    ],
+    ids=["transformers 4", "a switch that is off", "no quantisation", "bookkeeping", "sampling"],
+)
+def test_what_has_no_effect_is_taken(more):
+    assert config_from_hf({**LLAMA_HF, **more}) == config_from_hf(LLAMA_HF)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

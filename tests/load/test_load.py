@@ -150,6 +150,11 @@ def cut(path, share):
     path.write_bytes(data[: int(len(data) * share)])
 
 
+def stale_shards(folder):
+    shutil.copy(folder / "model.safetensors", folder / "old.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "old.safetensors"}}')
+
+
 BROKEN = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights; model.safetensors"),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
@@ -167,7 +172,32 @@ BROKEN = {
     "cut in the header": (lambda f: cut(f / "model.safetensors", 0.001), "damaged or cut short"),
     "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "damaged or cut short"),
     "tokenizer": (lambda f: cut(f / "tokenizer.json", 0.5), "tokenizer cannot be read"),
+    "a pointer": (
+        lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        r"model.safetensors: a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
+    ),
+    "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "a LoRA adapter, not a model; merge it"),
+    "pickled": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        "what pytorch_model.bin holds is code too",
+    ),
+    "two sets": (
+        stale_shards,
+        "two sets of weights, model.safetensors and the files that model.safetensors.index.json names",
+    ),
+    "NaN": (
+        lambda f: edit_tensor(f, "model.layers.2.mlp.down_proj.weight", np.nan),
+        "model.layers.2.mlp.down_proj.weight holds NaN or infinity",
+    ),
+    "infinity": (lambda f: edit_tensor(f, "model.norm.weight", -np.inf), "model.norm.weight holds NaN or infinity"),
 }
+
+
+def edit_tensor(folder, name, value):
+    """One entry of a tensor."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].reshape(-1)[-1] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -188,6 +218,31 @@ def test_a_missing_shard_is_named(tmp_path):
     shard.unlink()
     with pytest.raises(mw.InputError, match=shard.name):
         mw.load_model(tmp_path)
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path):
+    hf_model("llama", 2).save_pretrained(tmp_path, max_shard_size="20KB")
+    first, second, *_ = sorted(tmp_path.glob("model-*.safetensors"))
+    twice = next(iter(load_file(first)))
+    save_file({**load_file(second), twice: load_file(first)[twice] + 1}, second, metadata={"format": "pt"})
+    with pytest.raises(mw.InputError, match=f"{twice} is in two files, {first.name} and {second.name}"):
+        mw.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_head_that_is_not_the_embedding_it_should_be_is_refused(dtype, tmp_path):
+    hf_model("llama-tied", 2).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    embed = tensors["model.embed_tokens.weight"]
+    save_file({**tensors, "lm_head.weight": embed}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    mw.load_model(tmp_path, dtype=dtype)
+    changed = embed.copy()
+    changed[-1, -1] += 1
+    save_file({**tensors, "lm_head.weight": changed}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        mw.InputError, match=r"tie_word_embeddings is true, but lm_head.weight differs from model.embed"
+    ):
+        mw.load_model(tmp_path, dtype=dtype)
 
 
 @pytest.mark.parametrize("name", [3, None, ["a"], "../x.safetensors", "/x.safetensors", "a/../../x", ""])

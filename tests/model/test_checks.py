@@ -1,0 +1,70 @@
+"""What `mw.forward` is given: what cannot be meant is one line, and inside jit only shapes are looked at."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mwork_jax as mw
+from mwork_jax.neurons import NeuronMask
+from support.slow_deactivation import random_neurons
+from support.tiny import pair, tokens
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pair("llama", 2).model
+
+
+WRONG_TOKENS = {
+    "outside the vocabulary": ([[1, 97]], "tokens: 97 is not in the vocabulary, 0 to 96"),
+    "negative": (jnp.asarray([[1, -1]]), "tokens: -1 is not in the vocabulary"),
+    "beyond the context": (np.ones((1, 65), np.int32), "tokens: 65 in a row, the model's context is 64"),
+    "one row": (np.ones(4, np.int32), r"tokens are int32 \[4\]; whole numbers \[batch, time\] are needed"),
+    "numbers": (np.ones((1, 4), np.float32), "tokens are float32"),
+    "text": ("hello", r"tokens are .* \[\]; whole numbers"),
+    "ragged": ([[1, 2], [3]], "rows of different lengths; pad them on the right"),
+    "nothing": (None, "tokens are object"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TOKENS)
+def test_tokens_that_cannot_be_meant(case, model):
+    wrong, message = WRONG_TOKENS[case]
+    with pytest.raises(mw.InputError, match=message):
+        mw.forward(model, wrong, NeuronMask.keep_all(model.config))
+
+
+def wrong_masks(config):
+    keep = NeuronMask.keep_all(config)
+    narrow = {**vars(keep), "ffn_up": keep.ffn_up[:, 1:]}
+    return {
+        "a set": (random_neurons(config), r"mask is a NeuronSet; .*keep_all\(config\)\.drop\(neurons\) makes one"),
+        "nothing": (None, "mask is a NoneType; a NeuronMask is needed"),
+        "a stack": (NeuronMask.stack([keep, keep]), "it is a stack: use jax.vmap"),
+        "narrow": (NeuronMask(**narrow), r"mask: ffn_up is \[3, 47\], the model needs \[3, 48\]"),
+        "not a number": (keep.__class__(**{**vars(keep), "attn_v": keep.attn_v * np.nan}), "mask: attn_v holds NaN"),
+    }
+
+
+@pytest.mark.parametrize("case", ["a set", "nothing", "a stack", "narrow", "not a number"])
+def test_masks_that_cannot_be_meant(case, model):
+    wrong, message = wrong_masks(model.config)[case]
+    with pytest.raises(mw.InputError, match=message):
+        mw.forward(model, tokens(1, 5), wrong)
+
+
+def test_lists_are_tokens_and_transformations_go_through(model):
+    ids, keep = tokens(2, 5), NeuronMask.keep_all(model.config)
+    whole = mw.forward(model, ids, keep)
+    np.testing.assert_array_equal(mw.forward(model, ids.tolist(), keep), whole)
+    stacked = jax.vmap(lambda mask: mw.forward(model, ids, mask))(NeuronMask.stack([keep, keep]))
+    np.testing.assert_allclose(stacked[1], whole, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda mask: mw.forward(model, ids, mask))(keep), whole, atol=1e-5)
+    with pytest.raises(mw.InputError, match="whole numbers"):
+        jax.jit(lambda ids: mw.forward(model, ids, keep))(jnp.ones((2, 5)))
+
+
+def test_a_table_of_documents_is_not_documents(model):
+    with pytest.raises(mw.InputError, match=r"a table \(en, de\), where documents are needed"):
+        mw.score_neurons(model, {"en": [tokens(1, 5)[0]], "de": [tokens(1, 5)[0]]})
