@@ -176,6 +176,7 @@ def read_corpus(path: str | Path) -> list[str]:
 
 def _documents(path: str | Path) -> list[tuple[str, object]]:
     """The documents of a file with their "id", None where they have none."""
+    documents: list[tuple[str, object]]
     if has_rows(path):
         documents = [(_text_of(row, where), row.get("id")) for where, row in read_rows(path)]
     else:

@@ -164,7 +164,7 @@ class TaskEvaluation:
         longest = model.config.max_length
         for item, text in zip(self.items, self.prompts, strict=True):
             answers = self._options(item) if self.task.kind == "choose" else ("",)
-            size = max(model.encode(text + answer).size for answer in answers) + self.task.max_new_tokens
+            size = max(model.encode_prompt(text + answer).size for answer in answers) + self.task.max_new_tokens
             if size > longest:
                 raise InputError(
                     f"{self.origin}: item {item.id} takes {size} tokens with its answer, the model's context "

@@ -163,9 +163,9 @@ def _pair(model: Model, context: Document, continuation: Document, where: str) -
         raise InputError(f"{where}: context and continuation must be both text or both tokens")
     if not len(continuation):
         raise InputError(f"{where}: the continuation is empty")
-    first = model.encode(context, where=f"{where}, context")
+    first = model.encode_prompt(context, where=f"{where}, context")
     if isinstance(context, str) and isinstance(continuation, str):
-        whole, size = model.encode(context + continuation, where=where), len(continuation.encode())
+        whole, size = model.encode_prompt(context + continuation, where=where), len(continuation.encode())
         begin = shared_prefix_length(first, whole)
     else:
         second = model.encode(continuation, where=f"{where}, continuation")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mwork_jax.load.packaged import PACKAGED, packaged_gguf
 from mwork_jax.load.source import WeightSource
 from mwork_jax.load.tokenizer import folder_tokenizer
 from mwork_jax.model.model import Model
+from mwork_jax.model.tokens import added_tokens
 from mwork_jax.runtime.files import read_json
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -45,11 +46,20 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
         raise InputError(f"dtype {dtype!r} is not supported; use {' or '.join(_DTYPES)}")
     compute = _DTYPES[dtype or default_dtype()]
     checkpoint = _open(str(source))
+    tokenizer = checkpoint.read_tokenizer()
+    config = _with_bos_of(tokenizer, checkpoint.config)
     if mesh is None:
-        decoder = assemble(checkpoint.config, checkpoint.weights, compute, lambda name, array: jnp.asarray(array))
+        decoder = assemble(config, checkpoint.weights, compute, lambda name, array: jnp.asarray(array))
     else:
-        decoder = assemble_on(checkpoint.config, checkpoint.weights, compute, mesh)
-    return Model(decoder, checkpoint.read_tokenizer(), str(source), checkpoint.revision)
+        decoder = assemble_on(config, checkpoint.weights, compute, mesh)
+    return Model(decoder, tokenizer, str(source), checkpoint.revision)
+
+
+def _with_bos_of(tokenizer: Any | None, config: ModelConfig) -> ModelConfig:
+    """The configuration with the BOS that the tokenizer really puts in front of a text, which a config.json may name
+    otherwise: that token must not count in the norms."""
+    before = added_tokens(tokenizer).before
+    return replace(config, bos_id=before[0]) if len(before) == 1 else config
 
 
 def read_config(source: str | os.PathLike[str]) -> ModelConfig:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
@@ -53,6 +54,6 @@ def _as_array(values: Any) -> np.ndarray:
 
 def _known(array: Any) -> np.ndarray | None:
     """The values on the host; None where they are traced, or where another process holds some of them."""
-    if isinstance(array, jax.core.Tracer) or not getattr(array, "is_fully_addressable", True):
+    if isinstance(array, Tracer) or not getattr(array, "is_fully_addressable", True):
         return None
     return np.asarray(array)

@@ -277,7 +277,7 @@ def _encoded_prompts(model: Model, prompts: Sequence[Document], max_new_tokens: 
     longest = model.config.max_length - max_new_tokens
     for index, prompt in enumerate(prompts):
         name = f"prompt {index + 1}"
-        tokens = model.encode(prompt, where=name)
+        tokens = model.encode_prompt(prompt, where=name)
         if not tokens.size:
             raise InputError(f"{name} is empty; at least one token is needed")
         if tokens.size > longest:

@@ -15,7 +15,7 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.identity import ModelInfo, fingerprint_of_tokenizer, fingerprint_of_weights
-from mwork_jax.model.tokens import chat_prompt, encode
+from mwork_jax.model.tokens import AddedTokens, added_tokens, chat_prompt, encode
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,17 @@ class Model:
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.config.vocab_size):
             raise InputError(f"{where}: token {tokens.max()} is outside the vocabulary of {self.config.vocab_size}")
         return tokens
+
+    def encode_prompt(self, prompt: str | np.ndarray, *, where: str = "prompt") -> np.ndarray:
+        """What something is to follow, as int32 [time]: as `encode`, without what the tokenizer puts behind a text. An
+        end token that stands in the text itself stays."""
+        tokens = self.encode(prompt, where=where)
+        behind = len(self._added_tokens.behind) if isinstance(prompt, str) else 0
+        return tokens[: tokens.size - behind]
+
+    @cached_property
+    def _added_tokens(self) -> AddedTokens:
+        return added_tokens(self.tokenizer)
 
     def chat_prompt(self, text: str) -> str:
         """The text as a user's message in the model's chat template. Raises InputError where it has none."""

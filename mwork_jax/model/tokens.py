@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mwork_jax.errors import InputError
+from mwork_jax.runtime.time_limit import time_limit
 
+CHAT_DATE = datetime(2024, 7, 26)  # the day that chat templates are told, the one that Llama 3's own falls back to
+_TEMPLATE_SECONDS = 10
 Document = str | np.ndarray  # text, or int32 [time]
 _LAST = int(np.iinfo(np.int32).max)
 
@@ -33,19 +37,68 @@ def encode(tokenizer: Any | None, document: str | np.ndarray, *, where: str = "d
     return tokens.astype(np.int32)
 
 
+class AddedTokens(NamedTuple):
+    """The ids that a tokenizer puts in front of a text and behind it."""
+
+    before: tuple[int, ...]
+    behind: tuple[int, ...]
+
+
+def added_tokens(tokenizer: Any | None) -> AddedTokens:
+    """What the tokenizer really adds to a text, whatever its configuration says; nothing without one."""
+    if tokenizer is None:
+        return AddedTokens((), ())
+    whole, alone = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (True, False))
+    begins = [i for i in range(len(whole) - len(alone) + 1) if whole[i : i + len(alone)] == alone]
+    if not begins or not alone:
+        return AddedTokens((), ())
+    return AddedTokens(tuple(whole[: begins[0]]), tuple(whole[begins[0] + len(alone) :]))
+
+
 def chat_prompt(tokenizer: Any | None, text: str) -> str:
     """The text as a user's message, up to where the answer begins, for `encode`. Raises InputError for a tokenizer
-    without a chat template."""
+    without a chat template, and for a template that fails, takes long or leaves the text out."""
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise InputError("the model has no chat template (models tuned to follow instructions have one); leave it off")
-    message = [{"role": "user", "content": text}]
-    # A template for thinking models must begin the answer at once; other templates ignore this option.
-    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-    rendered = tokenizer.apply_chat_template(message, **options)
-    bos = tokenizer.bos_token
+    rendered = _rendered(tokenizer, text)
+    if text.strip() not in rendered:  # some templates read a message as a list of parts
+        rendered = _rendered(tokenizer, [{"type": "text", "text": text}])
+    if text.strip() not in rendered:
+        raise InputError("the model's chat template leaves the prompt out, or changes it; leave the template off")
+    bos: str | None = tokenizer.bos_token
     # `encode` adds the tokens that a text begins with; the template's own BOS would be a second one.
-    adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return rendered.removeprefix(bos) if adds_bos else rendered
+    if bos is not None and added_tokens(tokenizer).before[:1] == (tokenizer.bos_token_id,):
+        return rendered.removeprefix(bos)
+    return rendered
+
+
+def _rendered(tokenizer: Any, content: str | list[dict[str, str]]) -> str:
+    # A template for thinking models must begin the answer at once; one that names today's date would make another
+    # prompt every day. Other templates ignore these options.
+    options = {"enable_thinking": False, "date_string": f"{CHAT_DATE:%d %b %Y}"}
+    slow = f"the model's chat template takes over {_TEMPLATE_SECONDS} s; leave it off"
+    try:
+        with time_limit(_TEMPLATE_SECONDS, slow):
+            return tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=_on_chat_date(tokenizer.get_chat_template()),
+                tokenize=False,
+                add_generation_prompt=True,
+                **options,
+            )
+    except InputError:
+        raise
+    except Exception as error:  # a template is a program: it can fail in any way
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"the model's chat template fails ({reason}); leave it off") from None
+
+
+def _on_chat_date(template: str) -> str:
+    """The template, on CHAT_DATE: transformers gives it today's `strftime_now`, and takes no function in its place."""
+    if "strftime_now" not in template:
+        return template
+    filled = "".join(f".replace('%{code}', '{CHAT_DATE.strftime('%' + code)}')" for code in "YymdeBbAajHIMSpFT")
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{filled} }}}}{{%- endmacro -%}}{template}"
 
 
 def _check_unicode(text: str, where: str) -> None:

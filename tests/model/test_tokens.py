@@ -1,0 +1,116 @@
+"""What a tokenizer or a chat template adds to a text, and what is made of it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import mwork_jax as mw
+from mwork_jax.model import tokens
+from mwork_jax.model.tokens import added_tokens, chat_prompt
+from mwork_jax.neurons import NeuronMask
+
+BOS, EOS = 1, 2
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def with_eos(tiny_folder, tmp_path_factory):
+    """The tiny model with a tokenizer that puts EOS behind every text."""
+    return changed(tiny_folder, tmp_path_factory.mktemp("eos") / "model", "<s> $A </s>")
+
+
+def changed(tiny_folder, folder, template, **config):
+    from tokenizers import Tokenizer, processors
+
+    shutil.copytree(tiny_folder, folder)
+    whole = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    whole.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", BOS), ("</s>", EOS)])
+    whole.save(str(folder / "tokenizer.json"))
+    body = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**body, **config}))
+    return mw.load_model(folder, dtype="float32")
+
+
+def test_what_a_tokenizer_adds_is_known(tokenizer, with_eos):
+    assert added_tokens(tokenizer) == ((BOS,), ())
+    assert added_tokens(with_eos.tokenizer) == ((BOS,), (EOS,))
+    assert added_tokens(None) == ((), ())
+
+
+def test_a_prompt_ends_where_its_text_ends(tiny_folder, with_eos):
+    plain = mw.load_model(tiny_folder, dtype="float32")
+    keep = NeuronMask.keep_all(plain.config)
+    assert with_eos.encode("hello")[-1] == EOS
+    for prompt in ("hello the", "hello </s>"):
+        np.testing.assert_array_equal(with_eos.encode_prompt(prompt), plain.encode(prompt))
+    assert with_eos.encode_prompt("hello </s>")[-1] == EOS, "what the user typed stays"
+    prompts = ["hello the", "x"]
+    assert mw.generate(with_eos, prompts, keep, max_new_tokens=3) == mw.generate(plain, prompts, keep, max_new_tokens=3)
+    ours, expected = (mw.log_likelihood(model, ["hello the"], [" world"], keep) for model in (with_eos, plain))
+    np.testing.assert_allclose(ours.nats, expected.nats, atol=1e-5)
+
+
+def test_the_bos_is_the_one_that_the_tokenizer_adds(tiny_folder, tmp_path):
+    """Named otherwise in config.json, it would count in the norms and take the first character's bytes."""
+    plain = mw.load_model(tiny_folder, dtype="float32")
+    other = changed(tiny_folder, tmp_path / "model", "<s> $A", bos_token_id=0)
+    assert other.config == plain.config
+    assert other.key["weights"] == plain.key["weights"]
+
+
+CHAT = "[user] {{ messages[0]['content'] }}\n[model] "
+TEMPLATES = {
+    "a list of parts": (
+        "{% for part in messages[0].content if part.type == 'text' %}[user] {{ part.text }}{% endfor %}",
+        "[user] Q?",
+    ),
+    "today's date": ("{{ strftime_now('%d %b %Y') }} {{ date_string }} {{ messages[0].content }}", None),
+}
+
+
+def test_a_template_that_reads_parts_gets_parts(tokenizer, monkeypatch):
+    template, expected = TEMPLATES["a list of parts"]
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    assert chat_prompt(tokenizer, "Q?") == expected
+
+
+def test_the_date_is_the_same_on_every_day(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATES["today's date"][0])
+    assert chat_prompt(tokenizer, "Q?") == "26 Jul 2024 26 Jul 2024 Q?"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('no system prompt') }}", "fails .*no system prompt"),
+        ("{% if %}", "the model's chat template fails"),
+        ("{{ 1 // 0 }}", "the model's chat template fails"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "the model's chat template fails"),
+        ("{{ messages[0].absent.absent }}", "the model's chat template fails"),
+        ("nothing of it", "leaves the prompt out, or changes it"),
+        ("{{ messages[0].content | upper }}", "leaves the prompt out, or changes it"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "the model's chat template takes over 1 s",
+        ),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_one_line(template, message, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokens, "_TEMPLATE_SECONDS", 1)
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    with pytest.raises(mw.InputError, match=message) as error:
+        chat_prompt(tokenizer, "Why?")
+    assert "\n" not in str(error.value)
+
+
+def test_the_template_s_own_bos_is_not_a_second_one(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ bos_token }}" + CHAT)
+    assert chat_prompt(tokenizer, "Q") == "[user] Q\n[model] "
