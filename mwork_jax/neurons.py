@@ -26,6 +26,7 @@ from mwork_jax.runtime.files import read_json, write_json
 GROUPS = ("attn_q", "attn_k", "attn_v", "ffn_up", "ffn_down")
 ATTENTION_GROUPS = GROUPS[:3]
 FFN_GROUPS = GROUPS[3:]
+_WIDEST = 1 << 19  # neurons of a group in a layer: more than any model has, and few enough for any machine
 _FORMAT = "mwork-neuron-set-1"
 
 
@@ -83,6 +84,8 @@ def _members(rows: list[list[int]], layers: int, width: int, group: str) -> np.n
     """One group of a saved set as bool [layers, width]. Raises InputError where `rows` are not indices into it."""
     if len(rows) != layers:
         raise InputError(f"{group} has {len(rows)} layers, not the {layers} that 'layers' says")
+    if type(width) is not int or not 0 < width <= _WIDEST:
+        raise InputError(f"{group} has width {width!r:.40}; a whole number up to {_WIDEST} is needed")
     members = np.zeros((layers, width), bool)
     for layer, indices in enumerate(rows):
         wrong = [i for i in indices if type(i) is not int or not 0 <= i < width]
@@ -110,6 +113,11 @@ class NeuronSet:
         if set(self.groups) != set(GROUPS):
             raise InputError(f"neuron set: groups must be {', '.join(GROUPS)}, not {', '.join(map(str, self.groups))}")
         frozen = {g: _frozen(self.groups[g]) for g in GROUPS}
+        for group, members in frozen.items():
+            if members.ndim != 2 or members.shape[0] != frozen[GROUPS[0]].shape[0]:
+                raise InputError(
+                    f"neuron set: {group} is {list(members.shape)}; [layers, width] is needed in each group"
+                )
         object.__setattr__(self, "groups", MappingProxyType(frozen))
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
 
@@ -221,6 +229,7 @@ class NeuronSet:
             "widths": {g: m.shape[1] for g, m in self.groups.items()},
             "layers": self.num_layers,
             "count": self.count(),
+            "fingerprint": self.fingerprint,
             "neurons": {g: [np.flatnonzero(row).tolist() for row in m] for g, m in self.groups.items()},
         }
         write_json(path, body)
@@ -236,6 +245,8 @@ class NeuronSet:
             neurons, count = cls(groups, body["provenance"]), body["count"]
             if neurons.count() != count:
                 raise InputError(f"'count' is {count}, but {neurons.count()} neurons are listed")
+            if body.get("fingerprint", neurons.fingerprint) != neurons.fingerprint:
+                raise InputError("its members are not those of its fingerprint")
             return neurons
         except InputError as error:
             raise InputError(f"{path}: damaged neuron set ({error})") from None

@@ -168,6 +168,14 @@ def damaged(**changes) -> str:
     return json.dumps(body | {"neurons": neurons} | changes)
 
 
+def test_groups_are_tables_of_one_number_of_layers():
+    flat = {g: np.ones(3, bool) for g in GROUPS}
+    with pytest.raises(InputError, match=r"attn_q is \[3\]; \[layers, width\] is needed"):
+        NeuronSet(flat)
+    with pytest.raises(InputError, match=r"ffn_down is \[1, 3\]"):
+        NeuronSet({**{g: np.ones((2, 3), bool) for g in GROUPS}, "ffn_down": np.ones((1, 3), bool)})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -184,6 +192,9 @@ def damaged(**changes) -> str:
         ({"layers": 3}, "2 layers, not the 3"),
         ({"widths": dict.fromkeys(GROUPS, 10**30)}, "damaged neuron set"),
         ({"widths": dict.fromkeys(GROUPS, "3")}, "damaged neuron set"),
+        ({"widths": dict.fromkeys(GROUPS, 1 << 30)}, "attn_q has width 1073741824; a whole number up to 524288"),
+        ({"widths": dict.fromkeys(GROUPS, 3.0)}, "attn_q has width 3.0"),
+        ({"fingerprint": "0" * 32}, "its members are not those of its fingerprint"),
         ({"count": 9}, "'count' is 9, but 10 neurons are listed"),
         ({"provenance": [1]}, "damaged neuron set"),
     ],

@@ -27,7 +27,7 @@ from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import GROUPS
 from mwork_jax.runtime.cache import fingerprint
 from mwork_jax.runtime.distributed import everyone
-from mwork_jax.runtime.files import write_tensors
+from mwork_jax.runtime.files import checksum_of, parse_json, write_tensors
 from mwork_jax.runtime.progress import Progress
 from mwork_jax.sharding import DATA, fetch, mesh_of, on_mesh_of, put, size_of
 
@@ -83,27 +83,54 @@ class NeuronScores:
             "provenance": dict(self.provenance),
         }
         metadata = {"mwork": json.dumps(header, ensure_ascii=False)}
-        write_tensors(path, arrays, metadata)
+        write_tensors(path, arrays, metadata | {"sha256": checksum_of(metadata, arrays)})
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronScores:
         """The scores that `save` wrote. Raises InputError, naming the file, where it is not one."""
         try:
             with safe_open(path, framework="numpy") as file:
-                header = json.loads((file.metadata() or {}).get("mwork", "{}"))
-                if header.get("format") == _OLD_FORMAT:
+                metadata = file.metadata() or {}
+                header = parse_json(metadata.get("mwork", "{}"), "header")
+                form = header.get("format") if isinstance(header, dict) else None
+                if form == _OLD_FORMAT:
                     raise InputError(f"{path}: neuron scores of an older version; make them anew with `mwork detect`")
-                if header.get("format") != _FORMAT:
+                if form != _FORMAT:
                     raise InputError(f"{path}: not neuron scores (its header should say {_FORMAT!r})")
-                tables = {t: {g: file.get_tensor(f"{t}.{g}") for g in GROUPS} for t in _TABLES}
-                activity = {name: file.get_tensor(name) for name in _ACTIVITY}
-                return cls(**tables, **activity, **{n: header[n] for n in ("documents", "tokens", "provenance")})
-        except InputError:
-            raise
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tables = {t: {g: arrays[f"{t}.{g}"] for g in GROUPS} for t in _TABLES}
+            activity = {name: arrays[name] for name in _ACTIVITY}
+            scores = cls(**tables, **activity, **{n: header[n] for n in ("documents", "tokens", "provenance")})
+            _check(scores)
+            written = metadata.get("sha256")  # files of version 0.1 have none
+            if written not in (None, checksum_of({k: v for k, v in metadata.items() if k != "sha256"}, arrays)):
+                raise ValueError("its checksum is another")
+            return scores
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: damaged neuron scores ({str(error).splitlines()[0]})") from None
+
+
+def _check(scores: NeuronScores) -> None:
+    """Raises ValueError, saying what is wrong, for scores that `score_neurons` could not have made."""
+    for name in ("documents", "tokens"):
+        if type(getattr(scores, name)) is not int or getattr(scores, name) < 1:
+            raise ValueError(f"{name} is {getattr(scores, name)!r:.40}")
+    kept, layers = scores.lowest["ffn_up"].shape[:2] if scores.lowest["ffn_up"].ndim == 3 else (0, 0)
+    for group in GROUPS:
+        width = scores.mean[group].shape[-1]
+        shapes = {"lowest": (kept, layers, width), "worst_rank": (kept, layers, width), "mean": (layers, width)}
+        for table, shape in shapes.items():
+            values, dtype = getattr(scores, table)[group], np.int32 if table == "worst_rank" else np.float32
+            if values.shape != shape or values.dtype != dtype or not values.size:
+                raise ValueError(f"{table}.{group} is {values.dtype} {list(values.shape)}")
+            if np.isnan(values).any() or (table == "mean" and np.isinf(values).any()):
+                raise ValueError(f"{table}.{group} holds NaN or infinity")
+    for name in _ACTIVITY:
+        values = getattr(scores, name)
+        if values.shape != scores.mean["ffn_up"].shape or values.dtype != np.float32 or not np.isfinite(values).all():
+            raise ValueError(f"{name} is not finite float32 {list(scores.mean['ffn_up'].shape)}")
 
 
 def score_neurons(

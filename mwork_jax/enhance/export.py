@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,15 @@ from mwork_jax.model.identity import model_of
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import group_widths
 from mwork_jax.runtime.distributed import is_first
-from mwork_jax.runtime.files import parse_json, read_json, temporary_folder, write_json, write_tensors, write_text
+from mwork_jax.runtime.files import (
+    checksum_of,
+    parse_json,
+    read_json,
+    temporary_folder,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from mwork_jax.sharding import fetch, fetch_each
 
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -228,17 +235,7 @@ def save_delta(tuned: Tuned, path: str | Path) -> None:
         "base": json.dumps(asdict(tuned.base.info)),
         "neurons": json.dumps(dict(tuned.neurons.provenance)),
     }
-    write_tensors(path, tensors, header | {"sha256": _checksum(header, tensors)})
-
-
-def _checksum(header: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over everything that a delta file holds: header, names, dtypes, shapes, bytes."""
-    digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = np.ascontiguousarray(tensors[name])
-        digest.update(f"\n{name} {tensor.dtype.name} {tensor.shape}\n".encode())
-        digest.update(tensor.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    write_tensors(path, tensors, header | {"sha256": checksum_of(header, tensors)})
 
 
 def apply_delta(model: Model, path: str | Path) -> Model:
@@ -274,7 +271,7 @@ def _read_delta(model: Model, path: str | Path) -> dict[str, tuple[np.ndarray, n
         raise InputError(f"{path}: cannot be read as a delta file ({str(error).splitlines()[0][:160]})") from None
     if header["format"] == _DELTA_WITHOUT_CHECKSUM:
         warnings.warn(f"{path}: of version 0.1, without a checksum; its values are not verified", stacklevel=3)
-    elif header.get("sha256") != _checksum({k: v for k, v in header.items() if k != "sha256"}, tensors):
+    elif header.get("sha256") != checksum_of({k: v for k, v in header.items() if k != "sha256"}, tensors):
         raise _damaged(path, "its checksum is another")
     rows = {name: (tensors[f"{name}.index"], tensors[f"{name}.values"]) for name in PARAMETERS}
     _check_values(model.config, rows, path)

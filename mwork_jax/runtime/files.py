@@ -146,6 +146,16 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray], metadata:
             raise OSError(errno.EIO, str(error), str(path)) from None
 
 
+def checksum_of(header: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over everything that a file of tensors holds: header, names, dtypes, shapes, bytes."""
+    digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        digest.update(f"\n{name} {tensor.dtype.name} {tensor.shape}\n".encode())
+        digest.update(tensor.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 def read_text(path: str | Path) -> str:
     """The file's text. Raises InputError where it is missing, a folder, unreadable or not UTF-8."""
     try:

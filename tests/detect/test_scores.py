@@ -1,8 +1,12 @@
 """The stream of documents against one document at a time: order statistics, memory, compilations, and planted
 neurons."""
 
+import json
+
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import mwork_jax.detect.scores as detect
 import mwork_jax.model.decoder
@@ -11,6 +15,7 @@ from mwork_jax.detect.importance import importance
 from mwork_jax.detect.scores import NeuronScores, score_neurons
 from mwork_jax.errors import InputError
 from mwork_jax.neurons import GROUPS
+from mwork_jax.runtime.files import checksum_of
 from mwork_jax.runtime.progress import Progress
 from mwork_jax.select.modes import select_neurons
 from support import planted
@@ -148,6 +153,49 @@ def test_save_and_load(streamed, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["en.safetensors"]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="damaged"):
+        NeuronScores.load(path)
+
+
+def rewritten(path, name=None, values=None, **header):
+    """A file of scores with another tensor, or with another entry of its header, and with a checksum that fits."""
+    with safe_open(path, framework="numpy") as file:
+        tensors, metadata = {n: file.get_tensor(n) for n in file.keys()}, json.loads(file.metadata()["mwork"])  # noqa: SIM118
+    metadata = {"mwork": json.dumps({**metadata, **header})}
+    tensors |= {name: values(tensors[name])} if name else {}
+    save_file(tensors, path, metadata | {"sha256": checksum_of(metadata, tensors)})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"documents": "x"}, "documents is 'x'"),
+        ({"documents": True}, "documents is True"),
+        ({"tokens": 0}, "tokens is 0"),
+        ({"provenance": [1]}, "damaged"),
+        ({"name": "lowest.attn_q", "values": lambda t: t[:0]}, "lowest.attn_q is float32"),
+        ({"name": "lowest.ffn_up", "values": lambda t: t[0, 0]}, "is float32"),
+        ({"name": "mean.attn_v", "values": lambda t: t[:, 1:]}, "attn_v is"),
+        ({"name": "mean.ffn_up", "values": lambda t: t.astype(np.float64)}, "mean.ffn_up is float64"),
+        ({"name": "worst_rank.attn_k", "values": lambda t: t.astype(np.float32)}, "worst_rank.attn_k is float32"),
+        ({"name": "mean.attn_q", "values": lambda t: t * np.nan}, "mean.attn_q holds NaN or infinity"),
+        ({"name": "active", "values": lambda t: t[:1]}, "active is not finite float32"),
+    ],
+)
+def test_scores_that_nobody_could_have_made_are_refused(changed, message, streamed, tmp_path):
+    path = tmp_path / "en.safetensors"
+    streamed[0].save(path)
+    rewritten(path, **changed)
+    with pytest.raises(InputError, match=message) as error:
+        NeuronScores.load(path)
+    assert str(error.value).startswith(f"{path}: damaged neuron scores (")
+
+
+def test_a_changed_number_is_noticed_by_its_checksum(streamed, tmp_path):
+    path = tmp_path / "en.safetensors"
+    streamed[0].save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"damaged neuron scores \(its checksum is another\)"):
         NeuronScores.load(path)
 
 
