@@ -7,20 +7,23 @@ declares it.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 
+import jax
 from jax.errors import JaxRuntimeError
 
 from mwork_jax.cli import detect, enhance, evaluate, lens, plan, report, run, select
-from mwork_jax.cli.options import Parser, joining_options
+from mwork_jax.cli.options import Parser, joining_options, log
 from mwork_jax.errors import InputError
 from mwork_jax.report import printable
 from mwork_jax.runtime.distributed import end_all, several
-from mwork_jax.runtime.tpus import skip_search_for_tpus
+from mwork_jax.runtime.jax_process import plain_jax, skip_search_for_tpus
 
 _INTERRUPTED = 130
+_PIPE_CLOSED = 141  # as the shell has it for a process that SIGPIPE ended
 _GOES_ON = "what was finished is kept, the same command goes on from there"
 
 
@@ -31,14 +34,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = joining_options(arguments)
     try:
+        _check_unicode(arguments)
         args = _parser().parse_args(arguments)
         args.typed = arguments
+        if changed := plain_jax():
+            log(f"without {', '.join(changed)}, which would break or change what is computed")
         args.command(args)
+        sys.stdout.flush()
     except InputError as error:
         return _end(2, str(error), args)
+    except BrokenPipeError:  # as in `mwork run | head`: nobody reads on, and all files are written
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  what is left in it must not fail again at the end
+        return _PIPE_CLOSED
     except OSError as error:  # a full disk, a folder taken away: the files written so far are whole
         return _end(2, f"{error.filename or 'file'}: {error.strerror or error}", args)
     except Exception as error:
+        wanted = os.environ.get("JAX_PLATFORMS")
+        if wanted and not _has_devices():
+            return _end(2, f"JAX_PLATFORMS={wanted}: no such device here, or JAX has no support for it installed", args)
         if not several():
             raise
         reason = " ".join(str(error).split())[:200]
@@ -53,6 +66,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = f"interrupted; {_GOES_ON}"
         return _end(_INTERRUPTED, line, args) if several() else _fail(line, _INTERRUPTED)
     return 0
+
+
+def _has_devices() -> bool:
+    try:
+        return bool(jax.devices())
+    except Exception:  # several kinds, by what is missing
+        return False
+
+
+def _check_unicode(arguments: Sequence[str]) -> None:
+    """Raises InputError for a name that is no text: results hold the command, and no JSON could hold it."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(argument).decode(errors="backslashreplace")
+            raise InputError(f"{shown}: a name that is not UTF-8; rename the file or folder") from None
 
 
 def _end(status: int, message: str, args: argparse.Namespace) -> int:

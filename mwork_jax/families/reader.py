@@ -22,12 +22,13 @@ class Reader:
         """The error for an attribute's value: what it is, and what is needed."""
         return InputError(f"{self.where}: {name} is {self.values.get(name)!r:.80}; {needed} is needed")
 
-    def count(self, name: str, *, if_null: int | None = None, minimum: int = 1) -> int:
+    def count(self, name: str, *, if_null: int | None = None, minimum: int = 1, most: int = 1 << 31) -> int:
         value = self.values.get(name)
         if value is None and if_null is not None:
             return if_null
-        if not _is_whole(value) or value < minimum:
-            raise self.refusal(name, "a positive whole number" if minimum else "a whole number from 0")
+        if not _is_whole(value) or not minimum <= value <= most:
+            up_to = f" up to {most}" if _is_whole(value) and value > most else ""
+            raise self.refusal(name, f"a positive whole number{up_to}" if minimum else f"a whole number from 0{up_to}")
         return int(value)
 
     def number(self, name: str) -> float:

@@ -87,8 +87,10 @@ def _parameter(
     names = checkpoint_names(config, name)
     if not name.startswith("layers."):
         return _tensor(source, names[0], shape, dtype).astype(dtype, copy=False)
+    first = _tensor(source, names[0], shape[1:], dtype)  # before anything of that size is asked for
     stacked = np.empty(shape, dtype)
-    for row, tensor_name in zip(stacked, names, strict=True):
+    stacked[0] = first
+    for row, tensor_name in zip(stacked[1:], names[1:], strict=True):
         row[...] = _tensor(source, tensor_name, row.shape, dtype)
     return stacked
 

@@ -18,6 +18,7 @@ from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from mwork_jax.errors import InputError
+from mwork_jax.runtime.files import refuse_pointer
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -180,6 +181,7 @@ class GGUFFile:
 
 def _map(path: Path) -> mmap.mmap:
     """The file's bytes, read-only. Raises InputError where it cannot be opened or does not start as GGUF does."""
+    refuse_pointer(path)
     try:
         with open(path, "rb") as file:
             magic = file.read(4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ _LATEX = {
     "±": r"$\pm$", "−": "$-$", "≈": r"$\approx$", "–": "--", "·": r"$\cdot$",
     "<": "$<$", ">": "$>$", "|": r"\textbar{}",
 }  # fmt: skip
+
+
+_FORMULA = re.compile(r"[=@\t]|[+-][^\d.,\s]")
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Table:
         """The records where there are any, else the cells."""
         out = io.StringIO()
         records = self.records or [dict(zip(self.columns, row, strict=True)) for row in self.rows]
-        records = [{one_line(key): _plain_value(value) for key, value in record.items()} for record in records]
+        records = [{str(_plain_value(key)): _plain_value(value) for key, value in record.items()} for record in records]
         writer = csv.DictWriter(out, list(dict.fromkeys(key for record in records for key in record)))
         writer.writeheader()
         writer.writerows(records)
@@ -128,7 +132,11 @@ class Table:
 
 
 def _plain_value(value: object) -> object:
-    return one_line(value) if isinstance(value, str) else value
+    """A value for CSV: a text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def _kind(column: int, words: int) -> str:

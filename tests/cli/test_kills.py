@@ -21,7 +21,7 @@ KILLS = int(os.environ.get("MWORK_KILLS", "4"))  # MWORK_KILLS=30 for the whole 
 @pytest.mark.processes
 def test_killed_at_random_moments(tiny_folder, tmp_path):
     neurons = tmp_path / "neurons"
-    save_neurons(neurons, mw.load_model(tiny_folder).config, ("de", "fr"))
+    save_neurons(neurons, mw.load_model(tiny_folder), ("de", "fr"))
     settings = ("--table", "4", "--languages", "en,de,fr", "--items", "2", "--seeds", "2", "--dtype", "float32")
 
     # The same command in folders of their own, as results hold the command.

@@ -19,8 +19,8 @@ from mwork_jax.results import RunResults, read_results
 # Documents are cut, so that all have one length: each other length would be programs of its own to compile.
 SHORT = mw.Batching(max_tokens=64)
 QUICK = (
-    "--max-tokens", str(SHORT.max_tokens), "--languages", "en,de,th", "--documents", "3", "--held-out", "2",
-    "--seeds", "2", "--rule", "top_fraction:0.25",
+    "--languages", "en,de,th", "--documents", "3", "--held-out", "2", "--seeds", "2",
+    "--max-tokens", str(SHORT.max_tokens), "--rule", "top_fraction:0.25",
 )  # fmt: skip
 
 
@@ -206,6 +206,26 @@ def test_ctrl_c_is_one_line_and_the_work_goes_on(tiny_folder, tmp_path):
     assert not (out / "results.json").exists()
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert (out / "results.json").exists()
+
+
+def test_a_reader_that_goes_away_is_no_error(finished):
+    """As in `mwork report DIR | true`."""
+    script = "import sys; from mwork_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", script, "report", str(finished), "--json"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_a_name_that_is_not_utf_8_is_refused_before_any_work(tmp_path, capsys):
+    name = os.fsdecode(bytes(tmp_path / "out") + b"\xff")
+    assert main(["run", "--out", name]) == 2
+    assert r"out\xff: a name that is not UTF-8; rename the file or folder" in capsys.readouterr().err
 
 
 def test_json_is_one_object_and_progress_goes_to_stderr(finished, tiny_folder, capsys):

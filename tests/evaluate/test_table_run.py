@@ -21,6 +21,7 @@ from mwork_jax.results import TableResult, TablesResults, read_results, versions
 from mwork_jax.runtime.cache import CACHE_FOLDER, ResultCache
 from mwork_jax.runtime.progress import Progress
 from mwork_jax.settings import TableSettings
+from support.made_results import made_run
 from support.slow_deactivation import save_neurons
 
 SETTINGS = ("--languages", "en,de,fr", "--items", "3", "--seeds", "2")
@@ -29,7 +30,7 @@ SETTINGS = ("--languages", "en,de,fr", "--items", "3", "--seeds", "2")
 @pytest.fixture(scope="module")
 def neurons(tiny_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("neurons")
-    save_neurons(out, mw.load_model(tiny_folder).config, ("de", "fr"))
+    save_neurons(out, mw.load_model(tiny_folder), ("de", "fr"))
     return out
 
 
@@ -94,7 +95,7 @@ def test_what_made_a_table(tiny_folder, neurons, four):
     assert [(data.origin, data.items) for data in provenance.data.values()] == [
         (f"mwork-jax data, xcsqa.{lang}", 3) for lang in ("en", "de", "fr")
     ]
-    own = NeuronSet.load(neurons / "neurons" / "th.json")
+    own = NeuronSet.load(neurons / "neurons" / "fr.json")
     assert list(table.neurons) == ["de", "fr"]
     assert (table.neurons["fr"].fingerprint, table.neurons["fr"].count) == (own.fingerprint, own.count())
     assert table.neurons["fr"].rule == "top_fraction:0.3"
@@ -126,7 +127,7 @@ def test_sets_of_another_shape_and_no_seeds_are_refused_before_any_work(tiny_fol
     narrow = NeuronSet({g: m[:, :-1] for g, m in sets["fr"].groups.items()})
     for changed, other, message in (
         ({**sets, "fr": narrow}, settings, "the set is of another model"),
-        ({"de": sets["de"]}, settings, "no neurons of th"),
+        ({"de": sets["de"]}, settings, "no neurons of fr"),
         (sets, replace(settings, seeds=0), "0 random sets"),
     ):
         with pytest.raises(mw.InputError, match=message):
@@ -208,8 +209,9 @@ def test_bad_input_is_one_line(case, tiny_folder, neurons, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_s_results_are_not_overwritten(tiny_folder, neurons, capsys):
-    evaluate(tiny_folder, neurons, neurons, "--table", "4", expect=2)
+def test_a_run_s_results_are_not_overwritten(tiny_folder, neurons, tmp_path, capsys):
+    write_results(tmp_path / "results.json", made_run())
+    evaluate(tiny_folder, neurons, tmp_path, "--table", "4", expect=2)
     assert "holds the results of `mwork run`" in capsys.readouterr().err
 
 

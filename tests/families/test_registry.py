@@ -92,6 +92,8 @@ def test_qwen_windows_only_where_they_are_switched_on():
         ({"head_dim": 7}, "odd"),
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_hidden_layers": 1 << 32}, "num_hidden_layers is 4294967296; a positive whole number up to 10000 is"),
+        ({"vocab_size": 1 << 40}, "vocab_size is 1099511627776; a positive whole number up to 2147483648 is needed"),
     ],
 )
 def test_what_is_not_understood_is_named(change, message):

@@ -166,6 +166,10 @@ BROKEN = {
         lambda f: edit_config(f, intermediate_size=50),
         "has shape .48, 32., the configuration needs .50, 32.",
     ),
+    "far wider": (
+        lambda f: edit_config(f, intermediate_size=1 << 30),
+        r"has shape .48, 32., the configuration needs .1073741824, 32.",
+    ),
     "more layers": (lambda f: edit_config(f, num_hidden_layers=9), "and .* more missing"),
     "fewer layers": (lambda f: edit_config(f, num_hidden_layers=3), "that the configuration does not explain"),
     "cut short": (lambda f: cut(f / "model.safetensors", 0.7), "damaged or cut short"),

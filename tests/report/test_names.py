@@ -169,6 +169,14 @@ def test_names_stay_text_in_tables_for_papers(foreign):
     assert any(one_line(name) in table.title for table in tables.values())
 
 
+def test_a_spreadsheet_computes_nothing():
+    """A cell that begins as a formula gets an apostrophe in front; numbers stay as they are."""
+    cells = ("=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-x", "-6.04", "+0.02", "–", "de")
+    table = Table("t", "T", tuple("abcdefgh"), (cells,))
+    _, row = csv.reader(io.StringIO(table.csv()))
+    assert row == ["'=1+1", "'@SUM(A1)", "'+cmd|' /C calc'!A0", "'-x", "-6.04", "+0.02", "–", "de"]
+
+
 def test_a_terminal_is_told_nothing():
     table = made_table(NAMES["a terminal's orders"])
     provenance = replace(table.provenance, model=replace(MODEL, source="\x1b[2J"))

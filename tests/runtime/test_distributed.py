@@ -104,7 +104,7 @@ def test_two_processes_find_what_one_finds(tiny_folder, tmp_path):
 def neurons(tiny_folder, tmp_path_factory):
     """A folder with a neuron set of German."""
     out = tmp_path_factory.mktemp("neurons")
-    save_neurons(out, mw.load_model(tiny_folder).config, ("de",))
+    save_neurons(out, mw.load_model(tiny_folder), ("de",))
     return out
 
 

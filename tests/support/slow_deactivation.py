@@ -1,6 +1,7 @@
 """The slow, obvious deactivation that masks are compared with: the Hugging Face model with its weights zeroed."""
 
 import copy
+from dataclasses import asdict
 
 import numpy as np
 
@@ -37,11 +38,12 @@ def zero_neurons(hf, neurons: NeuronSet):
     return hf
 
 
-def save_neurons(folder, config, languages, rule="top_fraction:0.3"):
+def save_neurons(folder, model, languages, rule="top_fraction:0.3"):
     """A random set of each language in `folder`, as a run leaves them; for where it does not matter which they are."""
     for seed, language in enumerate(languages):
-        groups = random_neurons(config, seed=seed).groups
-        NeuronSet(groups, {"language": language, "rule": rule}).save(folder / "neurons" / f"{language}.json")
+        groups = random_neurons(model.config, seed=seed).groups
+        provenance = {"language": language, "model": asdict(model.info), "rule": rule}
+        NeuronSet(groups, provenance).save(folder / "neurons" / f"{language}.json")
 
 
 def random_neurons(config, share=0.3, groups=GROUPS, seed=0) -> NeuronSet:

@@ -1,0 +1,97 @@
+"""How a command sets up JAX: the search for TPUs, and flags of the user's shell."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mwork_jax.results import read_results
+from mwork_jax.runtime import jax_process
+
+
+@pytest.fixture
+def pci_bus(tmp_path, monkeypatch):
+    """A PCI bus with devices of these makers, and an environment that says nothing of TPUs."""
+    monkeypatch.setattr(jax_process, "_PCI_DEVICES", tmp_path)
+    for name in jax_process._NO_POD:
+        monkeypatch.delenv(name, raising=False)
+
+    def put(*makers):
+        for i, maker in enumerate(makers):
+            (tmp_path / str(i)).mkdir()
+            (tmp_path / str(i) / "vendor").write_text(f"{maker}\n")
+
+    return put
+
+
+def test_without_a_chip_nothing_is_searched_for(pci_bus, monkeypatch):
+    pci_bus("0x8086", "0x10de")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "mine")
+    jax_process.skip_search_for_tpus()
+    assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
+    assert os.environ["TPU_WORKER_HOSTNAMES"] == "mine"
+    for name in jax_process._NO_POD:
+        monkeypatch.delenv(name)
+
+
+def test_with_a_chip_the_environment_stays(pci_bus):
+    pci_bus("0x8086", "0x1ae0")
+    jax_process.skip_search_for_tpus()
+    assert not any(name in os.environ for name in jax_process._NO_POD)
+
+
+@pytest.mark.processes
+def test_a_command_does_not_wait_for_a_tpu(tmp_path):
+    """As a user starts it: where libtpu is installed it would take minutes."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in (*jax_process._NO_POD, "JAX_PLATFORMS")
+    }
+    script = "from mwork_jax.cli import main; main(['report', 'nowhere']); import jax; print(jax.default_backend())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout.split()[-1] in ("cpu", "gpu", "tpu"), done.stderr
+
+
+FLAGS = {
+    "JAX_ENABLE_X64": "1",
+    "JAX_DISABLE_JIT": "1",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_DEBUG_INFS": "1",
+    "JAX_TRANSFER_GUARD": "disallow",
+    "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_flags_of_the_shell_change_no_result(tiny_folder, tmp_path):
+    """All of them at once: each breaks or changes some program."""
+    settings = ("--documents", "2", "--held-out", "1", "--seeds", "1", "--max-tokens", "16", "--languages", "en,de")
+
+    def losses(name, **flags):
+        command = ("run", "--model", str(tiny_folder), "--out", str(tmp_path / name), "--rule", "top_k:5", *settings)
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", **flags}
+        script = "import sys; from mwork_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+        done = subprocess.run([sys.executable, "-c", script, *command], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return read_results(tmp_path / name / "results.json").rows, done.stderr
+
+    plain, _ = losses("plain")
+    flagged, errors = losses("flagged", **FLAGS)
+    assert flagged == plain
+    assert "mwork: without JAX_ENABLE_X64, JAX_DISABLE_JIT" in errors
+
+
+@pytest.mark.processes
+def test_a_device_that_is_not_there_is_one_line(tiny_folder, tmp_path):
+    script = "import sys; from mwork_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ("lens", "--model", str(tiny_folder), "--out", str(tmp_path / "out"))
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    done = subprocess.run([sys.executable, "-c", script, *command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("mwork: JAX_PLATFORMS=cuda: no such device here")
+    assert "Traceback" not in done.stderr
