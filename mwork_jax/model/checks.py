@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
 
 
-def check_tokens(config: ModelConfig, tokens: Any) -> jax.Array | np.ndarray:
+def check_tokens(config: ModelConfig, tokens: Any) -> jax.Array:
     """The tokens, as an array. Raises InputError where they are not int [batch, time], longer than the model's context
     or outside its vocabulary; of traced ones only the shape and the type are known."""
     array = tokens if isinstance(tokens, jax.Array) else _as_array(tokens)
@@ -27,7 +27,7 @@ def check_tokens(config: ModelConfig, tokens: Any) -> jax.Array | np.ndarray:
         if lowest < 0 or highest >= config.vocab_size:
             wrong = lowest if lowest < 0 else highest
             raise InputError(f"tokens: {wrong} is not in the vocabulary, 0 to {config.vocab_size - 1}")
-    return array
+    return cast(jax.Array, array)  # jit takes NumPy's as well, and puts them where the weights are
 
 
 def check_mask(config: ModelConfig, mask: Any) -> None:
