@@ -5,5 +5,5 @@ source "$(dirname "$0")/environment.sh"
 prepare_environment test
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-"$PYTHON" -m pyright
+"$PYTHON" -m pyright --pythonpath "$PYTHON"
 exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
