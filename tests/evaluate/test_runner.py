@@ -29,7 +29,7 @@ class CountingEvaluation:
     def __init__(self):
         self.masks = []
 
-    def scores(self, model, masks, progress=None):
+    def measure(self, model, masks, progress=None):
         self.masks.append(len(masks))
         if progress is not None:
             progress(2 * len(masks))
