@@ -19,13 +19,14 @@ import mwork_jax as mw
 from mwork_jax.cli import main
 from mwork_jax.corpus import own_corpus
 from mwork_jax.enhance import Tuned, TuningResult, TuningRun
-from mwork_jax.enhance.export import _checksum, hf_config
+from mwork_jax.enhance.export import hf_config
 from mwork_jax.enhance.neuron_params import gather, index_of, parameter_arrays, widths
 from mwork_jax.enhance.tune import History
 from mwork_jax.families import config_from_hf
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
 from mwork_jax.report import read_report
 from mwork_jax.results import EnhanceResults, read_results, versions
+from mwork_jax.runtime.files import checksum_of
 from mwork_jax.settings import EnhanceSettings, TuneSettings
 from support.paths import ROOT
 from support.tiny import DISTINCT, FAMILIES, pair, tokens, torch, transformers
@@ -344,7 +345,7 @@ def test_a_delta_that_does_not_fit_is_one_line(case, version, delta, tmp_path):
     change(tensors)
     header["format"] = version
     if version == "mwork-delta-2":
-        header["sha256"] = _checksum(header, tensors)
+        header["sha256"] = checksum_of(header, tensors)
     save_file(tensors, tmp_path / "delta.safetensors", header)
     with pytest.raises(mw.InputError, match=rf"delta\.safetensors: damaged \({message}") as error:
         mw.apply_delta(tuned_llama().base, tmp_path / "delta.safetensors")
