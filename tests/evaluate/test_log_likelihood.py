@@ -60,9 +60,9 @@ class Merging:
     def __init__(self, bos=True):
         self.bos = bos
 
-    def __call__(self, text):
+    def __call__(self, text, add_special_tokens=True):
         letters = text.replace("bc", "B")
-        return {"input_ids": [1] * self.bos + [3 + ord(letter) % 90 for letter in letters]}
+        return {"input_ids": [1] * (self.bos and add_special_tokens) + [3 + ord(letter) % 90 for letter in letters]}
 
 
 def test_a_token_over_the_boundary_belongs_to_the_continuation():
