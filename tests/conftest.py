@@ -32,6 +32,9 @@ LONGEST = (
     "report/test_browser.py",
 )
 
+COMPILED_IN_FULL = ("test_real_models.py", "plan/test_plan.py", "scripts/test_compiled.py")
+_FEWER_PASSES = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+
 # Long sums of tiny float32 models should not depend on how many threads a machine has.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -39,13 +42,33 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 def pytest_configure(config):
     """What one process of the suite has compiled, the others load: the other worker and every process that a test
-    starts would compile the same programs again, two thirds of the time that a small `mwork evaluate` takes."""
-    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    starts would compile the same programs again, two thirds of the time that a small `mwork evaluate` takes. LLVM's
+    expensive passes are left out: tiny models take longer to compile than to run."""
+    if hasattr(config, "workerinput"):
+        return
+    os.environ.setdefault(_FEWER_PASSES, "1")
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = tempfile.mkdtemp(prefix="mwork-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def passes_of_the_compiler(request):
+    """All passes for real models, which take longer to run than to compile, and for plans, which report the program."""
+    if request.path.relative_to(TESTS).as_posix() not in COMPILED_IN_FULL:
+        yield
+        return
+    import jax
+
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(_FEWER_PASSES, "0")
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def pytest_collection_modifyitems(items):
