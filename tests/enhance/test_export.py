@@ -18,10 +18,9 @@ from safetensors.numpy import load_file, save_file
 import mwork_jax as mw
 from mwork_jax.cli import main
 from mwork_jax.corpus import own_corpus
-from mwork_jax.enhance import Tuned, TuningResult, TuningRun
+from mwork_jax.enhance import Tuned
 from mwork_jax.enhance.export import hf_config
-from mwork_jax.enhance.neuron_params import gather, index_of, parameter_arrays, widths
-from mwork_jax.enhance.tune import History
+from mwork_jax.enhance.neuron_params import parameter_arrays
 from mwork_jax.families import config_from_hf
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
 from mwork_jax.report import read_report
@@ -30,18 +29,7 @@ from mwork_jax.runtime.files import checksum_of
 from mwork_jax.settings import EnhanceSettings, TuneSettings
 from support.paths import ROOT
 from support.tiny import DISTINCT, FAMILIES, pair, tokens, torch, transformers
-
-
-def tuned_model(family: str, kv_heads: int = 2, seed: int = 0) -> Tuned:
-    """A model whose chosen neurons have been moved at random, as if they had been tuned."""
-    model = pair(family, kv_heads).model
-    rng = np.random.default_rng(seed)
-    chosen = {g: rng.random((model.config.num_layers, w)) < 0.2 for g, w in group_widths(model.config).items()}
-    neurons = NeuronSet(chosen, {"language": "de", "rule": "top_fraction:0.2"})
-    index = index_of(neurons, widths([neurons]))
-    moved = {n: v + 0.1 * rng.normal(size=v.shape).astype(np.float32) for n, v in gather(model.decoder, index).items()}
-    history = History([4.0], [(0, 4.0), (1, 3.5)])
-    return TuningResult(TuningRun(neurons, [tokens(1, 9)[0]]), index, moved, history).merged(model)
+from support.tuned import tuned_model
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4])

@@ -15,8 +15,16 @@ from mwork_jax.load.gguf_file import GGUFCheckpoint
 from mwork_jax.load.gguf_format import GGUFFile
 from mwork_jax.load.gguf_tokenizer import build_tokenizer
 from mwork_jax.load.packaged import packaged_gguf
+from support.gguf_writing import (
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    byte_level_metadata,
+    sentencepiece_metadata,
+    visible_bytes,
+)
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 TEXTS = [
     "The quick brown fox, said Dr. O'Neill, didn't jump 12,345.67 times.",
     "Die Straßenbahn fährt über die Brücke — schöne Grüße!",
@@ -117,9 +125,7 @@ class SlowByteLevel:
         self.ranks = {merge: i for i, merge in enumerate(metadata["tokenizer.ggml.merges"])}
         self.digits = regex.compile(r"\p{N}")
         self.words = regex.compile(r"'(?:[stmd]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = [b for b in range(256) if b not in printable]
-        self.visible = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+        self.visible = visible_bytes()
 
     def encode(self, text: str) -> list[int]:
         ids, begin = [], 0
@@ -140,45 +146,6 @@ class SlowByteLevel:
                 break
             symbols[at : at + 2] = ["".join(symbols[at : at + 2])]
         return [self.ids[s] for s in symbols]
-
-
-def sentencepiece_metadata(**changed) -> dict:
-    """A little SentencePiece vocabulary: control tokens, bytes, letters and the pieces of a few words."""
-    words = ["lower", "\u2581low", "\u2581new", "est", "\u2581the", "aaa", "aaaa", "abab"]
-    letters = sorted(set("".join(words)) | set("dglmpuvy.é"))
-    merged = sorted({w[:n] for w in words for n in range(2, len(w) + 1)} | {"er", "es", "we", "aa", "ab", "ba"})
-    control = [
-        ("<unk>", UNKNOWN),
-        ("<s>", CONTROL),
-        ("</s>", CONTROL),
-        ("<tool>", USER_DEFINED),
-        ("\n\n", USER_DEFINED),
-    ]
-    control += [("  ", USER_DEFINED), ("   ", USER_DEFINED)]
-    pieces = control + [(f"<0x{b:02X}>", BYTE) for b in range(256)] + [(t, NORMAL) for t in merged + letters]
-    scores = [0.0] * (len(pieces) - len(merged) - len(letters)) + [-float(i) for i in range(len(merged) + len(letters))]
-    metadata = {
-        "model": "llama", "tokens": [p for p, _ in pieces], "token_type": np.array([t for _, t in pieces], np.int32),
-        "scores": np.array(scores, np.float32), "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0,
-    }  # fmt: skip
-    return {f"tokenizer.ggml.{k}": v for k, v in (metadata | changed).items() if v is not None}
-
-
-def byte_level_metadata(**changed) -> dict:
-    """Bytes and a few merges."""
-    visible = list(SlowByteLevel({"tokenizer.ggml.tokens": [], "tokenizer.ggml.merges": []}).visible.values())
-    merges = ["1 2", "12 3", "t h", "Ġ th", "th e", "a b", "b c", "' s"]
-    tokens = ["<|end|>", "<think>", *visible, *(m.replace(" ", "") for m in merges), "abc"]
-    types = np.array([CONTROL, USER_DEFINED] + [NORMAL] * (len(tokens) - 2), np.int32)
-    metadata = {
-        "model": "gpt2",
-        "pre": "gpt-2",
-        "tokens": tokens,
-        "token_type": types,
-        "merges": merges,
-        "eos_token_id": 0,
-    }
-    return {f"tokenizer.ggml.{k}": v for k, v in (metadata | changed).items() if v is not None}
 
 
 def drawn_words(count: int) -> list[str]:

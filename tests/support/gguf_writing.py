@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # what a token is, as GGUF numbers it
 _GEMMA = {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -143,3 +144,49 @@ def model_parts(hf, arch: str) -> tuple[dict, dict]:
     metadata = {f"{arch}.{key}": value for key, value in scalar_metadata(config, arch).items()}
     ends = {"bos": config.bos_token_id, "eos": config.eos_token_id}
     return metadata | {f"tokenizer.ggml.{n}_token_id": i for n, i in ends.items()}, tensors
+
+
+def sentencepiece_metadata(**changed) -> dict:
+    """A little SentencePiece vocabulary: control tokens, bytes, letters and the pieces of a few words."""
+    words = ["lower", "\u2581low", "\u2581new", "est", "\u2581the", "aaa", "aaaa", "abab"]
+    letters = sorted(set("".join(words)) | set("dglmpuvy.é"))
+    merged = sorted({w[:n] for w in words for n in range(2, len(w) + 1)} | {"er", "es", "we", "aa", "ab", "ba"})
+    control = [
+        ("<unk>", UNKNOWN),
+        ("<s>", CONTROL),
+        ("</s>", CONTROL),
+        ("<tool>", USER_DEFINED),
+        ("\n\n", USER_DEFINED),
+    ]
+    control += [("  ", USER_DEFINED), ("   ", USER_DEFINED)]
+    pieces = control + [(f"<0x{b:02X}>", BYTE) for b in range(256)] + [(t, NORMAL) for t in merged + letters]
+    scores = [0.0] * (len(pieces) - len(merged) - len(letters)) + [-float(i) for i in range(len(merged) + len(letters))]
+    metadata = {
+        "model": "llama", "tokens": [p for p, _ in pieces], "token_type": np.array([t for _, t in pieces], np.int32),
+        "scores": np.array(scores, np.float32), "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0,
+    }  # fmt: skip
+    return {f"tokenizer.ggml.{k}": v for k, v in (metadata | changed).items() if v is not None}
+
+
+def visible_bytes() -> dict[int, str]:
+    """The character that stands for each byte in a byte-level vocabulary, as GPT-2 has it."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+def byte_level_metadata(**changed) -> dict:
+    """Bytes and a few merges."""
+    visible = list(visible_bytes().values())
+    merges = ["1 2", "12 3", "t h", "Ġ th", "th e", "a b", "b c", "' s"]
+    tokens = ["<|end|>", "<think>", *visible, *(m.replace(" ", "") for m in merges), "abc"]
+    types = np.array([CONTROL, USER_DEFINED] + [NORMAL] * (len(tokens) - 2), np.int32)
+    metadata = {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": tokens,
+        "token_type": types,
+        "merges": merges,
+        "eos_token_id": 0,
+    }
+    return {f"tokenizer.ggml.{k}": v for k, v in (metadata | changed).items() if v is not None}

@@ -1,0 +1,158 @@
+"""Reads files that were changed at random, in every format that the package reads, and counts what goes wrong.
+
+    python scripts/fuzz.py --cases 10000 --format gguf
+
+A case is a valid folder of which one file is changed in one place to three, as its number says. Right is that it is
+read, or refused with one message. Wrong is any other error, a crash, more than a minute, or more memory than twice the
+files and 200 MB. Cases run in processes of their own, so that a crash costs one of them. Ends with a table; each case
+that goes wrong is kept in a folder (`--keep`), and comes back with `--seed NUMBER --cases 1`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+TESTS = Path(__file__).parent.parent / "tests"
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+
+_LIMIT = 60  # seconds for one case
+_START = 300  # seconds until a process has made its valid files
+_ADDRESSES = 32 << 30  # bytes of address space of a process: what asks for more fails at once
+_SHARE = 500  # cases of one process, so that one that grows is replaced
+
+
+class Count(NamedTuple):
+    """The cases of one format."""
+
+    cases: int
+    read: int
+    refused: int
+    wrong: dict[int, str]  # number of the case -> what went wrong
+    slowest: float  # seconds
+    most: int  # bytes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=1000, metavar="N", help="of each format (default: 1000)")
+    parser.add_argument("--format", action="append", metavar="F", help="repeatable; default: every format")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="number of the first case (default: 0)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="W", help="processes at a time")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where cases that go wrong are kept")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return _serve(args.serve, args.seed, args.cases)
+    from support.readers import FORMATS
+
+    if unknown := set(args.format or ()) - FORMATS.keys():
+        parser.error(f"no format {', '.join(sorted(unknown))}; there are {', '.join(FORMATS)}")
+    counts = {form: _fuzzed(form, args.seed, args.cases, args.workers, args.keep) for form in args.format or FORMATS}
+    print("\n| format | cases | read | refused | wrong | slowest, s | most memory, MB |\n|---|---|---|---|---|---|---|")
+    for form, count in counts.items():
+        numbers = (count.cases, count.read, count.refused, len(count.wrong))
+        print(f"| {form} | {' | '.join(map(str, numbers))} | {count.slowest:.1f} | {count.most >> 20} |")
+    return int(any(count.wrong for count in counts.values()))
+
+
+def _fuzzed(form: str, seed: int, cases: int, workers: int, keep: Path | None) -> Count:
+    shares = [(begin, min(_SHARE, seed + cases - begin)) for begin in range(seed, seed + cases, _SHARE)]
+    with ThreadPoolExecutor(workers) as pool:
+        results = [r for share in pool.map(lambda share: list(_share(form, *share)), shares) for r in share]
+    wrong = {number: problem for number, _, problem, _, _ in results if problem}
+    for problem, times in Counter(wrong.values()).most_common():
+        first = next(number for number, text in wrong.items() if text == problem)
+        print(f"{form} {first}, {times} times: {problem}", flush=True)
+        if keep is not None:
+            _keep(form, first, keep)
+    refused = sum(bool(text) and not problem for _, text, problem, _, _ in results)
+    return Count(
+        len(results),
+        len(results) - refused - len(wrong),
+        refused,
+        wrong,
+        max((seconds for *_, seconds, _ in results), default=0),
+        max((memory for *_, memory in results), default=0),
+    )
+
+
+def _keep(form: str, number: int, folder: Path) -> None:
+    from support.fuzzing import case
+    from support.readers import write
+
+    write(case(form, number), folder / form / str(number))
+
+
+Result = tuple[int, str, str, float, int]  # number of the case, refused, problem, seconds, memory
+
+
+def _share(form: str, begin: int, count: int) -> Iterator[Result]:
+    """The results of cases begin to begin + count - 1. A process that dies or hangs leaves the case that it was at as
+    a wrong one, and another goes on behind it."""
+    at, end = begin, begin + count
+    while at < end:
+        for result in _served(form, at, end - at):
+            yield result
+            at = result[0] + 1
+
+
+def _served(form: str, begin: int, count: int) -> Iterator[Result]:
+    command = [sys.executable, __file__, "--serve", form, "--seed", str(begin), "--cases", str(count)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    lines: queue.Queue[str] = queue.Queue()
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda out=process.stdout: [*map(lines.put, out), lines.put("")], daemon=True)
+    reader.start()
+    at, limit = begin - 1, _START
+    try:
+        while True:
+            try:
+                line = lines.get(timeout=limit)
+            except queue.Empty:
+                yield at + 1, "", f"hangs: more than {limit} s", float(limit), 0
+                return
+            if not line:
+                break
+            at, *rest = json.loads(line)
+            limit = _LIMIT
+            if rest:
+                yield (at, *rest)
+        if at < begin + count - 1:
+            yield at + 1, "", f"the process ended with {process.wait()}", 0.0, 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _serve(form: str, begin: int, count: int) -> int:
+    import resource
+
+    from support.fuzzing import case, outcome, samples
+
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for files in samples(form):  # whatever is loaded once is loaded before memory is measured
+        outcome(form, files)
+    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
+    print(json.dumps([begin - 1]), file=out, flush=True)
+    for number in range(begin, begin + count):
+        result = outcome(form, case(form, number))
+        line = [number, result.refused, result.problem, result.seconds, result.memory]
+        print(json.dumps(line), file=out, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
