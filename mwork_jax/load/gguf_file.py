@@ -47,6 +47,7 @@ _READ = {
 }  # fmt: skip
 _NOT_ONE_NUMBER = {"rope.scaling.type", "attention.sliding_window_pattern"}
 _WITHOUT_EFFECT = {"vocab_size", "rope.scaling.finetuned", "expert_used_count", "tensor_data_layout"}
+_OF_IMAGES = ("mm.", "vision.")  # of a model that reads images too; what it does with text is the same
 _ONLY_AT = {"attention.causal": True, "rope.scaling.attn_factor": 1.0, "rope.scaling.yarn_attn_factor": 1.0}
 # The largest Gemmas divide q . k by the root of hidden / heads, not of the head size; GGUF leaves that to the reader.
 _GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
@@ -111,8 +112,7 @@ class GGUFCheckpoint:
         for key in ("attention.value_length", "rope.dimension_count"):
             if self._get(key, head_dim) != head_dim:
                 raise InputError(f"{self.where}: {self._arch}.{key} is {self._get(key)}, not the head size {head_dim}")
-        tokens = self._file.metadata
-        bos, *ends = (tokens.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos", "eot"))
+        bos, *ends = map(self._token_id, ("bos", "eos", "eot"))
         config = {
             "model_type": _MODEL_TYPES[self._arch],
             "vocab_size": vocab_size,
@@ -206,7 +206,7 @@ class GGUFCheckpoint:
         prefix = f"{self._arch}."
         for key, value in self._file.metadata.items():
             short = key.removeprefix(prefix)
-            if not key.startswith(prefix) or short in _READ | _WITHOUT_EFFECT:
+            if not key.startswith(prefix) or short in _READ | _WITHOUT_EFFECT or short.startswith(_OF_IMAGES):
                 continue
             if short in _ONLY_AT and value == _ONLY_AT[short]:
                 continue
@@ -245,6 +245,13 @@ class GGUFCheckpoint:
             return value[0].item()  # a per-layer list of one and the same number
         if key not in _NOT_ONE_NUMBER and isinstance(value, (str, list, np.ndarray)):
             raise InputError(f"{self.where}: '{self._arch}.{key}' is {value!r:.80}; one number is needed")
+        return value
+
+    def _token_id(self, kind: str) -> int | None:
+        key = f"tokenizer.ggml.{kind}_token_id"
+        value = self._file.metadata.get(key)
+        if value is not None and type(value) is not int:
+            raise InputError(f"{self.where}: {key} is {value!r:.80}; one whole number is needed")
         return value
 
     def _need(self, key: str) -> Any:

@@ -6,6 +6,7 @@ follow from the scores of the pieces, and byte-level BPE ("gpt2": Llama 3, Qwen,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from mwork_jax.errors import InputError
 _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # token types; 2 is unknown, 5 unused
 _SPACE = "\u2581"  # how SentencePiece writes a space
 _PREFIX = "tokenizer.ggml."
+_LLAMA3_BEGIN = "<|begin_of_text|>"
+_IN_BRACKETS = re.compile(r"<[^<>\s]+>")
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -51,18 +54,53 @@ class _Vocabulary:
         self.where = where
         self._metadata = metadata
         self.texts = self.strings("tokens")
-        types = self.get("token_type")
-        self.types = np.full(len(self.texts), _NORMAL) if types is None else np.asarray(types)
+        types = self.numbers("token_type")
+        self.types = np.full(len(self.texts), _NORMAL) if types is None else types
         if self.types.shape != (len(self.texts),):
             raise InputError(f"{where}: {self.types.size} token types for {len(self.texts)} tokens")
+        self._mark_turns()
+
+    def _mark_turns(self) -> None:
+        """Some converters give the tokens that begin and end a turn out for words, which would be cut into pieces: what
+        the chat template writes in angle brackets and the vocabulary has whole is a control token."""
+        written = set(_IN_BRACKETS.findall(self.template() or ""))
+        turns = [i for i, text in enumerate(self.texts) if text in written and self.types[i] == _NORMAL]
+        if turns:
+            self.types = self.types.copy()
+            self.types[turns] = _CONTROL
 
     def get(self, key: str, default: Any = None) -> Any:
         return self._metadata.get(_PREFIX + key, default)
 
+    @property
+    def architecture(self) -> object:
+        return self._metadata.get("general.architecture")
+
+    def template(self) -> str | None:
+        """The chat template. Raises InputError where it is no text."""
+        value = self._metadata.get("tokenizer.chat_template")
+        if not isinstance(value, str | None):
+            raise InputError(f"{self.where}: tokenizer.chat_template is {value!r:.80}; a text is needed")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A switch. Raises InputError where it is something else."""
+        value = self.get(key, default)
+        if not isinstance(value, bool | int):
+            raise InputError(f"{self.where}: {_PREFIX}{key} is {value!r:.80}; true or false is needed")
+        return bool(value)
+
+    def numbers(self, key: str) -> np.ndarray | None:
+        """A list of numbers, None where the file has none. Raises InputError where it is something else."""
+        value = self.get(key)
+        if value is not None and (not isinstance(value, np.ndarray) or value.dtype == bool):
+            raise InputError(f"{self.where}: {_PREFIX}{key} is {value!r:.80}; a list of numbers is needed")
+        return value
+
     def strings(self, key: str) -> list[str]:
         """A list of texts (a copy), empty where the file has none. Raises InputError where it is something else."""
         value = self.get(key, [])
-        if not isinstance(value, list):
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
             raise InputError(f"{self.where}: {_PREFIX}{key} is {value!r:.80}; a list of texts is needed")
         return value.copy()
 
@@ -83,8 +121,10 @@ class _Vocabulary:
         index = self.get(key)
         if index is None:
             return None
-        if not isinstance(index, int) or not 0 <= index < len(self.texts):
-            raise InputError(f"{self.where}: {_PREFIX}{key} is {index!r}; the vocabulary has {len(self.texts)} tokens")
+        if type(index) is not int or not 0 <= index < len(self.texts):
+            raise InputError(
+                f"{self.where}: {_PREFIX}{key} is {index!r:.80}; the vocabulary has {len(self.texts)} tokens"
+            )
         return self.texts[index]
 
 
@@ -125,7 +165,8 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Any:
         byte_fallback=bool((vocabulary.types == _BYTE).any()),
     )
     tokenizer = Tokenizer(model)
-    prefix = bool(vocabulary.get("add_space_prefix", True))
+    # Gemma's vocabularies have no space in front of a text; files of some converters leave that to the reader.
+    prefix = vocabulary.flag("add_space_prefix", not str(vocabulary.architecture).startswith("gemma"))
     spaces = normalizers.Replace(" ", _SPACE)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if prefix else spaces
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -138,11 +179,11 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Any:
 
 
 def _normal_scores(vocabulary: _Vocabulary) -> np.ndarray:
-    scores = vocabulary.get("scores")
-    if np.shape(scores) != (len(vocabulary.texts),):
-        count = "no" if scores is None else np.size(scores)
+    scores = vocabulary.numbers("scores")
+    if scores is None or scores.shape != (len(vocabulary.texts),):
+        count = "no" if scores is None else scores.size
         raise InputError(f"{vocabulary.where}: {count} {_PREFIX}scores for {len(vocabulary.texts)} tokens")
-    return np.asarray(scores)[vocabulary.types == _NORMAL]
+    return scores[vocabulary.types == _NORMAL]
 
 
 def merges_from_scores(pieces: list[str], scores: np.ndarray) -> list[tuple[str, str]]:
@@ -152,10 +193,13 @@ def merges_from_scores(pieces: list[str], scores: np.ndarray) -> list[tuple[str,
     pieces: the ordinary ones, no control or byte tokens. scores: one per piece, higher merges earlier.
     """
     known = set(pieces)
+    lengths = sorted(set(map(len, known)))  # nothing else can be a piece: one of a million characters ends too
     merges = []
     for i in np.argsort(-scores, kind="stable").tolist():
         piece = pieces[i]
-        for cut in range(1, len(piece)):
+        for cut in lengths:
+            if cut >= len(piece):
+                break
             left = piece[:cut]
             if left in known and (right := piece[cut:]) in known:
                 merges.append((left, right))
@@ -167,7 +211,11 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[Any, bool]:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import BPE
 
-    splits, name = _splits(), vocabulary.get("pre", "default")
+    splits, name = _splits(), vocabulary.get("pre", _split_without_name(vocabulary))
+    if name is None:
+        raise InputError(
+            f"{vocabulary.where}: no {_PREFIX}pre, which says how text is split before merging; convert the model again"
+        )
     if not isinstance(name, str) or name not in splits:
         known = ", ".join(splits)
         raise InputError(f"{vocabulary.where}: pre-tokenizer {name!r:.80} is not supported; supported: {known}")
@@ -187,6 +235,13 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[Any, bool]:
     return tokenizer, split.adds_bos
 
 
+def _split_without_name(vocabulary: _Vocabulary) -> str | None:
+    """The split of files from before there was a name for it, by what else tells the vocabulary; None: nothing does."""
+    if vocabulary.architecture in ("qwen2", "qwen3"):
+        return "qwen2"
+    return "llama-bpe" if _LLAMA3_BEGIN in vocabulary.texts else None
+
+
 def _listed_merges(vocabulary: _Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, str]]:
     """The merges, best first. Raises InputError for one that does not join two tokens to a third."""
     merges = []
@@ -202,7 +257,7 @@ def _add_ends(tokenizer: Any, vocabulary: _Vocabulary, adds_bos: bool) -> None:
     """BOS and EOS around every text, as the file asks for."""
     from tokenizers.processors import TemplateProcessing
 
-    wanted = {"bos": vocabulary.get("add_bos_token", adds_bos), "eos": vocabulary.get("add_eos_token", False)}
+    wanted = {"bos": vocabulary.flag("add_bos_token", adds_bos), "eos": vocabulary.flag("add_eos_token", False)}
     ends = {name: vocabulary.special(name) for name, wants in wanted.items() if wants}
     missing = [name for name, text in ends.items() if text is None]
     if missing:
@@ -236,7 +291,7 @@ def _wrap(tokenizer: Any, vocabulary: _Vocabulary, metadata: Mapping[str, object
     return PreTrainedTokenizerFast(
         tokenizer_object=_Uncopied(tokenizer),
         clean_up_tokenization_spaces=False,
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=vocabulary.template(),
         **{name: text for name, text in special.items() if text is not None},
         **({"model_max_length": length} if length else {}),
     )

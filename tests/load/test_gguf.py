@@ -202,6 +202,8 @@ def test_truncation_is_noticed_before_anything_is_read(llama, tmp_path):
         ({"llama.embedding_length": 64}, "token_embd.weight has shape (97, 32)"),
         ({"llama.block_count": None}, "'llama.block_count' is missing"),
         ({"llama.block_count": 0}, "positive whole number"),
+        ({"tokenizer.ggml.eot_token_id": [2]}, "eot_token_id is array([2]"),
+        ({"tokenizer.ggml.bos_token_id": "<s>"}, "bos_token_id is '<s>'; one whole number is needed"),
         ({"tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.model": "bert"}, "tokenizer 'bert' is not supported"),
     ],
 )
@@ -215,6 +217,7 @@ def test_metadata_that_cannot_be_used(changed, said, llama, tmp_path):
 def test_metadata_that_changes_nothing_is_accepted(llama, tmp_path):
     metadata, tensors = llama
     extra = {"llama.expert_count": 0, "llama.attention.causal": True, "llama.attention.head_count_kv": [2, 2, 2]}
+    extra |= {"llama.mm.tokens_per_image": 256, "llama.vision.block_count": 27, "llama.vision.image_size": 896}
     plain = opened(write_gguf(tmp_path / "a.gguf", "llama", metadata, tensors))[1]
     checkpoint, config = opened(write_gguf(tmp_path / "b.gguf", "llama", metadata | extra, tensors))
     assert config == plain

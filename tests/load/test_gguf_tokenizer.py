@@ -225,6 +225,49 @@ def test_byte_level_round_trip(pre):
     assert ids[-1] == 0
 
 
+def of_architecture(name, metadata):
+    return metadata | {"general.architecture": name}
+
+
+def test_files_from_before_splits_had_names():
+    """Qwen's are told by the architecture, Llama 3's by the token that begins a text; other files are not guessed at."""
+    text = "the the's 12345   a\n\nb!"
+    for architecture, tokens, name in (("qwen2", [], "qwen2"), ("llama", ["<|begin_of_text|>"], "llama-bpe")):
+        named = byte_level_metadata(pre=name)
+        named["tokenizer.ggml.tokens"] += tokens
+        named["tokenizer.ggml.token_type"] = np.append(named["tokenizer.ggml.token_type"], [CONTROL] * len(tokens))
+        named["tokenizer.ggml.bos_token_id"] = len(named["tokenizer.ggml.tokens"]) - 1
+        nameless = {key: value for key, value in named.items() if key != "tokenizer.ggml.pre"}
+        expected = build_tokenizer(of_architecture(architecture, named), "file")(text)["input_ids"]
+        assert build_tokenizer(of_architecture(architecture, nameless), "file")(text)["input_ids"] == expected
+    with pytest.raises(InputError, match=r"no tokenizer.ggml.pre, which says how text is split"):
+        build_tokenizer(of_architecture("llama", byte_level_metadata(pre=None)), "file")
+
+
+def test_gemma_has_no_space_in_front():
+    said, unsaid = (of_architecture("gemma3", sentencepiece_metadata(**how)) for how in ({"add_space_prefix": 0}, {}))
+    texts = ("lower", " lower", "the newest")
+    first, second = (build_tokenizer(metadata, "file") for metadata in (said, unsaid))
+    assert [first(text)["input_ids"] for text in texts] == [second(text)["input_ids"] for text in texts]
+    assert first("lower")["input_ids"] != build_tokenizer(sentencepiece_metadata(), "file")("lower")["input_ids"]
+
+
+@pytest.mark.parametrize("vocabulary", [sentencepiece_metadata, byte_level_metadata])
+def test_what_begins_a_turn_is_one_token_whatever_the_file_takes_it_for(vocabulary):
+    metadata = vocabulary()
+    metadata["tokenizer.ggml.tokens"] += ["<start_of_turn>", "<other>"]
+    metadata["tokenizer.ggml.token_type"] = np.append(metadata["tokenizer.ggml.token_type"], [NORMAL, NORMAL])
+    if "tokenizer.ggml.scores" in metadata:
+        metadata["tokenizer.ggml.scores"] = np.append(metadata["tokenizer.ggml.scores"], np.float32([-999, -999]))
+    metadata["tokenizer.chat_template"] = "{% if 1<2 %}<start_of_turn>{{ role }}{% endif %}<nothing>"
+    tokenizer, turn = build_tokenizer(metadata, "file"), len(metadata["tokenizer.ggml.tokens"]) - 2
+    assert turn in tokenizer("<start_of_turn>low")["input_ids"]
+    assert turn + 1 not in tokenizer("<other>low")["input_ids"]
+    assert turn in tokenizer.all_special_ids or "<start_of_turn>" not in tokenizer.decode(
+        [turn], skip_special_tokens=True
+    )
+
+
 def test_llama3_takes_whole_words_and_qwen_composes_accents():
     llama3 = build_tokenizer(byte_level_metadata(pre="llama-bpe", bos_token_id=0), "file")
     tokens = byte_level_metadata()["tokenizer.ggml.tokens"]
@@ -250,6 +293,11 @@ def test_llama3_takes_whole_words_and_qwen_composes_accents():
         (lambda: byte_level_metadata(token_type=np.ones(3, np.int32)), "3 token types"),
         (lambda: byte_level_metadata(tokens=7), "a list of texts is needed"),
         (lambda: sentencepiece_metadata(scores=None), "no tokenizer.ggml.scores"),
+        (lambda: sentencepiece_metadata(scores=3.0), "tokenizer.ggml.scores is 3.0; a list of numbers is needed"),
+        (lambda: sentencepiece_metadata(add_bos_token="yes"), "add_bos_token is 'yes'; true or false is needed"),
+        (lambda: sentencepiece_metadata(eos_token_id=np.int32([1])), "eos_token_id is array"),
+        (lambda: byte_level_metadata(token_type="x"), "token_type is 'x'; a list of numbers is needed"),
+        (lambda: byte_level_metadata() | {"tokenizer.chat_template": [1]}, "chat_template is [1]; a text"),
         (lambda: sentencepiece_metadata(remove_extra_whitespaces=True), "remove_extra_whitespaces is set"),
         (lambda: sentencepiece_metadata(model="t5"), "tokenizer 't5' is not supported; supported: llama, gpt2"),
     ],

@@ -50,7 +50,7 @@ def _changed(name: str, content: bytes, rng: random.Random) -> bytes:
     if inside is not None and rng.random() < 0.75:
         try:
             return inside(content, rng)
-        except (ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error, RecursionError):
             pass  # an earlier change has left no structure
     return _other_bytes(content, rng)
 
