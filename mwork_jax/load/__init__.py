@@ -30,7 +30,7 @@ from mwork_jax.runtime.files import read_json
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _GENERATION = "generation_config.json"
-_HUB_FILES = ["*.json", "model*.safetensors", "flax_model*.msgpack", "tokenizer*", "*.model", "*.jinja"]
+_HUB_FILES = ["*.json", "merges.txt", "model*.safetensors", "flax_model*.msgpack", "tokenizer*", "*.model", "*.jinja"]
 
 
 def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: Mesh | None = None) -> Model:

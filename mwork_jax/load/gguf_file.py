@@ -11,6 +11,7 @@ import numpy as np
 from mwork_jax.errors import InputError
 from mwork_jax.load.gguf_format import GGUFFile
 from mwork_jax.load.gguf_tokenizer import build_tokenizer
+from mwork_jax.load.tokenizer import check_usable
 
 _MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3": "gemma3_text"}
 _WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -98,7 +99,10 @@ class GGUFCheckpoint:
 
         Raises InputError for a kind of tokenizer that is not supported.
         """
-        return build_tokenizer(self._file.metadata, self.where)
+        tokenizer = build_tokenizer(self._file.metadata, self.where)
+        if tokenizer is not None:
+            check_usable(tokenizer, self.where)
+        return tokenizer
 
     def hf_config(self) -> dict[str, object]:
         """The model as a Hugging Face `config.json` would describe it.

@@ -230,7 +230,7 @@ def of_architecture(name, metadata):
 
 
 def test_files_from_before_splits_had_names():
-    """Qwen's are told by the architecture, Llama 3's by the token that begins a text; other files are not guessed at."""
+    """Qwen's are told by the architecture, Llama 3's by the token that begins a text; nothing else is guessed."""
     text = "the the's 12345   a\n\nb!"
     for architecture, tokens, name in (("qwen2", [], "qwen2"), ("llama", ["<|begin_of_text|>"], "llama-bpe")):
         named = byte_level_metadata(pre=name)

@@ -227,6 +227,8 @@ def _gguf_end(content: bytes, at: int, kind: int) -> int:
     if kind == _GGUF_LIST:
         inner, count = struct.unpack_from("<IQ", content, at)
         at += 12
+        if count > len(content):
+            raise ValueError("an earlier change has made it longer than the file")
         for _ in range(count):
             at = _gguf_end(content, at, inner)
         return at
