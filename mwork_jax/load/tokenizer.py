@@ -32,6 +32,8 @@ def check_usable(tokenizer: Any, where: str) -> None:
     length = tokenizer.model_max_length
     if not isinstance(length, int | float) or isinstance(length, bool) or not length > 0:
         raise InputError(f"{where}: the tokenizer's model_max_length is {length!r:.80}; a positive number is needed")
+    # Documents are cut at the model's context, so nobody needs the library's warning about long ones.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     try:
         tokenizer.decode(tokenizer("a 1")["input_ids"])
     except (KeyboardInterrupt, SystemExit):

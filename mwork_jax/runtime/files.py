@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import stat
+import struct
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -142,8 +143,21 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray], metadata:
     with atomic_path(path) as temporary:
         try:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
+            if len(metadata) > 1:
+                _sort_metadata(temporary)
         except SafetensorError as error:  # its own kind of error for a full disk
             raise OSError(errno.EIO, str(error), str(path)) from None
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes metadata in the order of a hash table, another one each time: equal files get equal bytes."""
+    with open(path, "r+b") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+        header = {name: dict(sorted(entry.items())) for name, entry in header.items()}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def checksum_of(header: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 from mwork_jax.errors import InputError
 from mwork_jax.runtime import files
@@ -39,6 +41,19 @@ def test_files_have_the_mode_that_the_umask_gives(mask, umask, tmp_path):
     write_tensors(tmp_path / "a.safetensors", {}, {})
     for name in ("a.txt", "a.safetensors"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~mask
+
+
+def test_equal_tensors_have_equal_bytes(tmp_path):
+    """The library writes metadata in the order of a hash table."""
+    metadata = {f"name {i}": f'"{i}" \u0e07 \n' for i in range(9)}
+    contents = set()
+    for i in range(6):
+        write_tensors(tmp_path / f"{i}.safetensors", {"b": np.zeros(2, np.float32), "a": np.ones(3)}, metadata)
+        contents.add((tmp_path / f"{i}.safetensors").read_bytes())
+    assert len(contents) == 1
+    with safe_open(tmp_path / "0.safetensors", framework="numpy") as file:
+        assert file.metadata() == metadata
+        np.testing.assert_array_equal(file.get_tensor("a"), np.ones(3))
 
 
 def test_the_umask_is_never_changed(tmp_path, monkeypatch):

@@ -84,11 +84,11 @@ def _hf(family: str, **changes: Any) -> Any:
     return hf_model(family, 2, **sizes)
 
 
-def _save_model(folder: Path, family: str = "llama", shard: str | None = None) -> None:
-    _hf(family).save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
+def _save_model(folder: Path, family: str = "llama", shard: str | None = None, **changes: Any) -> None:
+    _hf(family, **changes).save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
 
 
-def _save_tokenizer(folder: Path) -> None:
+def _save_tokenizer(folder: Path, longest: int = 64) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *alphabet, "th"])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("t", "h")]))
@@ -108,9 +108,9 @@ def _save_tokenizer(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(_CHAT)
 
 
-def _save_model_with_text(folder: Path) -> None:
-    _save_model(folder)
-    _save_tokenizer(folder)
+def save_model_with_text(folder: Path, longest: int = 64) -> None:
+    _save_model(folder, max_position_embeddings=longest)
+    _save_tokenizer(folder, longest)
 
 
 def _read_config(folder: Path) -> None:
@@ -354,7 +354,7 @@ FORMATS: dict[str, Format] = {
     "safetensors": Format(partial(_made, _save_model), _read_model, (".safetensors", "/config.json")),
     "index": Format(partial(_made, partial(_save_model, shard="20KB")), _read_model, (".index.json",)),
     "tokenizer": Format(partial(_made, _save_tokenizer), _read_tokenizer),
-    "model": Format(partial(_made, _save_model_with_text), _read_model),
+    "model": Format(partial(_made, save_model_with_text), _read_model),
     "gguf": Format(partial(_made, *_GGUF), _read_gguf),
     "flax": Format(partial(_made, *_FLAX), _read_model, (".msgpack", "index.json")),
     "sets": Format(partial(_made, _save_sets), _read_sets),
