@@ -63,12 +63,12 @@ def passes_of_the_compiler(request):
         return
     import jax
 
-    before = jax.config.jax_disable_most_optimizations
+    fewer = os.environ[_FEWER_PASSES] == "1"
     jax.config.update("jax_disable_most_optimizations", False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(_FEWER_PASSES, "0")
         yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", fewer)
 
 
 def pytest_collection_modifyitems(items):
