@@ -14,7 +14,7 @@ from support.tiny import torch
 
 pytestmark = pytest.mark.slow
 LANGUAGES = ("en", "de", "ru", "zh", "th")
-DOCUMENTS = 4  # per language
+DOCUMENTS = 2  # per language
 
 
 def gemma() -> Path:

@@ -14,7 +14,7 @@ import mwork_jax as mw
 from support.paths import ROOT
 from support.slow_deactivation import save_neurons
 
-KILLS = int(os.environ.get("MWORK_KILLS", "4"))  # MWORK_KILLS=30 for the whole check
+KILLS = int(os.environ.get("MWORK_KILLS", "2"))  # scripts/faults.py has more of them, of every command
 
 
 @pytest.mark.slow
