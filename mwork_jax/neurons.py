@@ -83,7 +83,7 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 def _members(rows: list[list[int]], layers: int, width: int, group: str) -> np.ndarray:
     """One group of a saved set as bool [layers, width]. Raises InputError where `rows` are not indices into it."""
     if len(rows) != layers:
-        raise InputError(f"{group} has {len(rows)} layers, not the {layers} that 'layers' says")
+        raise InputError(f"{group} has {len(rows)} layers, not the {layers!r:.40} that 'layers' says")
     if type(width) is not int or not 0 < width <= _WIDEST:
         raise InputError(f"{group} has width {width!r:.40}; a whole number up to {_WIDEST} is needed")
     members = np.zeros((layers, width), bool)
@@ -244,14 +244,14 @@ class NeuronSet:
             groups = {g: _members(body["neurons"][g], body["layers"], body["widths"][g], g) for g in GROUPS}
             neurons, count = cls(groups, body["provenance"]), body["count"]
             if neurons.count() != count:
-                raise InputError(f"'count' is {count}, but {neurons.count()} neurons are listed")
+                raise InputError(f"'count' is {count!r:.40}, but {neurons.count()} neurons are listed")
             if body.get("fingerprint", neurons.fingerprint) != neurons.fingerprint:
                 raise InputError("its members are not those of its fingerprint")
             return neurons
         except InputError as error:
             raise InputError(f"{path}: damaged neuron set ({error})") from None
         except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
-            raise InputError(f"{path}: damaged neuron set ({type(error).__name__}: {error})") from None
+            raise InputError(f"{path}: damaged neuron set ({type(error).__name__}: {error!s:.200})") from None
 
     def __repr__(self) -> str:
         language = self.provenance.get("language")

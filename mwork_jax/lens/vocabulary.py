@@ -108,11 +108,13 @@ class VocabularyLabels:
             raise InputError(f"{path}: not vocabulary labels (its 'format' should be {_FORMAT!r})")
         try:
             columns, codes = tuple(body["columns"]), np.asarray([ord(c) - ord("a") for c in body["codes"]], np.int16)
+            if not all(isinstance(column, str) for column in columns) or len(set(columns)) != len(columns):
+                raise ValueError("a column is no text, or is there twice")
             if columns[-len(REST) :] != REST or codes.size == 0 or codes.min() < 0 or codes.max() >= len(columns):
                 raise ValueError("the codes do not fit the columns")
             return cls(columns[: -len(REST)], codes, body["provenance"])
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: damaged vocabulary labels ({type(error).__name__}: {error})") from None
+            raise InputError(f"{path}: damaged vocabulary labels ({type(error).__name__}: {error!s:.200})") from None
 
 
 def label_vocabulary(

@@ -138,12 +138,10 @@ def build_tokenizer(metadata: Mapping[str, object], where: str) -> Any | None:
     if not vocabulary.texts:
         return None
     model = vocabulary.get("model")
-    if model == "llama":
-        tokenizer, adds_bos = _sentencepiece(vocabulary), True
-    elif model == "gpt2":
-        tokenizer, adds_bos = _byte_level(vocabulary)
-    else:
-        raise InputError(f"{where}: tokenizer {model!r:.80} is not supported; supported: llama, gpt2")
+    kinds = {"llama": lambda v: (_sentencepiece(v), True), "gpt2": _byte_level}
+    if not isinstance(model, str) or model not in kinds:
+        raise InputError(f"{where}: tokenizer {model!r:.80} is not supported; supported: {', '.join(kinds)}")
+    tokenizer, adds_bos = kinds[model](vocabulary)
     _add_ends(tokenizer, vocabulary, adds_bos)
     return _wrap(tokenizer, vocabulary, metadata)
 
@@ -293,5 +291,5 @@ def _wrap(tokenizer: Any, vocabulary: _Vocabulary, metadata: Mapping[str, object
         clean_up_tokenization_spaces=False,
         chat_template=vocabulary.template(),
         **{name: text for name, text in special.items() if text is not None},
-        **({"model_max_length": length} if length else {}),
+        **({"model_max_length": length} if isinstance(length, int) and length > 0 else {}),
     )

@@ -80,7 +80,8 @@ def _other_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def _other_json(content: bytes, rng: random.Random) -> bytes:
-    return _as_json(_other_tree(json.loads(content), rng), rng).encode("utf-8", "surrogatepass")
+    changed = (_other_value if rng.random() < 0.4 else _other_tree)(json.loads(content), rng)
+    return _as_json(changed, rng).encode("utf-8", "surrogatepass")
 
 
 def _as_json(value: Any, rng: random.Random) -> str:
@@ -115,6 +116,10 @@ def _other_header(content: bytes, rng: random.Random) -> bytes:
     """safetensors: another header of JSON, and its length with it."""
     (length,) = struct.unpack_from("<Q", content)
     header = json.loads(content[8 : 8 + length])
+    metadata = header.get("__metadata__", {})
+    if "sha256" in metadata and rng.random() < 0.5:  # files of version 0.1 have none, so nothing tells of the change
+        del metadata["sha256"]
+        metadata["format"] = metadata.get("format", "").replace("-2", "-1")
     inner = header.get("__metadata__", {}).get("mwork") if rng.random() < 0.3 else None
     if inner is not None:
         header["__metadata__"]["mwork"] = _as_json(_other_tree(json.loads(inner), rng), rng)
@@ -159,6 +164,21 @@ def _other_tree(value: Any, rng: random.Random, special: Callable[[Any, random.R
         return [*value[:i], _other_tree(value[i], rng, special), *value[i + 1 :]]
     changed = special(value, rng) if special is not None else value
     return _other_leaf(value, rng) if changed is value else changed
+
+
+def _other_value(value: Any, rng: random.Random) -> Any:
+    """The value with one leaf replaced by another of its kind: what a check of kinds lets through."""
+    if isinstance(value, dict) and value:
+        name = rng.choice(list(value))
+        return {n: _other_value(v, rng) if n == name else v for n, v in value.items()}
+    if isinstance(value, list) and value:
+        i = rng.randrange(len(value))
+        return [*value[:i], _other_value(value[i], rng), *value[i + 1 :]]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return rng.choice(_TEXTS)
+    return rng.choice([n for n in _NUMBERS if isinstance(n, type(value))] or [value])
 
 
 def _other_leaf(value: Any, rng: random.Random) -> Any:
