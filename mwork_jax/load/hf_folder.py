@@ -14,6 +14,7 @@ from mwork_jax.runtime.files import read_json, refuse_pointer
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_LONGEST_NAME = 255  # bytes, on any file system
 FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors names them
 
 
@@ -89,7 +90,8 @@ def shard_names(index: Any, where: str) -> list[str]:
 def _stays_inside(name: str) -> bool:
     """Whether a shard's name is a file of the checkpoint's folder (links are followed: the Hub's cache has them)."""
     path = PurePath(name)
-    return bool(path.name) and not path.is_absolute() and ".." not in path.parts
+    is_name = bool(path.name) and len(path.name.encode()) <= _LONGEST_NAME and "\0" not in name
+    return is_name and not path.is_absolute() and ".." not in path.parts
 
 
 def _open(path: Path):  # noqa: ANN202  safetensors does not export the handle's type

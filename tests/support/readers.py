@@ -200,7 +200,7 @@ def _save_scores(folder: Path) -> None:
 
 def _read_scores(folder: Path) -> None:
     scores = {path.stem: NeuronScores.load(path) for path in sorted(folder.glob("*.safetensors"))}
-    for rule in ("top_fraction:0.3", "top_k:3@0.5", "lape:0.1"):
+    for rule in ("top_fraction:0.3", "top_k:3", "lape:0.1"):
         select_neurons(scores, rule)
 
 
