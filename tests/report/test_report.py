@@ -91,7 +91,7 @@ def test_it_has_every_part(whole):
         "N1 = 4, N2 = 2 of 18 layers",
         "documents 100 200 400",
         "learning_rate 0.0001",
-        "fa97cad4b4caeee3",
+        "bf2ddb7e93fc6791",
         "jax 0.",
         "rule top_fraction:0.05",
         "mwork run --quick --languages en,de,es,zh,th,ar",
@@ -342,7 +342,7 @@ BAD = {
     "half": (half, r"results\.json: not valid JSON \(line \d+"),
     "two models": (
         other_model,
-        r"different models in one folder: .*weights fa97cad4b4caeee3.*0123456789abcdef",
+        r"different models in one folder: .*weights bf2ddb7e93fc6791.*0123456789abcdef",
     ),
     "scores of another": (other_scores, "different models in one folder"),
     "a rule that does not exist": (
