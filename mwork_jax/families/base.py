@@ -48,7 +48,7 @@ LAYER_TENSORS: Mapping[str, str] = {
     **{f"{name}_bias": f"mlp.{name}_proj.bias" for name in ("gate", "up", "down")},
 }
 
-_MOST_LAYERS = 10_000  # a damaged number would ask for more memory than there is
+MOST_LAYERS = 10_000  # a damaged number would ask for more memory than there is
 
 Windows = tuple[int, ...]  # per layer, as in ModelConfig
 LayerRopes = tuple[tuple[Rope, ...], tuple[int, ...]]  # the distinct rotary embeddings and, per layer, which it uses
@@ -124,7 +124,7 @@ def read_config(family: Family, read: Reader) -> ModelConfig:
     """The configuration that the completed attributes of a model of this family describe."""
     heads, hidden = read.count("num_attention_heads"), read.count("hidden_size")
     head_dim = read.count("head_dim", if_null=hidden // heads if family.head_dim_may_be_null else None)
-    windows = family.windows(read, read.count("num_hidden_layers", most=_MOST_LAYERS))
+    windows = family.windows(read, read.count("num_hidden_layers", most=MOST_LAYERS))
     ropes, layer_rope = family.ropes(read, windows)
     attention_bias = read.flag("attention_bias")
     scale = family.attention_scale

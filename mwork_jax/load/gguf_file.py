@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mwork_jax.errors import InputError
+from mwork_jax.families.base import MOST_LAYERS
 from mwork_jax.load.gguf_format import GGUFFile
 from mwork_jax.load.gguf_tokenizer import build_tokenizer
 from mwork_jax.load.tokenizer import check_usable
@@ -122,7 +123,7 @@ class GGUFCheckpoint:
             "vocab_size": vocab_size,
             "hidden_size": hidden,
             "intermediate_size": self._count("feed_forward_length"),
-            "num_hidden_layers": self._count("block_count"),
+            "num_hidden_layers": self._layers(),
             "num_attention_heads": heads,
             "num_key_value_heads": self._kv_heads(),
             "head_dim": head_dim,
@@ -152,7 +153,7 @@ class GGUFCheckpoint:
                     f"{self.where}: {self._arch}.attention.sliding_window is not supported for {self._arch}"
                 )
             return {}
-        largest = self._count("block_count") == _GEMMA_27B_LAYERS[self._arch]
+        largest = self._layers() == _GEMMA_27B_LAYERS[self._arch]
         scale: dict[str, object] = {"query_pre_attn_scalar": hidden_per_head if largest else head_dim}
         if self._arch == "gemma2":  # the first Gemma 2 files lack these three; all models of the family share them
             return scale | {
@@ -170,7 +171,7 @@ class GGUFCheckpoint:
 
     def _layer_types(self) -> list[str]:
         """Gemma 3: which layers slide. The pattern is a period (every n-th layer sees all), or one flag per layer."""
-        layers, pattern = self._count("block_count"), self._get("attention.sliding_window_pattern", 6)
+        layers, pattern = self._layers(), self._get("attention.sliding_window_pattern", 6)
         if isinstance(pattern, np.ndarray):
             slides = [bool(flag) for flag in pattern]
         elif isinstance(pattern, int):
@@ -263,6 +264,12 @@ class GGUFCheckpoint:
         if value is None:
             raise InputError(f"{self.where}: metadata '{self._arch}.{key}' is missing")
         return value
+
+    def _layers(self) -> int:
+        layers = self._count("block_count")
+        if layers > MOST_LAYERS:
+            raise InputError(f"{self.where}: '{self._arch}.block_count' is {layers}; it is {MOST_LAYERS} at most")
+        return layers
 
     def _count(self, key: str) -> int:
         value = self._need(key)

@@ -202,6 +202,7 @@ def test_truncation_is_noticed_before_anything_is_read(llama, tmp_path):
         ({"llama.embedding_length": 64}, "token_embd.weight has shape (97, 32)"),
         ({"llama.block_count": None}, "'llama.block_count' is missing"),
         ({"llama.block_count": 0}, "positive whole number"),
+        ({"llama.block_count": 2**32 - 1}, "'llama.block_count' is 4294967295; it is 10000 at most"),
         ({"tokenizer.ggml.eot_token_id": [2]}, "eot_token_id is array([2]"),
         ({"tokenizer.ggml.bos_token_id": "<s>"}, "bos_token_id is '<s>'; one whole number is needed"),
         ({"tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.model": "bert"}, "tokenizer 'bert' is not supported"),
