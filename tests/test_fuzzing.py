@@ -66,7 +66,7 @@ def test_any_json_in_the_place_of_a_file(form, value):
 
 
 def test_a_failing_reader_is_noticed(monkeypatch):
-    """What takes memory, what raises something else, and what says too much."""
+    """What takes memory, what raises something else, and what says nothing."""
     from support import fuzzing
     from support.readers import Format
 
@@ -74,10 +74,10 @@ def test_a_failing_reader_is_noticed(monkeypatch):
         return bytearray(400 << 20).count(b"x")
 
     def message(folder):
-        raise fuzzing.InputError("x" * 5000)
+        raise fuzzing.InputError(" ")
 
     for name, read in (("memory", memory), ("other", lambda folder: 1 // 0), ("message", message)):
         monkeypatch.setitem(FORMATS, name, Format(lambda: [{"a": b"1"}], read))
     assert "MB of memory" in outcome("memory", {"a": b"1"}).problem
     assert "ZeroDivisionError" in outcome("other", {"a": b"1"}).problem
-    assert "5000 characters" in outcome("message", {"a": b"1"}).problem
+    assert "a message of 1 characters" in outcome("message", {"a": b"1"}).problem
