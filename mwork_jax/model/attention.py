@@ -5,7 +5,7 @@ Letters in shape comments: b batch, t query time, s key time, h query head, g ke
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from mwork_jax.config import ModelConfig, Rope
 from mwork_jax.model.operations import product, soft_cap
 
 _QUERY_BLOCK = 64  # attention works through at least so many queries at a time,
-_QUERY_BLOCKS = 8  # in at most so many blocks: each is compiled on its own
+_QUERY_BLOCKS = 8  # in at most so many blocks: each is compiled on its own,
+_LONGEST_BLOCK = 512  # in parts of so many queries
 
 
 def attend(
@@ -35,31 +36,76 @@ def attend(
     t and s that are the same times, are numbers that a query and a key must share.
 
     Works through blocks of queries, each, where `now` is a Python number, against the keys up to its end: half the
-    work of the square, and bounded memory. Heads come first within a block, so that every product is a plain batched
-    matrix product.
+    work of the square. Long blocks go in parts, one after the other, so memory grows with the time, not its square.
     """
     batch, time, _, size = q.shape
     groups, shared = config.num_kv_heads, config.queries_per_group
     q = q.astype(dtype).reshape(batch, time, groups, shared, size).transpose(0, 2, 3, 1, 4)
     k, v = k.astype(dtype), v.astype(dtype)
     step = max(_QUERY_BLOCK, -(-time // _QUERY_BLOCKS))
+    if step > _LONGEST_BLOCK:
+        step = -(-step // _LONGEST_BLOCK) * _LONGEST_BLOCK
     blocks = []
     for begin in range(0, time, step):
         end = min(begin + step, time)
         keys = now + end if isinstance(now, int) else k.shape[2]
-        queries = q[:, :, :, begin:end].reshape(batch, groups, -1, size)
-        scores = product("bgqk,bgsk->bgqs", queries, k[:, :, :keys]) * config.attn_scale
-        scores = soft_cap(scores, config.attn_softcap).reshape(batch, groups, shared, end - begin, keys)
-        seen = visible(queries_at[:, begin:end], keys_at[:, :keys], window)
-        if documents is not None:
-            seen &= documents[:, begin:end, None] == documents[:, None, :keys]
-        seen = seen[:, None, None]
-        weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
-        weights = weights.astype(dtype).reshape(batch, groups, -1, keys)
-        out = product("bgqs,bgsk->bgqk", weights, v[:, :, :keys])
-        blocks.append(out.reshape(batch, groups, shared, end - begin, size))
+        of_keys = _Keys(k[:, :, :keys], v[:, :, :keys], keys_at[:, :keys], _up_to(documents, 0, keys))
+        # A block's last part may be shorter than the others, which go through one loop.
+        whole = end if end - begin <= _LONGEST_BLOCK else end - (end - begin) % _LONGEST_BLOCK
+        for first, last in ((begin, whole), (whole, end)):
+            if last > first:
+                queries = _Queries(q[:, :, :, first:last], queries_at[:, first:last], _up_to(documents, first, last))
+                blocks.append(_attend_in_parts(config, queries, of_keys, window, dtype))
     heads = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=3)
     return heads.transpose(0, 3, 1, 2, 4).reshape(batch, time, -1, size)
+
+
+class _Queries(NamedTuple):
+    q: jax.Array  # [b, g, queries per group, t, k]
+    at: jax.Array  # [b or 1, t]
+    documents: jax.Array | None  # [b, t]
+
+
+class _Keys(NamedTuple):
+    k: jax.Array  # [b, g, s, k]
+    v: jax.Array
+    at: jax.Array  # [b or 1, s]
+    documents: jax.Array | None  # [b, s]
+
+
+def _up_to(documents: jax.Array | None, begin: int, end: int) -> jax.Array | None:
+    return None if documents is None else documents[:, begin:end]
+
+
+def _attend_in_parts(config: ModelConfig, queries: _Queries, keys: _Keys, window: jax.Array, dtype: Any) -> jax.Array:
+    """`_attend_block`, in a loop where there are more queries than a block has. The loop's backward pass computes each
+    part's attention again."""
+    time = queries.q.shape[3]
+    if time <= _LONGEST_BLOCK:
+        return _attend_block(config, queries, keys, window, dtype)
+
+    def parts(x: jax.Array, axis: int) -> jax.Array:
+        split = x.reshape(*x.shape[:axis], -1, _LONGEST_BLOCK, *x.shape[axis + 1 :])
+        return jnp.moveaxis(split, axis, 0)
+
+    documents = None if queries.documents is None else parts(queries.documents, 1)
+    one = jax.checkpoint(lambda part: _attend_block(config, part, keys, window, dtype))
+    out = jax.lax.map(one, _Queries(parts(queries.q, 3), parts(queries.at, 1), documents))
+    return jnp.moveaxis(out, 0, 3).reshape(queries.q.shape)
+
+
+def _attend_block(config: ModelConfig, queries: _Queries, keys: _Keys, window: jax.Array, dtype: Any) -> jax.Array:
+    """[b, g, queries per group, t, k], float32. Heads come first, so that every product is a plain batched matrix
+    product."""
+    batch, groups, shared, time, size = queries.q.shape
+    scores = product("bgqk,bgsk->bgqs", queries.q.reshape(batch, groups, -1, size), keys.k) * config.attn_scale
+    scores = soft_cap(scores, config.attn_softcap).reshape(batch, groups, shared, time, -1)
+    seen = visible(queries.at, keys.at, window)
+    if queries.documents is not None and keys.documents is not None:
+        seen &= queries.documents[:, :, None] == keys.documents[:, None, :]
+    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -1e30), axis=-1)
+    weights = weights.astype(dtype).reshape(batch, groups, shared * time, -1)
+    return product("bgqs,bgsk->bgqk", weights, keys.v).reshape(queries.q.shape)
 
 
 def heads_first(x: jax.Array) -> jax.Array:
