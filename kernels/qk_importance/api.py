@@ -50,9 +50,10 @@ def qk_importance(
         return lambda *args: kernel(*args[:-1], **args[-1])
 
     args = (q, k, cos, sin, token_mask, window, arrays)
-    if implementation is not None:
-        return of(implementation)(*args)
-    return jax.lax.platform_dependent(*args, tpu=of("tpu"), cuda=of("gpu"), default=of("xla"))
+    with jax.enable_x64(False):  # whatever the caller's program does: indices of the kernels are int32
+        if implementation is not None:
+            return of(implementation)(*args)
+        return jax.lax.platform_dependent(*args, tpu=of("tpu"), cuda=of("gpu"), default=of("xla"))
 
 
 def _implementation(name: str) -> Callable[..., tuple[jax.Array, jax.Array]]:

@@ -21,6 +21,7 @@ from mwork_jax.corpus import Batching, Document, Encoded, documents_key, encoded
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import LOGIT_ROWS
 from mwork_jax.lens.vocabulary import LABELLING_VERSION, VocabularyLabels, label_vocabulary
+from mwork_jax.model.checks import check_mask, check_tokens
 from mwork_jax.model.decoder import Decoder, embedded, hidden_states, logits_of
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask, NeuronSet
@@ -134,8 +135,10 @@ def _count_labels(
 def lens_logits(model: Model, tokens: jax.Array | np.ndarray, mask: NeuronMask) -> jax.Array:
     """Every layer's logits: int32 [batch, time] -> float32 [layers + 1, batch, time, vocab]. The last layer's are the
     model's. For short inputs: `language_shares` never holds so much."""
+    tokens = check_tokens(model.config, tokens)
+    check_mask(model.config, mask)
     with on_mesh_of(model.decoder):
-        return _lens_logits(model.decoder, jnp.asarray(tokens), mask)
+        return _lens_logits(model.decoder, tokens, mask)
 
 
 @jax.jit
@@ -150,6 +153,7 @@ def top_tokens(model: Model, document: Document, mask: NeuronMask, k: int = 10) 
     tokens = model.encode(document)
     if tokens.size == 0 or not 1 <= k <= model.config.vocab_size:
         raise InputError(f"top tokens: {tokens.size} tokens and k = {k}; at least one of each is needed")
+    check_mask(model.config, mask)
     with on_mesh_of(model.decoder):
         best, probability = fetch(_top_tokens(model.decoder, tokens[None], mask, k))
     return best[:, 0], probability[:, 0]

@@ -35,7 +35,7 @@ class KeyValueCache(NamedTuple):
 
     def write(self, layer: jax.Array, now: int | jax.Array, k: jax.Array, v: jax.Array) -> KeyValueCache:
         """With k and v [b, g, t, k] of one layer at times now, now + 1 ..."""
-        at = (layer, 0, 0, now, 0)
+        at = tuple(jnp.asarray(place, jnp.int32) for place in (layer, 0, 0, now, 0))
 
         def written(old: jax.Array, new: jax.Array) -> jax.Array:
             new = to_bits(new.astype(jnp.bfloat16)) if old.dtype == jnp.uint16 else new.astype(old.dtype)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mwork_jax.model.buckets import bucket_length
+from mwork_jax.model.checks import check_mask
 from mwork_jax.model.decoder import Decoder, embedded
 from mwork_jax.model.kv_cache import KeyValueCache, extend
 from mwork_jax.model.tokens import shared_prefix_length
@@ -90,7 +91,10 @@ def prefill(
     and rows and masks are filled up so that they split evenly.
 
     Which rows and masks run together depends on the lists alone, so the same lists give the same results to the bit.
+    Raises InputError for what is no mask of this model.
     """
+    for mask in masks:
+        check_mask(decoder.config, mask)
     mesh = mesh_of(decoder)
     at_once, shards = size_of(mesh, MASK), size_of(mesh, DATA)
     firsts = [first_layer(mask) for mask in masks]

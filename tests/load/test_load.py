@@ -249,7 +249,9 @@ def test_a_head_that_is_not_the_embedding_it_should_be_is_refused(dtype, tmp_pat
         mw.load_model(tmp_path, dtype=dtype)
 
 
-@pytest.mark.parametrize("name", [3, None, ["a"], "../x.safetensors", "/x.safetensors", "a/../../x", "", "é" * 200, "a\0"])
+@pytest.mark.parametrize(
+    "name", [3, None, ["a"], "../x.safetensors", "/x.safetensors", "a/../../x", "", "é" * 200, "a\0"]
+)
 def test_an_index_names_files_of_its_folder(name, tmp_path):
     hf_model("llama", 2).save_pretrained(tmp_path, max_shard_size="20KB")
     index = tmp_path / "model.safetensors.index.json"

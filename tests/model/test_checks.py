@@ -68,3 +68,40 @@ def test_lists_are_tokens_and_transformations_go_through(model):
 def test_a_table_of_documents_is_not_documents(model):
     with pytest.raises(mw.InputError, match=r"a table \(en, de\), where documents are needed"):
         mw.score_neurons(model, {"en": [tokens(1, 5)[0]], "de": [tokens(1, 5)[0]]})
+
+
+@pytest.mark.parametrize("entry", ["held_out_loss", "log_likelihood", "generate", "top_tokens", "lens_logits"])
+def test_every_function_refuses_what_is_no_mask(entry, model):
+    """A list, a set, a mask of another model: one line, not an error of JAX's."""
+    ids = tokens(1, 9)
+    calls = {
+        "held_out_loss": lambda mask: mw.held_out_loss(model, list(ids), mask),
+        "log_likelihood": lambda mask: mw.log_likelihood(model, list(ids), [ids[0][2:]], mask),
+        "generate": lambda mask: mw.generate(model, list(ids), mask, max_new_tokens=2),
+        "top_tokens": lambda mask: mw.top_tokens(model, ids[0], mask),
+        "lens_logits": lambda mask: mw.lens_logits(model, ids, mask),
+    }
+    keep = NeuronMask.keep_all(model.config)
+    for wrong in ([keep], random_neurons(model.config, seed=0), None, NeuronMask.stack([keep, keep])):
+        with pytest.raises(mw.InputError, match=r"^mask"):
+            calls[entry](wrong)
+
+
+def test_programs_that_count_with_64_bits_get_the_same(model):
+    """Whoever composes this package may need float64 elsewhere."""
+    ids, keep = list(tokens(2, 9)), NeuronMask.keep_all(model.config)
+
+    def results():
+        return (
+            mw.score_neurons(model, ids).mean["attn_k"],
+            mw.held_out_loss(model, ids, keep).nats,
+            mw.generate(model, ids, keep, max_new_tokens=3)[0].tolist(),
+        )
+
+    before = results()
+    with jax.enable_x64(True):
+        scores, nats, new = results()
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, before[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(nats, before[1], rtol=1e-5)
+    assert new == before[2]
