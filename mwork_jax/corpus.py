@@ -20,7 +20,7 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.model.buckets import bucket_length
 from mwork_jax.model.model import Model
-from mwork_jax.model.tokens import Document
+from mwork_jax.model.tokens import Document, byte_count
 from mwork_jax.runtime.files import has_rows, parse_json, read_jsonl, read_rows, read_text
 
 LANGUAGES = ("en", "de", "fr", "es", "ru", "zh", "vi", "th", "ar", "sw")  # of the project's own data set
@@ -94,9 +94,8 @@ def _predicted_bytes(model: Model, document: Document, whole: np.ndarray, max_to
     if not isinstance(document, str) or model.tokenizer is None:
         return 0
     cut = whole.size > max_tokens
-    text = model.tokenizer.decode(whole[:max_tokens], skip_special_tokens=True) if cut else document
-    first = "" if whole[0] == model.config.bos_id else model.tokenizer.decode(whole[:1])
-    return len(text.encode()) - len(first.encode())
+    size = byte_count(model.tokenizer, whole[:max_tokens], special=False) if cut else len(document.encode())
+    return size - (0 if whole[0] == model.config.bos_id else byte_count(model.tokenizer, whole[:1], special=True))
 
 
 def stream_batches(documents: Iterable[Encoded], batching: Batching, multiple: int = 1) -> Iterator[Batch]:

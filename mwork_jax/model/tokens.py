@@ -12,6 +12,7 @@ from mwork_jax.runtime.time_limit import time_limit
 
 CHAT_DATE = datetime(2024, 7, 26)  # the day that chat templates are told, the one that Llama 3's own falls back to
 _TEMPLATE_SECONDS = 10
+_UNDECODED = "\ufffd"
 Document = str | np.ndarray  # text, or int32 [time]
 _LAST = int(np.iinfo(np.int32).max)
 
@@ -53,6 +54,20 @@ def added_tokens(tokenizer: Any | None) -> AddedTokens:
     if not begins or not alone:
         return AddedTokens((), ())
     return AddedTokens(tuple(whole[: begins[0]]), tuple(whole[begins[0] + len(alone) :]))
+
+
+def byte_count(tokenizer: Any, tokens: np.ndarray, *, special: bool) -> int:
+    """UTF-8 bytes that the tokens, int [time], stand for. special: whether special ones count. A token that ends within
+    a character counts with the bytes that it has: decoded by itself it is U+FFFD, which has three."""
+    text = tokenizer.decode(tokens, skip_special_tokens=not special)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if _UNDECODED not in text or backend is None:
+        return len(text.encode())
+    if backend.decoder is None or b'"ByteLevel"' not in backend.decoder.__getstate__():
+        return len(text.replace(_UNDECODED, "?").encode())  # byte fallback: each byte is a token, and one U+FFFD
+    pieces = tokenizer.convert_ids_to_tokens(tokens.tolist(), skip_special_tokens=not special)
+    added = tokenizer.get_added_vocab()
+    return sum(len(piece.encode()) if piece in added else len(piece) for piece in pieces)
 
 
 def chat_prompt(tokenizer: Any | None, text: str) -> str:

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 import mwork_jax as mw
+from mwork_jax.corpus import encoded
+from mwork_jax.load.gguf_tokenizer import build_tokenizer
 from mwork_jax.model import tokens
-from mwork_jax.model.tokens import added_tokens, chat_prompt
+from mwork_jax.model.tokens import added_tokens, byte_count, chat_prompt
 from mwork_jax.neurons import NeuronMask
+from support.gguf_writing import sentencepiece_metadata
 
 BOS, EOS = 1, 2
 
@@ -43,6 +46,27 @@ def test_what_a_tokenizer_adds_is_known(tokenizer, with_eos):
     assert added_tokens(tokenizer) == ((BOS,), ())
     assert added_tokens(with_eos.tokenizer) == ((BOS,), (EOS,))
     assert added_tokens(None) == ((), ())
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "byte fallback"])
+def test_bytes_of_tokens_that_end_within_a_character(kind, tokenizer):
+    """Each prefix of a text's tokens stands for a prefix of its bytes."""
+    if kind == "byte fallback":
+        tokenizer = build_tokenizer(sentencepiece_metadata(add_space_prefix=False), "file")
+    text = "😀 hello 道é world"
+    ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"])
+    counts = [byte_count(tokenizer, ids[:i], special=False) for i in range(1, len(ids) + 1)]
+    assert counts[:6] == [1, 2, 3, 4, 5, 6]
+    assert counts == sorted(set(counts))
+    assert counts[-1] == len(text.encode())
+
+
+def test_bytes_of_a_document_that_begins_or_is_cut_within_a_character(tiny_folder, tmp_path):
+    """Without BOS, the first of four bytes is not predicted: 15 of "😀 hello world" are."""
+    model = changed(tiny_folder, tmp_path / "model", "$A")
+    (whole,) = encoded(model, ["😀 hello world"], 64)
+    (cut,) = encoded(model, ["😀 hello 道"], 12)
+    assert (whole.bytes, cut.bytes) == (15, 11)
 
 
 def test_a_prompt_ends_where_its_text_ends(tiny_folder, with_eos):
