@@ -15,6 +15,7 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.families import checkpoint_names
 from mwork_jax.families.base import WHOLE_TENSORS
+from mwork_jax.load.names import with_usual_names
 from mwork_jax.load.source import SlicedSource, WeightSource
 from mwork_jax.model.decoder import Decoder, ParameterSpec, parameter_specs
 from mwork_jax.sharding import sharding
@@ -41,8 +42,7 @@ def assemble(
     put(parameter name, host array) puts one finished parameter on the devices. Raises InputError for a tensor that is
     missing, left over, or of another shape than the configuration says.
     """
-    _check_names(config, source)
-    _check_tied(config, source)
+    source = _checked(config, source)
     arrays = {}
     for name, spec in parameter_specs(config).items():
         arrays[name] = put(name, _parameter(config, source, name, spec.shape, _dtype(spec, dtype)))
@@ -52,8 +52,7 @@ def assemble(
 def assemble_on(config: ModelConfig, source: WeightSource, dtype: Any, mesh: Mesh) -> Decoder:
     """`assemble` onto a mesh, laid out by `sharding.TABLE`. Of a checkpoint that gives parts, every process reads the
     parts that its own devices hold and nothing else; of another, each parameter is whole on the host for a moment."""
-    _check_names(config, source)
-    _check_tied(config, source)
+    source = _checked(config, source)
     arrays = {}
     for name, spec in parameter_specs(config).items():
         if isinstance(source, SlicedSource):
@@ -62,6 +61,13 @@ def assemble_on(config: ModelConfig, source: WeightSource, dtype: Any, mesh: Mes
             read = _parameter(config, source, name, spec.shape, _dtype(spec, dtype)).__getitem__
         arrays[name] = jax.make_array_from_callback(spec.shape, sharding(mesh, spec.axes, spec.shape), _once(read))  # pyright: ignore[reportArgumentType]
     return Decoder(config, arrays)
+
+
+def _checked(config: ModelConfig, source: WeightSource) -> WeightSource:
+    source = with_usual_names(source)
+    _check_names(config, source)
+    _check_tied(config, source)
+    return source
 
 
 def _dtype(spec: ParameterSpec, dtype: Any) -> np.dtype:

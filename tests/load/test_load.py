@@ -233,6 +233,43 @@ def test_a_tensor_in_two_files_is_refused(tmp_path):
         mw.load_model(tmp_path)
 
 
+def renamed(folder, prefix, head):
+    """The checkpoint with other prefixes in front of its tensors and of its head."""
+    tensors = load_file(folder / "model.safetensors")
+    spelled = {
+        head + name if name.startswith("lm_head") else prefix + name.removeprefix("model."): tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(spelled, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("mesh", [None, "a mesh"])
+@pytest.mark.parametrize(
+    ("family", "prefix", "head"),
+    [
+        ("llama-tied", "", ""),
+        ("llama", "language_model.model.", "language_model."),
+        ("llama", "model.language_model.", ""),
+    ],
+)
+def test_parts_of_larger_models_have_other_names(family, prefix, head, mesh, tmp_path):
+    hf_model(family, 2).save_pretrained(tmp_path)
+    expected = mw.load_model(tmp_path, dtype="float32").decoder
+    renamed(tmp_path, prefix, head)
+    found = mw.load_model(tmp_path, dtype="float32", mesh=mw.make_mesh({"data": 1}) if mesh else None).decoder
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_two_spellings_of_one_tensor_are_refused(tmp_path):
+    hf_model("llama", 2).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.language_model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(mw.InputError, match=r"model.embed_tokens.weight and model.language_model.embed_tokens.weight"):
+        mw.load_model(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_head_that_is_not_the_embedding_it_should_be_is_refused(dtype, tmp_path):
     hf_model("llama-tied", 2).save_pretrained(tmp_path)

@@ -306,6 +306,7 @@ def test_bad_rows_are_named_with_their_line(tmp_path, name, language, row, messa
     [
         (squad(answers=["Mond"]), r"question 1 \(q1\): the answer 'Mond' is not in its context"),
         (squad(answers=[]), "question 1: no 'answers'"),
+        (squad(answers=[], is_impossible=True), "question 1: a question without an answer, as SQuAD 2 has them"),
         (squad(answers=[""]), r"\(q1\): no 'text'"),
         (squad(question=None), r"question 1 \(q1\): no 'question'"),
         (squad(id=None), "article 1, paragraph 1, question 1: no 'id'"),

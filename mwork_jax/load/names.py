@@ -1,0 +1,66 @@
+"""Tensor names of checkpoints that were saved without their head, or as the text part of a larger model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mwork_jax.errors import InputError
+from mwork_jax.load.source import SlicedSource, WeightSource
+
+_USUAL = "model."
+# What stands in front of a model's tensors instead, and of its head: nothing, where the head was left out (embedding
+# models), and the two ways in which transformers has written the text part of models that read images.
+_PREFIXES = {"": "", "language_model.model.": "language_model.", "model.language_model.": ""}
+_EMBED, _HEAD = "embed_tokens.weight", "lm_head.weight"
+
+
+def with_usual_names(source: WeightSource) -> WeightSource:
+    """The source under the names that a causal language model of its own has: `model.layers.0. ...`. Raises InputError
+    where it holds two models' tensors, each under a spelling of its own."""
+    present = source.names()
+    spelled = [prefix for prefix in (_USUAL, *_PREFIXES) if prefix + _EMBED in present]
+    if len(spelled) > 1:
+        both = " and ".join(prefix + _EMBED for prefix in spelled)
+        raise InputError(f"{source.where}: {both} are both in the checkpoint; which one holds?")
+    if not spelled or spelled[0] == _USUAL:
+        return source
+    prefix = spelled[0]
+    stored = {}
+    for name in present:
+        if name == _PREFIXES[prefix] + _HEAD:
+            stored[_HEAD] = name
+        else:
+            stored[_USUAL + name.removeprefix(prefix) if name.startswith(prefix) else name] = name
+    return (_SlicedRenamed if isinstance(source, SlicedSource) else _Renamed)(source, stored)
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """A source under other names: {name: the name that it is stored under}."""
+
+    source: WeightSource
+    stored: Mapping[str, str]
+
+    @property
+    def where(self) -> str:
+        return self.source.where
+
+    def names(self) -> set[str]:
+        return set(self.stored)
+
+    def read(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:
+        return self.source.read(self.stored[name], dtype)
+
+
+@dataclass(frozen=True)
+class _SlicedRenamed(_Renamed):
+    source: SlicedSource
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(self.stored[name])
+
+    def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return self.source.part(self.stored[name], index)
