@@ -6,8 +6,8 @@ For each command: every operation that changes files in its output folder fails 
 first), on a broken one, on a read-only one, and by the folder's being removed meanwhile; the command runs in a folder
 that is too small, for what libraries write (a tmpfs, which needs the right to mount one); it is killed at random
 moments; the clock goes back; two run in one folder at once. Right is one line and exit status 2 (or nothing at all
-where the operation did not matter), and the bytes of an undisturbed run from the same command repeated. Ends in a
-table of counts.
+where the operation did not matter), and the bytes of an undisturbed run from the same command repeated. Prints a
+table of counts; what went wrong goes to standard error.
 """
 
 from __future__ import annotations
@@ -92,18 +92,19 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10, metavar="N", help="of each command (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
     args = parser.parse_args()
-    counts: dict[tuple[str, str], Count] = {}
+    print("| command | fault | tried | wrong |\n|---|---|---|---|")
+    wrong = 0
     with tempfile.TemporaryDirectory(prefix="faults-") as folder, contextlib.chdir(folder):
         _make_inputs()
         for name, command in commands().items():
             whole = _undisturbed(name, command)
-            if name in (args.command or commands()):
-                for kind, trials in _faults(name, command, args.kills, random.Random(args.seed)).items():
-                    counts[name, kind] = _counted(name, command, whole, kind, trials)
-    print("\n| command | fault | tried | wrong |\n|---|---|---|---|")
-    for (name, kind), count in counts.items():
-        print(f"| {name} | {kind} | {count.tried} | {len(count.wrong)} |")
-    return int(any(count.wrong for count in counts.values()))
+            if name not in (args.command or commands()):
+                continue
+            for kind, trials in _faults(name, command, args.kills, random.Random(args.seed)).items():
+                count = _counted(name, command, whole, kind, trials)
+                print(f"| {name} | {kind} | {count.tried} | {len(count.wrong)} |", flush=True)
+                wrong += len(count.wrong)
+    return int(wrong > 0)
 
 
 def _make_inputs() -> None:
@@ -241,7 +242,7 @@ def _counted(name: str, command: list[str], whole: Mapping[str, bytes], kind: st
         count.tried += 1
         if problem:
             count.wrong.append(problem)
-            print(f"{name}, {kind} {number}: {problem}", flush=True)
+            print(f"{name}, {kind} {number}: {problem}", file=sys.stderr, flush=True)
     return count
 
 

@@ -4,8 +4,9 @@
 
 A case is a valid folder of which one file is changed in one place to three, as its number says. Right is that it is
 read, or refused with one message. Wrong is any other error, a crash, more than a minute, or more memory than twice the
-files and 200 MB. Cases run in processes of their own, so that a crash costs one of them. Ends with a table; each case
-that goes wrong is kept in a folder (`--keep`), and comes back with `--seed NUMBER --cases 1`.
+files and 200 MB. Cases run in processes of their own, so that a crash costs one of them. Prints a table; a case
+of each kind that goes wrong is named on standard error, kept in a folder (`--keep`), and comes back with `--seed NUMBER
+--cases 1`.
 """
 
 from __future__ import annotations
@@ -58,12 +59,14 @@ def main() -> int:
 
     if unknown := set(args.format or ()) - FORMATS.keys():
         parser.error(f"no format {', '.join(sorted(unknown))}; there are {', '.join(FORMATS)}")
-    counts = {form: _fuzzed(form, args.seed, args.cases, args.workers, args.keep) for form in args.format or FORMATS}
-    print("\n| format | cases | read | refused | wrong | slowest, s | most memory, MB |\n|---|---|---|---|---|---|---|")
-    for form, count in counts.items():
+    print("| format | cases | read | refused | wrong | slowest, s | most memory, MB |\n|---|---|---|---|---|---|---|")
+    wrong = 0
+    for form in args.format or FORMATS:
+        count = _fuzzed(form, args.seed, args.cases, args.workers, args.keep)
         numbers = (count.cases, count.read, count.refused, len(count.wrong))
-        print(f"| {form} | {' | '.join(map(str, numbers))} | {count.slowest:.1f} | {count.most >> 20} |")
-    return int(any(count.wrong for count in counts.values()))
+        print(f"| {form} | {' | '.join(map(str, numbers))} | {count.slowest:.1f} | {count.most >> 20} |", flush=True)
+        wrong += len(count.wrong)
+    return int(wrong > 0)
 
 
 def _fuzzed(form: str, seed: int, cases: int, workers: int, keep: Path | None) -> Count:
@@ -73,7 +76,7 @@ def _fuzzed(form: str, seed: int, cases: int, workers: int, keep: Path | None) -
     wrong = {number: problem for number, _, problem, _, _ in results if problem}
     for problem, times in Counter(wrong.values()).most_common():
         first = next(number for number, text in wrong.items() if text == problem)
-        print(f"{form} {first}, {times} times: {problem}", flush=True)
+        print(f"{form} {first}, {times} times: {problem}", file=sys.stderr, flush=True)
         if keep is not None:
             _keep(form, first, keep)
     refused = sum(bool(text) and not problem for _, text, problem, _, _ in results)
