@@ -4,6 +4,7 @@ import pytest
 
 from mwork_jax.report import read_report
 from support.browser import browser
+from support.foreign_results import NAMES, foreign_folder
 from support.made_results import all_parts, real_run
 
 pytestmark = pytest.mark.browser
@@ -43,6 +44,18 @@ def test_the_page_in_a_browser(window, page, width, dark):
     assert window.run("return !document.querySelector('table:not(:has(thead th[scope=col])), svg:has(svg)')")
     paper = window.run("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, paper.strip("rgb()").split(","))) < 200) == dark
+
+
+@pytest.mark.parametrize("name", ["html", "an attribute", "a terminal's orders", "a way out"])
+def test_foreign_names_do_nothing_in_a_browser(name, window, tmp_path):
+    page = read_report(foreign_folder(tmp_path / "a" / "results", NAMES[name])).write()
+    window.open(page, 1280)
+    assert window.console() == []
+    assert window.requests() == [page.resolve().as_uri()]
+    assert window.run("return location.href") == page.resolve().as_uri()
+    assert (
+        window.run("return document.querySelectorAll('script, iframe, object, meta[http-equiv], [onload]').length") == 0
+    )
 
 
 def test_it_prints(window, page):
