@@ -132,11 +132,9 @@ def test_models_with_different_tokenizers_are_not_mixed_up():
 
 def test_a_single_changed_weight_is_another_model():
     model = mw.Model(pair("llama", 2).decoder, None, "tiny")
-    arrays = {n: v[...] for n, v in vars(model.decoder.layers).items() if hasattr(v, "get_value")}
-    arrays["down"] = arrays["down"].at[1, 3, 7].add(1e-3)
-    whole = {f"layers.{n}": a for n, a in arrays.items()}
-    whole |= {n: getattr(model.decoder, n)[...] for n in ("embed", "final_norm", "head")}
-    tuned = mw.Model(mw.Decoder(model.config, whole), None, "tiny")
+    arrays = parameter_arrays(model.decoder)
+    arrays["layers.down"] = arrays["layers.down"].at[1, 3, 7].add(1e-3)
+    tuned = mw.Model(mw.Decoder(model.config, arrays), None, "tiny")
     assert tuned.info.weights != model.info.weights
 
 
