@@ -203,6 +203,7 @@ def _check_values(result: object, value: object, where: str, path: str) -> None:
             if name not in known:
                 raise InputError(f"{where}: {path}.{name!r:.40} is not known; was it written by a newer version?")
             _check_values(getattr(result, name), inner, where, f"{path}.{name}")
+            _check_range(name, getattr(result, name), where, f"{path}.{name}")
     elif isinstance(result, Mapping) and isinstance(value, Mapping):
         for name, inner in value.items():
             _check_values(result[name], inner, where, f"{path}[{name!r:.40}]")
@@ -211,6 +212,20 @@ def _check_values(result: object, value: object, where: str, path: str) -> None:
             _check_values(one, inner, where, f"{path}[{i}]")
     elif isinstance(result, int | float) and not abs(result) < _TOO_LARGE:
         raise InputError(f"{where}: damaged ({path} is not a finite number below {_TOO_LARGE:g})")
+
+
+def _check_range(name: str, value: object, where: str, path: str) -> None:
+    """Raises InputError for a number that a field of this name cannot have."""
+    if name.endswith("ci95") and isinstance(value, tuple):
+        wrong, right = value[0] > value[1], "the lower end first"
+    elif name in ("p", "p_holm", "p_bh", "share") and isinstance(value, float):
+        wrong, right = not 0 <= value <= 1, "from 0 to 1"
+    elif name.startswith("n_") or name in ("count", "total", "items", "documents", "neurons", "seeds"):
+        wrong, right = isinstance(value, int) and value < 0, "0 or more"
+    else:
+        return
+    if wrong:
+        raise InputError(f"{where}: damaged ({path} is {value!r:.60}; it should be {right})")
 
 
 def _need(result: object, *names: str) -> None:

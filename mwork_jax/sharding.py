@@ -55,6 +55,8 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     """A mesh over devices (by default all of them). shape: {axis: size}; an axis that is missing has size 1, and
     without any axis all devices are on `data`. Raises InputError where the sizes do not multiply to the devices."""
     devices = jax.devices() if devices is None else list(devices)
+    if unknown := sorted(map(str, set(shape or ()) - set(MESH_AXES))):
+        raise InputError(f"mesh axis {unknown[0]!r:.40} is not one of {', '.join(MESH_AXES)}")
     sizes = [(shape or {DATA: len(devices)}).get(axis, 1) for axis in MESH_AXES]
     if prod(sizes) != len(devices):
         requested = ",".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))

@@ -431,3 +431,18 @@ def test_no_public_signature_has_tables_of_anything():
     assert len(everything) > 500
     untyped = sorted({where for where, annotation in everything if UNTYPED.search(annotation)})
     assert untyped == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"delta_ci95": (9.0, -9.0)}, r"delta_ci95 is \(9.0, -9.0\); it should be the lower end first"),
+        ({"p": 7.5}, "p is 7.5; it should be from 0 to 1"),
+        ({"n_items": -24}, "n_items is -24; it should be 0 or more"),
+    ],
+)
+def test_numbers_that_nothing_can_have_are_refused(change, message):
+    table = made_table()
+    table = replace(table, rows=(replace(table.rows[0], **change), *table.rows[1:]))
+    with pytest.raises(InputError, match=message):
+        TablesResults.from_json(json.loads(json.dumps(TablesResults.of([table]).to_json())), "x")

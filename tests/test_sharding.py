@@ -196,3 +196,8 @@ def test_a_process_reads_the_slices_of_its_devices_and_nothing_else(tiny_folder,
         np.testing.assert_array_equal(arrays[name], np.asarray(array)[index], err_msg=name)
     assert sum(size for _, size in reads) == sum(array.size for array in arrays.values())
     assert arrays["layers.q"].size * 2 == np.asarray(whole.layers.q[...]).size
+
+
+def test_a_mesh_has_known_axes():
+    with pytest.raises(InputError, match="mesh axis 'dta' is not one of data, model, mask"):
+        make_mesh({"dta": 1})

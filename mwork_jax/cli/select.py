@@ -10,6 +10,7 @@ from mwork_jax.cli.options import add_rule, command, print_result
 from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.errors import InputError
 from mwork_jax.results import RunResults, read_results
+from mwork_jax.runtime.files import refuse_links
 from mwork_jax.select.modes import select_neurons
 from mwork_jax.select.rules import Rule
 
@@ -28,6 +29,7 @@ def _select(args: argparse.Namespace) -> None:
     paths = sorted((folder / "scores").glob("*.safetensors"))
     if not paths:
         raise InputError(f"{folder}: no scores/LANG.safetensors in it; `mwork detect` or `mwork run` writes them")
+    refuse_links(folder)
     _refuse_other_rule(folder, str(Rule.parse(args.rule)), args.mode)
     selected = select_neurons({p.stem: NeuronScores.load(p) for p in paths}, args.rule, args.mode)
     written = {}

@@ -127,6 +127,9 @@ def _check(scores: NeuronScores) -> None:
                 raise ValueError(f"{table}.{group} is {values.dtype} {list(values.shape)}")
             if np.isnan(values).any() or (table == "mean" and np.isinf(values).any()):
                 raise ValueError(f"{table}.{group} holds NaN or infinity")
+            real = values if table == "mean" else values[: scores.documents]  # beyond, where fewer are remembered
+            if real.min() < 0 or (table == "worst_rank" and real.max() >= width):
+                raise ValueError(f"{table}.{group} has {real.min():g} to {real.max():g}")
     for name in _ACTIVITY:
         values = getattr(scores, name)
         if values.shape != scores.mean["ffn_up"].shape or values.dtype != np.float32 or not np.isfinite(values).all():

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import html
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -330,6 +332,11 @@ def _check_values(config: ModelConfig, rows: Mapping[str, tuple[np.ndarray, np.n
             raise _damaged(path, f"{name}: its neurons are not those of the other parameters of {group}")
 
 
+def _as_cell(value: object) -> str:
+    """Text in a cell of a Markdown table, whatever names others have given: one line, no markup."""
+    return re.sub(r"([\\|`*_\[\]])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
+
+
 def _card(tuned: Tuned, dtype: str, notes: Mapping[str, object]) -> str:
     """The model card: where this model came from."""
     neurons, history = tuned.neurons, tuned.history
@@ -346,9 +353,9 @@ def _card(tuned: Tuned, dtype: str, notes: Mapping[str, object]) -> str:
     loaded = np.dtype(tuned.decoder.dtype)
     kept = "bit for bit" if loaded == np.float32 else f"as it was loaded in {loaded.name}"
     kept = "rounded to bfloat16" if _DTYPES[dtype].itemsize < loaded.itemsize else kept
-    lines = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    lines = "\n".join(f"| {_as_cell(name)} | {_as_cell(value)} |" for name, value in facts.items())
     return (
-        f"---\nlibrary_name: transformers\ntags: [mwork-jax]\n---\n\n# {tuned.source}\n\n"
+        f"---\nlibrary_name: transformers\ntags: [mwork-jax]\n---\n\n# {_as_cell(tuned.source)}\n\n"
         "Tuned with mwork-jax: nothing but one language's neurons was trained, by causal language modelling; every "
         f"other weight is the base model's, {kept}, and its licence holds.\n\n"
         f"| | |\n|---|---|\n{lines}\n"

@@ -46,6 +46,7 @@ _WITHOUT_EFFECT_AT = {
     "rope_interleaved": (None, False),
     "partial_rotary_factor": (None, 1.0),
     "is_decoder": (None, False, True),
+    "is_causal": (None, True),  # False: transformers lets tokens see what follows
     "add_cross_attention": (None, False),
     "pruned_heads": (None, {}),
     "no_rope_layers": (None, []),
@@ -87,7 +88,7 @@ def _refuse_unknown(hf: Mapping[str, object], family: Family, where: str) -> Non
             continue
         if name in _WITHOUT_EFFECT_AT and value in _WITHOUT_EFFECT_AT[name]:
             continue
-        if value is None or value is False:
+        if value is None or (value is False and name not in _WITHOUT_EFFECT_AT):
             continue  # a switch that is off: transformers reads none that it does not know
         if name == "quantization_config":
             raise InputError(

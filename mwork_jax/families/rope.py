@@ -32,6 +32,7 @@ def read_rope(described: Mapping[str, object], theta: float, max_length: int, wh
     if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         raise InputError(f"{where}: rope type {kind!r:.80} is not supported; supported: {', '.join(_ROPE_KEYS)}")
     given = {k: v for k, v in described.items() if k not in ("rope_type", "type") and v is not None}
+    given.pop("finetuned", None)  # a note of YaRN's authors, which transformers ignores
     if given.get("partial_rotary_factor", 1.0) == 1.0:
         given.pop("partial_rotary_factor", None)
     for name in given.keys() - _ROPE_KEYS[kind]:

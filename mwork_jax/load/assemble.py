@@ -105,7 +105,7 @@ def _tensor(source: WeightSource, name: str, shape: tuple[int, ...], dtype: np.d
     """One tensor with its heads apart. Raises InputError where the checkpoint has it in a shape that does not fit."""
     tensor = source.read(name, dtype)
     _merged_axis(source, name, tensor.shape, shape)
-    _check_finite(source, name, tensor)
+    _check_finite(source, name, tensor, dtype)
     return tensor.reshape(shape)
 
 
@@ -115,15 +115,15 @@ def _part(
     """A part of one parameter on the host."""
     names = checkpoint_names(config, name)
     if not name.startswith("layers."):
-        return _tensor_part(source, names[0], shape, index).astype(dtype, copy=False)
+        return _tensor_part(source, names[0], shape, index, dtype).astype(dtype, copy=False)
     sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
     stacked = np.empty(sizes, dtype)
     for row, tensor_name in zip(stacked, names[index[0]], strict=True):
-        row[...] = _tensor_part(source, tensor_name, shape[1:], index[1:])
+        row[...] = _tensor_part(source, tensor_name, shape[1:], index[1:], dtype)
     return stacked
 
 
-def _tensor_part(source: SlicedSource, name: str, shape: tuple[int, ...], index: Index) -> np.ndarray:
+def _tensor_part(source: SlicedSource, name: str, shape: tuple[int, ...], index: Index, dtype: np.dtype) -> np.ndarray:
     """A part of one tensor with its heads apart. Errors as in `_tensor`."""
     bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
     sizes = [end - begin for begin, end in bounds]
@@ -132,13 +132,13 @@ def _tensor_part(source: SlicedSource, name: str, shape: tuple[int, ...], index:
         (begin, end), size = bounds[axis], shape[axis + 1]
         bounds[axis : axis + 2] = [(begin * size, end * size)]
     part = source.part(name, tuple(slice(*b) for b in bounds))
-    _check_finite(source, name, part)
+    _check_finite(source, name, part, dtype)
     return part.reshape(sizes)
 
 
-def _check_finite(source: WeightSource, name: str, values: np.ndarray) -> None:
-    """Raises InputError where a value is NaN or infinite: each would make some results wrong without a word. Read from
-    the exponents' bits, as arithmetic on 16-bit floats is slow on the host."""
+def _check_finite(source: WeightSource, name: str, values: np.ndarray, dtype: np.dtype) -> None:
+    """Raises InputError where a value is NaN or infinite, or becomes so in `dtype`: each would make some results wrong
+    without a word. Read from the exponents' bits, as arithmetic on 16-bit floats is slow on the host."""
     unsigned, infinity = _EXPONENTS[values.dtype.itemsize]
     infinity = infinity if values.dtype != np.float16 else 0x7C00
     bits = np.ascontiguousarray(values).reshape(-1).view(unsigned)
@@ -146,6 +146,12 @@ def _check_finite(source: WeightSource, name: str, values: np.ndarray) -> None:
     largest = max((int((chunk & _WITHOUT_SIGN[unsigned]).max()) for chunk in chunks), default=0)
     if largest >= infinity:
         raise InputError(f"{source.where}: {name} holds NaN or infinity; the weights are damaged")
+    if values.dtype.itemsize > 2 and values.dtype != dtype:
+        extreme = np.asarray(largest, unsigned).view(values.dtype)
+        with np.errstate(over="ignore"):
+            becomes = float(extreme.astype(dtype))
+        if not np.isfinite(becomes):
+            raise InputError(f"{source.where}: {name} holds {extreme:g}, which {np.dtype(dtype).name} does not have")
 
 
 def _merged_axis(source: WeightSource, name: str, stored: tuple[int, ...], shape: tuple[int, ...]) -> int | None:

@@ -240,6 +240,8 @@ def _items(scores: ScoresByLanguage, language: str, where: str, *, draws: bool =
     if values.ndim not in ((1, 2) if draws else (1,)) or not values.size:
         wanted = "[items] or [seeds, items]" if draws else "[items]"
         raise InputError(f"{where}: scores of {language!r} must be {wanted}, not of shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise InputError(f"{where}: scores of {language!r} hold NaN or infinity; leave such items out")
     return values
 
 

@@ -20,6 +20,8 @@ def check_tokens(config: ModelConfig, tokens: Any) -> jax.Array:
     array = tokens if isinstance(tokens, jax.Array) else _as_array(tokens)
     if array.ndim != 2 or not jnp.issubdtype(array.dtype, jnp.integer):
         raise InputError(f"tokens are {array.dtype} {list(array.shape)}; whole numbers [batch, time] are needed")
+    if not array.size:
+        raise InputError(f"tokens are {list(array.shape)}; at least one row of one token is needed")
     if array.shape[1] > config.max_length:
         raise InputError(f"tokens: {array.shape[1]} in a row, the model's context is {config.max_length}")
     if (values := _known(array)) is not None and values.size:

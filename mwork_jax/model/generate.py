@@ -6,7 +6,7 @@ masks, the number of new tokens and the prompts are traced: one program per shap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -259,8 +259,12 @@ def _cut(text: str, stop: Sequence[str]) -> str:
 
 
 def _check(model: Model, prompts: Sequence[Document], max_new_tokens: int, stop: Sequence[str]) -> None:
-    if isinstance(prompts, str | np.ndarray) or isinstance(stop, str):
+    if isinstance(prompts, str | np.ndarray | Mapping) or isinstance(stop, str | None):
         raise InputError("prompts and stop strings come as lists, also when there is only one")
+    if not all(isinstance(text, str) for text in stop):
+        raise InputError("stop: strings are needed, as the model writes them")
+    if not isinstance(max_new_tokens, int | np.integer):
+        raise InputError(f"max_new_tokens is {max_new_tokens!r:.40}; a whole number is needed")
     if not len(prompts):
         raise InputError("prompts: there are none; at least one is needed")
     if not 0 < max_new_tokens < model.config.max_length:

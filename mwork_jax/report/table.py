@@ -20,7 +20,8 @@ _LATEX = {
 }  # fmt: skip
 
 
-_FORMULA = re.compile(r"[=@\t]|[+-][^\d.,\s]")
+# What a spreadsheet would compute, full-width signs too; a signed number, with its interval behind it, is none.
+_FORMULA = re.compile(r"[=@\t＝＠]|[+\-＋－](?![\d.,]+(\Z| \([\d+\-.,% to]*\)\Z|[%\s]\Z))")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ _EXTREME = (
 )
 _LFS = b"version https://git-lfs"
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
+_WRITTEN_TO = ("cache", "checkpoints", "figures", "labels", "model", "neurons", "scores")  # in an output folder
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -303,9 +304,18 @@ def _table_rows(path: str | Path, separator: str) -> list[tuple[str, dict]]:
     return [(f"{path}, row {number}", dict(zip(names, row, strict=True))) for number, row in enumerate(rows, 2) if row]
 
 
+def refuse_links(folder: str | Path) -> None:
+    """Raises InputError for a folder in which one that this package writes to is a link: what is written would lie
+    elsewhere."""
+    for path in (Path(folder) / name for name in _WRITTEN_TO):
+        if path.is_symlink():
+            raise InputError(f"{path}: a link, and what is written stays inside {folder}; remove the link")
+
+
 def output_folder(path: str | Path) -> Path:
     """The path, if a folder is or can be made there and written to; else InputError. Makes nothing yet."""
     path = Path(path)
+    refuse_links(path)
     existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return path

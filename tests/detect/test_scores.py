@@ -179,6 +179,9 @@ def rewritten(path, name=None, values=None, **header):
         ({"name": "worst_rank.attn_k", "values": lambda t: t.astype(np.float32)}, "worst_rank.attn_k is float32"),
         ({"name": "mean.attn_q", "values": lambda t: t * np.nan}, "mean.attn_q holds NaN or infinity"),
         ({"name": "active", "values": lambda t: t[:1]}, "active is not finite float32"),
+        ({"name": "worst_rank.ffn_up", "values": lambda t: t * 0 - 7}, "worst_rank.ffn_up has -7 to -7"),
+        ({"name": "worst_rank.ffn_up", "values": lambda t: t + 1000}, "worst_rank.ffn_up has"),
+        ({"name": "mean.attn_q", "values": lambda t: t - 1}, "mean.attn_q has -"),
     ],
 )
 def test_scores_that_nobody_could_have_made_are_refused(changed, message, streamed, tmp_path):

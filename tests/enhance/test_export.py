@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 import mwork_jax as mw
 from mwork_jax.cli import main
 from mwork_jax.corpus import own_corpus
-from mwork_jax.enhance import Tuned
+from mwork_jax.enhance import Tuned, export
 from mwork_jax.enhance.export import hf_config
 from mwork_jax.enhance.neuron_params import parameter_arrays
 from mwork_jax.families import config_from_hf
@@ -113,6 +113,18 @@ def test_a_delta_file_makes_the_tuned_model_of_its_base(family, tmp_path):
 @cache
 def tuned_llama(seed: int = 0) -> Tuned:
     return tuned_model("llama", seed=seed)
+
+
+def test_names_of_others_stay_text_in_the_model_card(tmp_path):
+    tuned = tuned_llama()
+    foreign = {"rule\n\n<script>alert(1)</script>": "![x](http://evil/p.png) | `a`"}
+    neurons = NeuronSet(tuned.neurons.groups, {**tuned.neurons.provenance, **foreign})
+    card = export._card(
+        replace(tuned, result=replace(tuned.result, run=replace(tuned.result.run, neurons=neurons))), "float32", {}
+    )
+    assert "<script" not in card
+    assert "\n\n<" not in card
+    assert "![x](" not in card
 
 
 def contents(folder):

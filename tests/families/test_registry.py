@@ -84,6 +84,7 @@ def test_qwen_windows_only_where_they_are_switched_on():
         ({"repetition_penalty": 1.2}, "attribute 'repetition_penalty' = 1.2"),
         ({"use_mrope": True}, "attribute 'use_mrope' = True"),
         ({"partial_rotary_factor": 0.5}, "attribute 'partial_rotary_factor' = 0.5"),
+        ({"is_causal": False}, "attribute 'is_causal' = False"),
         ({"hidden_act": "relu"}, "activation 'relu'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not supported"),
         ({"rope_scaling": {"type": "linear"}}, "needs 'factor'"),
@@ -107,7 +108,7 @@ def test_what_is_not_understood_is_named(change, message):
 OF_TRANSFORMERS_4 = {
     "return_dict": True, "output_hidden_states": False, "output_attentions": False, "torchscript": False,
     "torch_dtype": "bfloat16", "use_bfloat16": False, "tf_legacy_loss": False, "pruned_heads": {},
-    "chunk_size_feed_forward": 0, "is_encoder_decoder": False, "is_decoder": False,
+    "chunk_size_feed_forward": 0, "is_encoder_decoder": False, "is_decoder": False, "is_causal": True,
     "cross_attention_hidden_size": None, "add_cross_attention": False, "tie_encoder_decoder": False, "max_length": 20,
     "min_length": 0, "do_sample": False, "early_stopping": False, "num_beams": 1, "num_beam_groups": 1,
     "diversity_penalty": 0.0, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0,
@@ -210,6 +211,10 @@ def test_null_is_not_absent():
     assert uncapped.attn_softcap is None
     assert uncapped.final_softcap is None
     assert config_from_hf({**LLAMA_HF, "bos_token_id": None, "eos_token_id": None}).eos_ids == ()
+
+
+def test_a_note_of_yarn_s_authors_changes_nothing():
+    assert config_from_hf({**LLAMA_HF, **yarn(finetuned=True)}) == config_from_hf({**LLAMA_HF, **yarn()})
 
 
 def yarn(**change):

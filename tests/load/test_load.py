@@ -153,6 +153,12 @@ def stale_shards(folder):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "old.safetensors"}}')
 
 
+def as_doubles(folder):
+    tensors = {name: tensor.astype(np.float64) for name, tensor in load_file(folder / "model.safetensors").items()}
+    tensors["lm_head.weight"][7, 3] = -1e39
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 BROKEN = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights; model.safetensors"),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
@@ -191,6 +197,7 @@ BROKEN = {
         lambda f: edit_tensor(f, "model.layers.2.mlp.down_proj.weight", np.nan),
         "model.layers.2.mlp.down_proj.weight holds NaN or infinity",
     ),
+    "too large for float32": (as_doubles, "lm_head.weight holds 1e\\+39, which float32 does not have"),
     "infinity": (lambda f: edit_tensor(f, "model.norm.weight", -np.inf), "model.norm.weight holds NaN or infinity"),
 }
 

@@ -82,6 +82,12 @@ def test_a_single_item_has_no_interval():
         ({"en": [1.0]}, {}, "at least one"),
         ({"en": [1.0]}, {"en": {"en": [1.0]}}, "other than 'en'"),
         ({"de": [1.0]}, {"de": {"de": [1.0]}}, "'en' are missing"),
+        (
+            {"en": [1.0], "de": [1.0]},
+            {"de": {"en": [float("nan")], "de": [1.0]}},
+            "scores of 'en' hold NaN or infinity",
+        ),
+        ({"en": [1.0], "de": [float("inf")]}, {"de": {"en": [1.0], "de": [1.0]}}, "original: scores of 'de' hold NaN"),
         ({"en": [1.0], "de": [1.0, 2.0]}, {"de": {"en": [1.0], "de": [1.0]}}, "1 items of 'de', where original has 2"),
     ],
 )

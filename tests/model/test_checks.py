@@ -20,6 +20,7 @@ WRONG_TOKENS = {
     "outside the vocabulary": ([[1, 97]], "tokens: 97 is not in the vocabulary, 0 to 96"),
     "negative": (jnp.asarray([[1, -1]]), "tokens: -1 is not in the vocabulary"),
     "beyond the context": (np.ones((1, 65), np.int32), "tokens: 65 in a row, the model's context is 64"),
+    "no token": (np.ones((1, 0), np.int32), r"tokens are \[1, 0\]; at least one row of one token"),
     "one row": (np.ones(4, np.int32), r"tokens are int32 \[4\]; whole numbers \[batch, time\] are needed"),
     "numbers": (np.ones((1, 4), np.float32), "tokens are float32"),
     "text": ("hello", r"tokens are .* \[\]; whole numbers"),

@@ -292,6 +292,10 @@ def test_the_last_context_position_is_used():
         ({"max_new_tokens": 0}, "max_new_tokens is 0; from 1 to 63"),
         ({"max_new_tokens": 64}, "max_new_tokens is 64; from 1 to 63"),
         ({"stop": ["a", ""]}, "a stop string is empty"),
+        ({"stop": [1]}, "stop: strings are needed"),
+        ({"stop": None}, "come as lists"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; a whole number"),
+        ({"prompts": {"a": "b"}}, "come as lists"),
         ({"stop": ["a"]}, "no tokenizer to find stop strings with"),
     ],
 )

@@ -123,6 +123,17 @@ def test_a_spreadsheet_computes_nothing():
     assert row == ["'=1+1", "'@SUM(A1)", "'+cmd|' /C calc'!A0", "'-x", "-6.04", "+0.02", "–", "de"]
 
 
+@pytest.mark.parametrize("cell", ["-2+3+cmd|' /C calc'!D2", '+1+HYPERLINK("//evil")', "-.5+A1", "＝1+1", "－1+A1"])
+def test_a_formula_that_begins_as_a_number_is_one(cell):
+    assert Table("t", "T", ("a",), ((cell,),)).csv().splitlines()[1].startswith(("'", "\"'"))
+
+
+@pytest.mark.parametrize("cell", ["+4.96 (+4.80 to +5.12)", "-0.3%", "-1,234.5", "+0.10 (-0.17 to +0.04)"])
+def test_numbers_with_their_intervals_stay_as_they_are(cell):
+    (row,) = list(csv.reader(io.StringIO(Table("t", "T", ("a",), ((cell,),)).csv())))[1:]
+    assert row == [cell]
+
+
 def test_a_terminal_is_told_nothing():
     table = made_table(NAMES["a terminal's orders"])
     provenance = replace(table.provenance, model=replace(MODEL, source="\x1b[2J"))

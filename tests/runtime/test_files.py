@@ -199,3 +199,16 @@ def test_other_json_is_read_as_it_was_written(value, tmp_path):
     for escaped in (True, False):
         (tmp_path / "x.json").write_text(json.dumps(value, ensure_ascii=escaped))
         assert read_json(tmp_path / "x.json") == json.loads(json.dumps(value))
+
+
+@pytest.mark.parametrize("name", ["scores", "neurons", "cache"])
+def test_a_link_in_an_output_folder_is_refused(name, tmp_path):
+    """What is written stays inside the folder, also where somebody else made it."""
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent" / name).symlink_to(tmp_path / "victim")
+    with pytest.raises(InputError, match=rf"{name}: a link, and what is written stays inside"):
+        files.output_folder(tmp_path / "sent")
+    (tmp_path / "sent" / name).unlink()
+    (tmp_path / "sent" / "data of mine").symlink_to(tmp_path / "victim")
+    assert files.output_folder(tmp_path / "sent") == tmp_path / "sent"

@@ -42,9 +42,7 @@ def _read(path: Path, language: str) -> tuple[Item, ...]:
 
 def _item(pair: Any, context: str, language: str, group: str, where: str) -> Item:
     if isinstance(pair, dict) and pair.get("is_impossible"):
-        raise InputError(
-            f"{where}: a question without an answer, as SQuAD 2 has them; leave those out"
-        )
+        raise InputError(f"{where}: a question without an answer, as SQuAD 2 has them; leave those out")
     answers = list_of(pair, "answers", where)
     where = f"{where} ({text_of(pair, 'id', where)})"
     question = one_line(text_of(pair, "question", where))
