@@ -24,6 +24,7 @@ from mwork_jax.runtime.jax_process import plain_jax, skip_search_for_tpus
 
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141  # as the shell has it for a process that SIGPIPE ended
+_PLATFORM = ("JAX_PLATFORM_NAME", "JAX_PLATFORMS")  # where a shell says which devices to use
 _GOES_ON = "what was finished is kept, the same command goes on from there"
 
 
@@ -49,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder taken away: the files written so far are whole
         return _end(2, f"{error.filename or 'file'}: {error.strerror or error}", args)
     except Exception as error:
-        wanted = os.environ.get("JAX_PLATFORMS")
+        wanted = next((f"{name}={os.environ[name]}" for name in _PLATFORM if os.environ.get(name)), None)
         if wanted and not _has_devices():
-            return _end(2, f"JAX_PLATFORMS={wanted}: no such device here, or JAX has no support for it installed", args)
+            return _end(2, f"{wanted}: no such device here, or JAX has no support for it installed", args)
         if not several():
             raise
         reason = " ".join(str(error).split())[:200]

@@ -61,7 +61,8 @@ def generate(
     off.
 
     prompts: str, or int32 [time] as they are. A row ends with an EOS token of the configuration, before the first of
-    the `stop` strings, or after `max_new_tokens`. What prompts begin with alike is computed once. tokens_per_batch
+    the `stop` strings, or after `max_new_tokens`; a generation_config.json's sampling and penalties do not count, as
+    they would mix with what the neurons do. What prompts begin with alike is computed once. tokens_per_batch
     bounds rows x (prompt + new tokens), and with it the cache; progress is called with the number of prompts done.
     Returns texts in the order of the prompts, without special tokens; where the model has no tokenizer, int32 [new
     tokens] each, EOS included.

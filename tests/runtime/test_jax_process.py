@@ -86,12 +86,15 @@ def test_flags_of_the_shell_change_no_result(tiny_folder, tmp_path):
 
 
 @pytest.mark.processes
-def test_a_device_that_is_not_there_is_one_line(tiny_folder, tmp_path):
+@pytest.mark.parametrize("variable", ["JAX_PLATFORMS", "JAX_PLATFORM_NAME"])
+def test_a_device_that_is_not_there_is_one_line(variable, tiny_folder, tmp_path):
     script = "import sys; from mwork_jax.cli import main; sys.exit(main(sys.argv[1:]))"
     command = ("lens", "--model", str(tiny_folder), "--out", str(tmp_path / "out"))
-    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    environment = {**os.environ, variable: "cuda"}
+    for other in {"JAX_PLATFORMS", "JAX_PLATFORM_NAME"} - {variable}:
+        environment.pop(other, None)
     done = subprocess.run([sys.executable, "-c", script, *command], env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
-    assert line.startswith("mwork: JAX_PLATFORMS=cuda: no such device here")
+    assert line.startswith(f"mwork: {variable}=cuda: no such device here")
     assert "Traceback" not in done.stderr
