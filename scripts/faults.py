@@ -90,6 +90,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--command", action="append", choices=list(commands()), help="repeatable; default: all")
     parser.add_argument("--kills", type=int, default=10, metavar="N", help="of each command (default: 10)")
+    parser.add_argument("--writes", type=int, default=0, metavar="N", help="so many of each command's (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
     args = parser.parse_args()
     print("| command | fault | tried | wrong |\n|---|---|---|---|")
@@ -100,7 +101,7 @@ def main() -> int:
             whole = _undisturbed(name, command)
             if name not in (args.command or commands()):
                 continue
-            for kind, trials in _faults(name, command, args.kills, random.Random(args.seed)).items():
+            for kind, trials in _faults(name, command, args, random.Random(args.seed)).items():
                 count = _counted(name, command, whole, kind, trials)
                 print(f"| {name} | {kind} | {count.tried} | {len(count.wrong)} |", flush=True)
                 wrong += len(count.wrong)
@@ -159,7 +160,7 @@ def _started(command: list[str]) -> subprocess.Popen[str]:
 Trial = Callable[[], Ended]
 
 
-def _faults(name: str, command: list[str], kills: int, draw: random.Random) -> dict[str, list[Trial]]:
+def _faults(name: str, command: list[str], args: argparse.Namespace, draw: random.Random) -> dict[str, list[Trial]]:
     """Kind of fault -> trials, each of which runs the command while something happens."""
     from support.failing import KINDS, failing
 
@@ -167,20 +168,22 @@ def _faults(name: str, command: list[str], kills: int, draw: random.Random) -> d
     with failing(Path(name), 0) as writes:
         _run(command)
 
+    numbers = range(1, writes.count + 1)
+    if args.writes and args.writes < writes.count:
+        numbers = sorted(draw.sample(numbers, args.writes))
+
     def at(number: int, kind: str) -> Ended:
         with failing(Path(name), number, kind):
             return _run(command)
 
-    trials: dict[str, list[Trial]] = {
-        kind: [lambda n=number, k=kind: at(n, k) for number in range(1, writes.count + 1)] for kind in KINDS
-    }
+    trials: dict[str, list[Trial]] = {kind: [lambda n=number, k=kind: at(n, k) for number in numbers] for kind in KINDS}
     trials["too small"] = [lambda s=size: _on_small_disk(name, command, s) for size in _SMALL]
     trials["clock goes back"] = [lambda: _back_in_time(command)]
     trials["two at once"] = [lambda: _twice(command)]
     begun = time.monotonic()
     _started(command).communicate(timeout=_LIMIT)
     whole = time.monotonic() - begun
-    trials["killed"] = [lambda t=draw.uniform(0.2, 1.0) * whole: _killed(command, t) for _ in range(kills)]
+    trials["killed"] = [lambda t=draw.uniform(0.2, 1.0) * whole: _killed(command, t) for _ in range(args.kills)]
     return trials
 
 
