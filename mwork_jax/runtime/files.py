@@ -17,6 +17,7 @@ import shutil
 import stat
 import struct
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,6 +41,8 @@ _LFS = b"version https://git-lfs"
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 _WRITTEN_TO = ("cache", "checkpoints", "figures", "labels", "model", "neurons", "scores")  # in an output folder
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_LONGEST_CELL = 2**31 - 1  # characters: the largest limit that the csv module takes on every system
+_CELL_LIMIT = threading.Lock()
 _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -172,15 +175,19 @@ def checksum_of(header: Mapping[str, str], tensors: Mapping[str, np.ndarray]) ->
 
 
 def read_text(path: str | Path) -> str:
-    """The file's text. Raises InputError where it is missing, a folder, unreadable or not UTF-8."""
+    """The file's text. Raises InputError where it is missing, a folder, unreadable, not UTF-8 or holds NUL, as UTF-16
+    without a mark at its beginning does when it is read as UTF-8."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if "\0" in text:
+        raise InputError(f"{path}: holds NUL characters; is it UTF-16? save it as UTF-8")
+    return text
 
 
 def read_json(path: str | Path) -> Any:
@@ -292,12 +299,29 @@ def read_rows(path: str | Path) -> list[tuple[str, dict]]:
     return rows
 
 
+@contextlib.contextmanager
+def cells_of_any_length() -> Iterator[None]:
+    """Within the block or the function, the csv module reads cells of more than its usual 131072 characters. Its limit is one for the
+    whole process, so one thread at a time is in such a block, and blocks do not nest."""
+    with _CELL_LIMIT:
+        before = csv.field_size_limit(_LONGEST_CELL)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
+
+
+@cells_of_any_length()
 def _table_rows(path: str | Path, separator: str) -> list[tuple[str, dict]]:
+    text = read_text(path)
     try:
-        names, *rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=separator, strict=True)
+        names, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     except (csv.Error, ValueError) as error:
         reason = "is empty" if isinstance(error, ValueError) else str(error)
         raise InputError(f"{path}: not a table with names in its first line ({reason})") from None
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}, row 1: {twice!r:.80} names two columns; which of the two holds cannot be known")
     for number, row in enumerate(rows, 2):
         if row and len(row) != len(names):
             raise InputError(f"{path}, row {number}: {len(row)} values, where the first line has {len(names)} names")

@@ -1,6 +1,7 @@
 """Files appear whole, with the user's permissions, and leftovers of killed processes go; JSON that cannot be right is
 one line."""
 
+import csv
 import json
 import os
 import stat
@@ -18,6 +19,8 @@ from mwork_jax.runtime.files import (
     atomic_path,
     read_json,
     read_jsonl,
+    read_rows,
+    read_text,
     remove_abandoned,
     temporary_folder,
     write_json,
@@ -212,3 +215,19 @@ def test_a_link_in_an_output_folder_is_refused(name, tmp_path):
     (tmp_path / "sent" / name).unlink()
     (tmp_path / "sent" / "data of mine").symlink_to(tmp_path / "victim")
     assert files.output_folder(tmp_path / "sent") == tmp_path / "sent"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_text_of_another_encoding_is_named(encoding, tmp_path):
+    """In ASCII's range, these encodings are valid UTF-8 that has NUL characters between the letters."""
+    (tmp_path / "x.txt").write_bytes("a text".encode(encoding))
+    with pytest.raises(InputError, match=r"x\.txt: holds NUL characters; is it UTF-16\? save it as UTF-8"):
+        read_text(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize(("name", "separator"), [("x.csv", ","), ("x.tsv", "\t")])
+def test_cells_may_be_longer_than_the_csv_module_takes(name, separator, tmp_path):
+    before, long = csv.field_size_limit(), "a" * 200_000
+    (tmp_path / name).write_text(f"id{separator}text\n1{separator}{long}\n")
+    assert [row["text"] for _, row in read_rows(tmp_path / name)] == [long]
+    assert csv.field_size_limit() == before

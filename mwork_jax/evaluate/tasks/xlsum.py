@@ -15,7 +15,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.evaluate.tasks.base import HubData, Item, Task, labelled, one_line, text_of
 from mwork_jax.evaluate.tasks.wording import LABELS
 from mwork_jax.metrics import chrf, rouge_l
-from mwork_jax.runtime.files import read_jsonl, read_text
+from mwork_jax.runtime.files import cells_of_any_length, read_jsonl, read_text
 
 # What to do, and the label of the summary.
 _SUMMARY = {
@@ -66,6 +66,7 @@ def _xlsum_item(row: dict[str, object], language: str, where: str) -> Item:
     return Item(text_of(row, "id", where), language, context=text, references=(summary,))
 
 
+@cells_of_any_length()
 def _read_news(path: Path, language: str) -> tuple[Item, ...]:
     """Items of a TSV file with a header, category, headline, text and url, quoted as CSV is; texts may span lines."""
     rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="\t", strict=True)

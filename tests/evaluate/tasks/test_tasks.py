@@ -131,6 +131,12 @@ def test_news_file(tmp_path):
     assert (item.context, item.references) == ('Mstari wa "pili"', ('Kichwa "cha" habari',))
 
 
+def test_news_may_be_longer_than_the_csv_module_takes(tmp_path):
+    news(tmp_path / "swa" / "dev.tsv", ["c", "Kichwa", "a" * 200_000, "u"])
+    (item,) = questions(TASKS["headlines"], "sw", tmp_path).items
+    assert item.context == "a" * 200_000
+
+
 def test_news_of_two_languages_share_no_id(tmp_path):
     """They are other articles, so no two of them are one cluster."""
     for name in ("eng", "swa"):
