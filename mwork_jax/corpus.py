@@ -21,10 +21,12 @@ from mwork_jax.errors import InputError
 from mwork_jax.model.buckets import bucket_length
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import Document, byte_count
-from mwork_jax.runtime.files import has_rows, parse_json, read_jsonl, read_rows, read_text
+from mwork_jax.runtime.files import has_rows, read_jsonl, read_rows, read_text
 
 LANGUAGES = ("en", "de", "fr", "es", "ru", "zh", "vi", "th", "ar", "sw")  # of the project's own data set
 _BLANK_LINES = re.compile(r"\n\s*\n")
+# An object, or a list of strings, objects or lists, whole or cut; "[1]" and "{name}" may begin a sentence.
+_BEGINS_AS_JSON = re.compile(r"""\s*(\[\s*["{\[]|\{\s*")""")
 
 
 class Encoded(NamedTuple):
@@ -168,7 +170,7 @@ def read_corpus(path: str | Path) -> list[str]:
     `.csv`, `.tsv`: a column "text". Anything else: plain text, documents separated by blank lines (spaces and tabs may
     stand in them), or one per line where there is no blank line. Lines end in LF, CRLF or CR, never in another
     separator, such as a form feed or U+2028. Raises InputError where the file is missing, not UTF-8, not of that form,
-    JSON under another name, or without a document.
+    plain text that begins as JSON does, or without a document.
     """
     return [text for text, _ in _documents(path)]
 
@@ -190,21 +192,11 @@ def _documents(path: str | Path) -> list[tuple[str, object]]:
 
 def _plain_documents(path: str | Path) -> list[str]:
     text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
-    begin = text.lstrip()[:1]
-    if begin in ("{", "[") and (_is_json(text) or _is_json(text.strip().split("\n", 1)[0])):
+    if _BEGINS_AS_JSON.match(text):
         raise InputError(f"{path}: JSON, where plain text is expected; name it .jsonl (an object a line) or .json")
     if _BLANK_LINES.search(text.strip()):
         return [" ".join(part.split()) for part in _BLANK_LINES.split(text)]
     return [line.strip() for line in text.split("\n")]
-
-
-def _is_json(text: str) -> bool:
-    """Whether a text is a JSON object or a list of them, as no prose is; "[1]" may begin a sentence."""
-    try:
-        value = parse_json(text, "")
-    except InputError:
-        return False
-    return bool(value) and all(isinstance(one, dict) for one in (value if isinstance(value, list) else [value]))
 
 
 def _text_of(row: dict, where: str) -> str:

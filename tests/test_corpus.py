@@ -79,6 +79,15 @@ def test_a_list_of_strings_is_documents(tmp_path):
         ("x.txt", LINES, r"x\.txt: JSON, where plain text is expected; name it \.jsonl"),
         ("x", json.dumps(ROWS), "x: JSON, where plain text is expected"),
         ("x.md", json.dumps(ROWS, indent=1), "JSON, where plain text is expected"),
+        ("x.txt", '["a", "b"]', "JSON, where plain text is expected"),
+        ("x.txt", '\n[\n ["a"]]', "JSON, where plain text is expected"),
+        ("x.txt", '[{"text": "a"},\n{"te', "JSON, where plain text is expected"),
+        ("x.txt", '["a",\n"b', "JSON, where plain text is expected"),
+        ("x.txt", '{"text": "a"}{"text": "b"}', "JSON, where plain text is expected"),
+        ("x.txt", '{"text": "a"},\n{"text": "b"},\n', "JSON, where plain text is expected"),
+        ("x", '{\n "text": "a"\n}\n{\n "text": "b"\n}', "JSON, where plain text is expected"),
+        ("x.csv", "id,text,text\n1,a,b\n", r"x\.csv, row 1: 'text' names two columns"),
+        ("x.tsv", "text\tid\tid\na\t1\t2\n", r"x\.tsv, row 1: 'id' names two columns"),
         ("x.json", "[1]", r"x\.json, entry 1: a JSON object or a string is needed"),
         ("x.csv", "a,b\n1,2\n", r"x\.csv, row 2: no 'text'"),
         ("x.csv", "text,b\n1\n", r"x\.csv, row 2: 1 values, where the first line has 2 names"),
@@ -92,10 +101,17 @@ def test_documents_of_another_form_are_one_line(name, text, message, tmp_path):
         read_corpus(tmp_path / name)
 
 
-@pytest.mark.parametrize("text", ["[1] A footnote.", "{braces} in prose", "[link](a.html)", "[1]"])
+@pytest.mark.parametrize(
+    "text", ["[1] A footnote.", "{braces} in prose", "[link](a.html)", "[1]", "[1] see the note", "{note}"]
+)
 def test_prose_may_begin_with_a_bracket(text, tmp_path):
     (tmp_path / "x.txt").write_text(text)
     assert read_corpus(tmp_path / "x.txt") == [text]
+
+
+def test_columns_without_a_name_are_nobody_s(tmp_path):
+    (tmp_path / "x.csv").write_text("text,,\na,,\n")
+    assert read_corpus(tmp_path / "x.csv") == ["a"]
 
 
 def test_extreme_json_is_refused(tmp_path):
