@@ -301,8 +301,8 @@ def read_rows(path: str | Path) -> list[tuple[str, dict]]:
 
 @contextlib.contextmanager
 def cells_of_any_length() -> Iterator[None]:
-    """Within the block or the function, the csv module reads cells of more than its usual 131072 characters. Its limit is one for the
-    whole process, so one thread at a time is in such a block, and blocks do not nest."""
+    """Within the block or the function, the csv module reads cells of more than its usual 131072 characters. Its limit
+    is one for the whole process, so one thread at a time is in such a block, and blocks do not nest."""
     with _CELL_LIMIT:
         before = csv.field_size_limit(_LONGEST_CELL)
         try:
