@@ -51,7 +51,10 @@ def _check_as_written(tokenizer: Any, path: Path) -> None:
         return
     from tokenizers import Tokenizer
 
-    if Tokenizer.from_file(str(path)).encode(_PROBE, add_special_tokens=False).ids != ids:
+    as_written = Tokenizer.from_file(str(path))
+    as_written.no_padding()  # transformers leaves both off, whatever the file says
+    as_written.no_truncation()
+    if as_written.encode(_PROBE, add_special_tokens=False).ids != ids:
         raise InputError(
             f"{path}: the installed transformers reads it otherwise than it is written ({_PROBE!r} comes back as "
             f"{text!r:.80}); another version of transformers is needed"

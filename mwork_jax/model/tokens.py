@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import re
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,9 @@ from mwork_jax.errors import InputError
 from mwork_jax.runtime.time_limit import time_limit
 
 CHAT_DATE = datetime(2024, 7, 26)  # the day that chat templates are told, the one that Llama 3's own falls back to
+_DATE_CALL = re.compile(r"""(?<![\w.])strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])((?:(?!\1)[^\\])*)\1\s*\)""")
+_DATE_CODES = "aAbBcCdDeFgGhHIjmMpRsSTuUVwWxXyYzZ"
+_DRAWS = 20
 _TEMPLATE_SECONDS = 10
 _UNDECODED = "\ufffd"
 Document = str | np.ndarray  # text, or int32 [time]
@@ -72,14 +76,11 @@ def byte_count(tokenizer: Any, tokens: np.ndarray, *, special: bool) -> int:
 
 def chat_prompt(tokenizer: Any | None, text: str) -> str:
     """The text as a user's message, up to where the answer begins, for `encode`. Raises InputError for a tokenizer
-    without a chat template, and for a template that fails, takes long or leaves the text out."""
+    without a chat template, and for a template that fails, takes long, leaves the text out or draws by chance."""
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise InputError("the model has no chat template (models tuned to follow instructions have one); leave it off")
-    rendered = _rendered(tokenizer, text)
-    if text.strip() not in rendered:  # some templates read a message as a list of parts
-        rendered = _rendered(tokenizer, [{"type": "text", "text": text}])
-    if text.strip() not in rendered:
-        raise InputError("the model's chat template leaves the prompt out, or changes it; leave the template off")
+    with time_limit(_TEMPLATE_SECONDS, f"the model's chat template takes over {_TEMPLATE_SECONDS} s; leave it off"):
+        rendered = _rendered_with_text(tokenizer, text)
     bos: str | None = tokenizer.bos_token
     # `encode` adds the tokens that a text begins with; the template's own BOS would be a second one.
     if bos is not None and added_tokens(tokenizer).before[:1] == (tokenizer.bos_token_id,):
@@ -87,33 +88,68 @@ def chat_prompt(tokenizer: Any | None, text: str) -> str:
     return rendered
 
 
+def _rendered_with_text(tokenizer: Any, text: str) -> str:
+    """The prompt for a message that is a text or, where the template fails on it or leaves it out, a list of parts."""
+    parts = [{"type": "text", "text": text}]
+    reasons = []
+    for content in (text, parts):
+        try:
+            rendered = _rendered(tokenizer, content)
+        except InputError:  # the time is over, or the prompt is another one each time
+            raise
+        except Exception as error:  # a template is a program: it can fail in any way
+            reasons.append(f"fails ({' '.join(str(error).split())[:160] or type(error).__name__})")
+            continue
+        if text.strip() in rendered and str(parts) not in rendered:  # not the list itself, printed as Python has it
+            return rendered
+        reasons.append("leaves the prompt out, or changes it")
+    raise InputError(f"the model's chat template {reasons[0]}; leave it off")
+
+
 def _rendered(tokenizer: Any, content: str | list[dict[str, str]]) -> str:
+    """Raises InputError where the prompt depends on chance, and whatever the template raises."""
+    template = tokenizer.get_chat_template()
     # A template for thinking models must begin the answer at once; one that names today's date would make another
     # prompt every day. Other templates ignore these options.
     options = {"enable_thinking": False, "date_string": f"{CHAT_DATE:%d %b %Y}"}
-    slow = f"the model's chat template takes over {_TEMPLATE_SECONDS} s; leave it off"
-    try:
-        with time_limit(_TEMPLATE_SECONDS, slow):
-            return tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=_on_chat_date(tokenizer.get_chat_template()),
-                tokenize=False,
-                add_generation_prompt=True,
-                **options,
-            )
-    except InputError:
-        raise
-    except Exception as error:  # a template is a program: it can fail in any way
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"the model's chat template fails ({reason}); leave it off") from None
+    # What Jinja draws by chance. One of two values is the same for so many times in a row once in a million.
+    times = _DRAWS if re.search(r"\b(random|lipsum)\b", template) else 1
+    rendered = {
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=_on_chat_date(template),
+            tokenize=False,
+            add_generation_prompt=True,
+            **options,
+        )
+        for _ in range(times)
+    }
+    if len(rendered) > 1:
+        raise InputError("the model's chat template makes another prompt each time, by chance; leave it off")
+    return rendered.pop()
 
 
 def _on_chat_date(template: str) -> str:
-    """The template, on CHAT_DATE: transformers gives it today's `strftime_now`, and takes no function in its place."""
+    """The template, on CHAT_DATE: transformers gives it today's `strftime_now`, and takes no function in its place.
+
+    A call with a format that stands there becomes the date's text. For a format that is computed, a macro knows the
+    codes that every system has, and fails at any other.
+    """
     if "strftime_now" not in template:
         return template
-    filled = "".join(f".replace('%{code}', '{CHAT_DATE.strftime('%' + code)}')" for code in "YymdeBbAajHIMSpFT")
-    return f"{{%- macro strftime_now(format) -%}}{{{{ format{filled} }}}}{{%- endmacro -%}}{template}"
+    template = _DATE_CALL.sub(lambda call: call[1] + _chat_date(call[2]) + call[1], template)
+    filled = "".join(f".replace('%{code}', '{_chat_date('%' + code)}')" for code in _DATE_CODES)
+    return (
+        f"{{%- macro strftime_now(format) -%}}{{%- set filled = format{filled} -%}}"
+        "{%- if '%' in filled -%}{{ raise_exception('a date in the format ' ~ format) }}{%- endif -%}"
+        f"{{{{ filled }}}}{{%- endmacro -%}}{template}"
+    )
+
+
+def _chat_date(format: str) -> str:
+    """CHAT_DATE in a format; its seconds since 1970 are UTC's, the same on every machine."""
+    seconds = str(int(CHAT_DATE.replace(tzinfo=UTC).timestamp()))
+    return CHAT_DATE.strftime(re.sub("%%|%s", lambda code: seconds if code[0] == "%s" else code[0], format))
 
 
 def _check_unicode(text: str, where: str) -> None:

@@ -60,7 +60,15 @@ def test_one_that_transformers_rebuilds_with_a_loss(folder, monkeypatch):
     assert folder_tokenizer(folder) is right
 
 
-def test_one_that_changes_text_as_its_file_says(folder):
+@pytest.mark.parametrize("fixed", ["padding", "truncation"])
+def test_one_that_changes_text_as_its_file_says(fixed, folder):
+    """Also where the file has texts padded or cut, as transformers does only when asked."""
+    whole = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if fixed == "padding":
+        whole.enable_padding(length=64)
+    else:
+        whole.enable_truncation(max_length=2)
+    whole.save(str(folder / "tokenizer.json"))
     changed(
         folder / "tokenizer.json",
         "normalizer",

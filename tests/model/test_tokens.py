@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -111,9 +112,73 @@ def test_the_date_is_the_same_on_every_day(tokenizer, monkeypatch):
     assert chat_prompt(tokenizer, "Q?") == "26 Jul 2024 26 Jul 2024 Q?"
 
 
+FORMATS = [
+    *(f"%{code}" for code in "aAbBcCdDeFgGhHIjmMpRSTuUVwWxXyYzZ"),
+    "%-d %B %Y",
+    "%%d %d%%",
+    "d' 'm",
+    "at %-I o'clock",
+]
+
+
+@pytest.mark.parametrize("form", ["strftime_now({})", "strftime_now ( format={} )", "f({})"])
+def test_every_code_of_a_date_is_filled_as_transformers_does(form, tokenizer, monkeypatch):
+    from transformers.utils import chat_template_utils
+
+    class Clock:
+        @staticmethod
+        def now():
+            return tokens.CHAT_DATE
+
+    computed = form == "f({})"
+    macro = "{% macro f(x) %}{{ strftime_now(x) }}{% endmacro %}" if computed else ""
+    for written in FORMATS[:-4] if computed else FORMATS:
+        template = f"{macro}{{{{ {form.format(json.dumps(written))} }}}} {{{{ messages[0].content }}}}"
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+        ours = chat_prompt(tokenizer, "Q?")
+        with monkeypatch.context() as patch:
+            patch.setattr(chat_template_utils, "datetime", Clock)
+            chat = [{"role": "user", "content": "Q?"}]
+            assert ours == tokenizer.apply_chat_template(chat, tokenize=False), written
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])
+def test_seconds_are_the_same_in_every_time_zone(zone, tokenizer, monkeypatch):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        monkeypatch.setattr(tokenizer, "chat_template", "{{ strftime_now('%s') }} {{ messages[0].content }}")
+        assert chat_prompt(tokenizer, "Q?") == "1721952000 Q?"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("condition", ["raise_exception('no text')", "1 // 0"])
+def test_a_template_that_fails_on_text_gets_parts(condition, tokenizer, monkeypatch):
+    check = f"{{% if messages[0].content is string %}}{{{{ {condition} }}}}{{% endif %}}"
+    monkeypatch.setattr(tokenizer, "chat_template", check + TEMPLATES["a list of parts"][0])
+    assert chat_prompt(tokenizer, "Q?") == "[user] Q?"
+
+
+def test_chance_that_changes_nothing_is_allowed(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ ['a'] | random }} {{ messages[0].content }}")
+    assert chat_prompt(tokenizer, "Q?") == "a Q?"
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
+        ("{{ ['a', 'b'] | random }}{{ messages[0].content }}", "another prompt each time, by chance"),
+        ("{{ lipsum() }}{{ messages[0].content }}", "another prompt each time, by chance"),
+        ("{{ raise_exception('') }}", r"fails \(TemplateError\)"),
+        (
+            "{% if messages[0].content is string %}{{ raise_exception('first') }}{% endif %}{{ 1 // 0 }}",
+            r"fails \(first\)",
+        ),
+        ("{% if messages[0].content is string %}no{% else %}{{ 1 // 0 }}{% endif %}", "leaves the prompt out"),
+        ("{{ messages[0].content[:1] }}", "leaves the prompt out"),  # of a list of parts, the list as Python prints it
+        ("{% set f = '%Q' %}{{ strftime_now(f) }}{{ messages[0].content }}", "fails .*a date in the format %Q"),
         ("{{ raise_exception('no system prompt') }}", "fails .*no system prompt"),
         ("{% if %}", "the model's chat template fails"),
         ("{{ 1 // 0 }}", "the model's chat template fails"),
