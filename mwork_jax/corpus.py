@@ -25,8 +25,8 @@ from mwork_jax.runtime.files import has_rows, read_jsonl, read_rows, read_text
 
 LANGUAGES = ("en", "de", "fr", "es", "ru", "zh", "vi", "th", "ar", "sw")  # of the project's own data set
 _BLANK_LINES = re.compile(r"\n\s*\n")
-# An object, or a list of strings or objects, whole or cut; "[1]", "[[link]]" and "{name}" may begin a sentence.
-_BEGINS_AS_JSON = re.compile(r"""\s*(\[\s*["{]|\{\s*")""")
+# An object, or lists of strings or objects, whole or cut; "[1]", "[[link]]" and "{name}" may begin a sentence.
+_BEGINS_AS_JSON = re.compile(r"""\s*((\[\s*)+["{]|\{\s*")""")
 
 
 class Encoded(NamedTuple):

@@ -102,7 +102,16 @@ def test_documents_of_another_form_are_one_line(name, text, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["[1] A footnote.", "{braces} in prose", "[link](a.html)", "[1]", "[1] see the note", "{note}"]
+    "text",
+    [
+        "[1] A footnote.",
+        "[[link]] of a wiki",
+        "{braces} in prose",
+        "[link](a.html)",
+        "[1]",
+        "[1] see the note",
+        "{note}",
+    ],
 )
 def test_prose_may_begin_with_a_bracket(text, tmp_path):
     (tmp_path / "x.txt").write_text(text)
