@@ -2,6 +2,7 @@
 
 import random
 import string
+import unicodedata
 from decimal import Decimal
 
 import numpy as np
@@ -282,7 +283,131 @@ def test_number_after_the_phrase(text, phrases, expected):
     assert number_readings(text, phrases) == (Decimal(expected),)
 
 
-@pytest.mark.parametrize("part", ["10,", "10 ", "1,000,", "100/", "1万", "(= 1", "-", "1{,}", "5 million "])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2½", "2.5"),
+        ("½", "0.5"),
+        ("-½", "-0.5"),
+        ("1,500½", "1500.5"),
+        ("1\u20442", "0.5"),
+        ("2 1\u20442", "2.5"),
+        ("2¹\u2044₂", "2.5"),
+        ("1/3, 1/2", "0.5"),
+        ("9\\!500", "9500"),
+        ("10,\\!000", "10000"),
+        ("9\\text{,}500", "9500"),
+        ("9{\\,}500", "9500"),
+        ("5\\text{ million}", "5000000"),
+        ("-\\frac{1}{2}", "-0.5"),
+        ("\\frac{-1}{2}", "-0.5"),
+        ("\\frac12", "0.5"),
+        ("2\\frac12", "2.5"),
+        ("\\frac123", "3"),  # a half, and 3
+    ],
+)
+def test_fractions_and_latex(text, expected):
+    assert number_readings(text)[0] == Decimal(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("5 тыс.", 5000),
+        ("5тыс. рублей", 5000),
+        ("2,5 Mio.", 2500000),
+        ("3 Mrd. Euro", 3 * 10**9),
+        ("2 mil millones", 2 * 10**9),
+        ("3 tỉ", 3 * 10**9),
+        ("3 ti\u0309", 3 * 10**9),  # the mark on its own
+        ("2 triệu 500 nghìn", 2500000),
+        ("٣ الاف", 3000),
+        ("15 ألفًا", 15000),
+        ("elfu 5", 5000),
+        ("laki 2", 200000),
+        ("milioni 3", 3000000),
+        ("milioni 3 na laki 2", 3200000),
+        ("-elfu 5", -5000),
+        ("5천만", 50000000),
+        ("5千万円", 50000000),
+        ("3百", 300),
+        ("2兆", 2 * 10**12),
+        ("2조 원", 2 * 10**12),
+        ("12万5千3百", 125300),
+        ("3千5百万", 35000000),
+        ("1.2万亿", 12 * 10**11),
+        ("3만 5천 원", 35000),
+        ("5พันล้าน", 5 * 10**9),
+        ("1แสน5หมื่น", 150000),
+        ("$2M", 2000000),
+        ("$2m", 2000000),
+        ("2M", 2000000),
+        ("2 M€", 2000000),
+        ("$3bn", 3 * 10**9),
+    ],
+)
+def test_scale_words(text, expected):
+    assert number_readings(text) == (Decimal(expected),)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("3 \\times 10^4", 30000),
+        ("3 \\cdot 10^{4}", 30000),
+        ("3 × 10⁴", 30000),
+        ("2 × 10⁻²", "0.02"),
+        ("1e3", 1000),
+        ("1.5E-3", "0.0015"),
+        ("x = 10^2", 100),
+        ("2^{10}", 1024),
+        ("15 m^2", 15),
+        ("540 (3 x 3 x 60)", 540),
+    ],
+)
+def test_powers_and_products(text, expected):
+    assert number_readings(text) == (Decimal(expected),)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("page 2 of 3", 3),
+        ("1e", 1),
+        ("item 1e3f", 3),
+        ("0^0", 0),
+        ("3 x 4", 4),
+        ("540 (3 x 4)", 4),  # another product: a list
+        ("3 M people", 3),
+        ("5m", 5),
+        ("5 m", 5),
+        ("$5m$", 5),
+        ("$5m = 3$", 3),
+        ("5 million 3", 3),
+        ("5 million 7 million", 7000000),
+        ("3 tỉnh", 3),  # provinces
+        ("피자 2조각", 2),  # pieces
+        ("3만큼", 3),  # as much as
+        ("5兆字节", 5),  # megabytes
+        ("5 พันธุ์", 5),  # species
+    ],
+)
+def test_near_misses_stay_as_they_are(text, expected):
+    assert number_readings(text) == (Decimal(expected),)
+
+
+def test_phrases_are_compared_in_one_spelling():
+    assert number_readings("الاجابة هي 15. الخطوة 2", ["الإجابة هي"]) == (Decimal(15),)
+    assert number_readings(unicodedata.normalize("NFD", "Đáp án là 15. Bước 2"), ["đáp án là"]) == (Decimal(15),)
+
+
+@pytest.mark.parametrize(
+    "part",
+    (
+        *("10,", "10 ", "1,000,", "100/", "1万", "(= 1", "-", "1{,}", "5 million "),
+        *("½ ", "1 \\times 10^4 ", "5千3百万", "elfu 5 na ", "\\frac1", "$1", "5 (3 x 3 "),
+    ),
+)
 def test_long_answers_are_read_in_time(part):
     """Time grows with the length: with its square, each of these would take minutes, as a hundredth took a second."""
     with time_limit(30, f"reading {part!r} again and again takes too long"):
