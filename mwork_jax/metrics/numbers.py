@@ -37,7 +37,7 @@ _LATEX_FRACTION = re.compile(
     r"\s?(?:\{\s?(?P<minus>-?)\s?(?P<above>\d+)\s?\}|(?P<above_digit>\d))"
     r"\s?(?:\{\s?(?P<below>\d+)\s?\}|(?P<below_digit>\d))"
 )
-_FRACTION_SIGN = re.compile(r"[¼½¾⅐-⅞↉]|[⁰¹²³⁴-⁹]+/[₀-₉]+")
+_FRACTION_SIGN = re.compile(r"[¼½¾⅐-⅞↉]|(?<![⁰¹²³⁴-⁹])[⁰¹²³⁴-⁹]{1,15}/[₀-₉]{1,15}(?![₀-₉])")
 _SUPERSCRIPT = re.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴-⁹]{1,3}(?![⁰¹²³⁴-⁹])")
 _EXPONENT = re.compile(r"(?<![\w.,])(\d{1,15}(?:[.,]\d{1,15})?)e([+-]?\d{1,3})(?!\w|[.,]\d)")  # 1.5e3
 # A single letter is a million only as a capital at the digits or before a currency sign (5 m are metres), any other
@@ -258,24 +258,25 @@ def _part(text: str, number: re.Match[str]) -> _Part:
 
 def _sum_of_parts(text: str, parts: deque[_Part]) -> tuple[Decimal, ...]:
     """Take the first part and those that add to it, each smaller than the last: 1亿2000万, 12万5千3百, 3万5000."""
-    last = parts.popleft()
-    if not last.scaled:
-        return last.readings
-    total, section = tuple(Decimal(0) for _ in last.readings), tuple(r * last.within for r in last.readings)
+    first = last = parts.popleft()
+    if not first.scaled:
+        return first.readings
+    # Worked out for the first reading; a section is what the next large scale word multiplies.
+    total, section, scale = Decimal(0), first.readings[0] * first.within, first.within
     limit = Decimal("Infinity")  # what a section with its large scale word must be smaller than
     while True:
         if last.above > 1:
-            total = tuple(t + s * last.above for t, s in zip(total, section, strict=True))
-            section, limit = tuple(Decimal(0) for _ in section), Decimal(last.above)
+            scale *= 1 if total else last.above  # the first of these words multiplies the first part
+            total, section, limit = total + section * last.above, Decimal(0), Decimal(last.above)
         if not parts or not _can_follow(text, last, parts[0]):
             break
         part = parts[0]
         value = part.readings[0] * part.within
         room = limit if last.above > 1 else last.within
-        if not (0 < value < room and (section[0] + value) * part.above < limit):
+        if not (0 < value < room and (section + value) * part.above < limit):
             break
-        section, last = tuple(s + value for s in section), parts.popleft()
-    return tuple(t + s for t, s in zip(total, section, strict=True))
+        section, last = section + value, parts.popleft()
+    return tuple(total + section + (reading - first.readings[0]) * scale for reading in first.readings)
 
 
 def _can_follow(text: str, last: _Part, part: _Part) -> bool:

@@ -336,6 +336,7 @@ def test_fractions_and_latex(text, expected):
         ("12万5千3百", 125300),
         ("3千5百万", 35000000),
         ("1.2万亿", 12 * 10**11),
+        ("0.5万", 5000),
         ("3만 5천 원", 35000),
         ("5พันล้าน", 5 * 10**9),
         ("1แสน5หมื่น", 150000),
@@ -396,6 +397,10 @@ def test_near_misses_stay_as_they_are(text, expected):
     assert number_readings(text) == (Decimal(expected),)
 
 
+def test_both_readings_are_multiplied():
+    assert number_readings("2,125万3千") == (Decimal(21253000), Decimal(24250))
+
+
 def test_phrases_are_compared_in_one_spelling():
     assert number_readings("الاجابة هي 15. الخطوة 2", ["الإجابة هي"]) == (Decimal(15),)
     assert number_readings(unicodedata.normalize("NFD", "Đáp án là 15. Bước 2"), ["đáp án là"]) == (Decimal(15),)
@@ -403,10 +408,10 @@ def test_phrases_are_compared_in_one_spelling():
 
 @pytest.mark.parametrize(
     "part",
-    (
+    [
         *("10,", "10 ", "1,000,", "100/", "1万", "(= 1", "-", "1{,}", "5 million "),
-        *("½ ", "1 \\times 10^4 ", "5千3百万", "elfu 5 na ", "\\frac1", "$1", "5 (3 x 3 "),
-    ),
+        *("½ ", "1 \\times 10^4 ", "5千3百万", "elfu 5 na ", "\\frac1", "$1", "5 (3 x 3 ", "¹"),
+    ],
 )
 def test_long_answers_are_read_in_time(part):
     """Time grows with the length: with its square, each of these would take minutes, as a hundredth took a second."""
