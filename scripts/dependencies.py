@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 _FLOOR = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?>=([0-9.]+)")
@@ -47,17 +48,18 @@ def tested(which: str, arguments: list[str]) -> int:
         return subprocess.run([python, "-m", "pytest", *arguments], cwd=ROOT).returncode
 
 
-def components() -> Iterator[dict[str, object]]:
+def components() -> Iterator[dict[str, Any]]:
     """What is installed here, as CycloneDX describes it."""
     for package in sorted(metadata.distributions(), key=lambda one: one.metadata["Name"].lower()):
         name, version = package.metadata["Name"], package.version
-        licence = package.metadata.get("License-Expression") or package.metadata.get("License") or ""
+        described = package.metadata.json
+        licence = str(described.get("license_expression") or described.get("license") or "")
         known = {"licenses": [{"license": {"name": licence.splitlines()[0][:100]}}]} if licence else {}
         purl = f"pkg:pypi/{re.sub('[-_.]+', '-', name).lower()}@{version}"
         yield {"type": "library", "name": name, "version": version, "purl": purl, "bom-ref": purl} | known
 
 
-def sbom() -> dict[str, object]:
+def sbom() -> dict[str, Any]:
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,33 +33,32 @@ def with_usual_names(source: WeightSource) -> WeightSource:
             stored[_HEAD] = name
         else:
             stored[_USUAL + name.removeprefix(prefix) if name.startswith(prefix) else name] = name
-    return (_SlicedRenamed if isinstance(source, SlicedSource) else _Renamed)(source, stored)
+    return _SlicedRenamed(source, stored) if isinstance(source, SlicedSource) else _Renamed(source, stored)
 
 
-@dataclass(frozen=True)
 class _Renamed:
     """A source under other names: {name: the name that it is stored under}."""
 
-    source: WeightSource
-    stored: Mapping[str, str]
-
-    @property
-    def where(self) -> str:
-        return self.source.where
+    def __init__(self, source: WeightSource, stored: Mapping[str, str]):
+        self.where = source.where
+        self._source, self._stored = source, stored
 
     def names(self) -> set[str]:
-        return set(self.stored)
+        return set(self._stored)
 
     def read(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:
-        return self.source.read(self.stored[name], dtype)
+        return self._source.read(self._stored[name], dtype)
 
 
-@dataclass(frozen=True)
 class _SlicedRenamed(_Renamed):
-    source: SlicedSource
+    """The same of a source that gives parts."""
+
+    def __init__(self, source: SlicedSource, stored: Mapping[str, str]):
+        super().__init__(source, stored)
+        self._sliced = source
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.source.shape(self.stored[name])
+        return self._sliced.shape(self._stored[name])
 
     def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        return self.source.part(self.stored[name], index)
+        return self._sliced.part(self._stored[name], index)

@@ -131,7 +131,9 @@ def _other_header(content: bytes, rng: random.Random) -> bytes:
 
 def _other_msgpack(content: bytes, rng: random.Random) -> bytes:
     tree = msgpack.unpackb(content, strict_map_key=False)
-    return msgpack.packb(_other_tree(tree, rng, special=_as_extension), unicode_errors="surrogatepass")
+    packed = msgpack.packb(_other_tree(tree, rng, special=_as_extension), unicode_errors="surrogatepass")
+    assert packed is not None
+    return packed
 
 
 def _as_extension(value: object, rng: random.Random) -> object:
