@@ -101,10 +101,10 @@ class NeuronScores:
             tables = {t: {g: arrays[f"{t}.{g}"] for g in GROUPS} for t in _TABLES}
             activity = {name: arrays[name] for name in _ACTIVITY}
             scores = cls(**tables, **activity, **{n: header[n] for n in ("documents", "tokens", "provenance")})
-            _check(scores)
             written = metadata.get("sha256")  # files of version 0.1 have none
             if written not in (None, checksum_of({k: v for k, v in metadata.items() if k != "sha256"}, arrays)):
                 raise ValueError("its checksum is another")
+            _check(scores)
             return scores
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
