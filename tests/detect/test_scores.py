@@ -161,7 +161,7 @@ def rewritten(path, name=None, values=None, **header):
     with safe_open(path, framework="numpy") as file:
         tensors, metadata = {n: file.get_tensor(n) for n in file.keys()}, json.loads(file.metadata()["mwork"])  # noqa: SIM118
     metadata = {"mwork": json.dumps({**metadata, **header})}
-    tensors |= {name: values(tensors[name])} if name else {}
+    tensors |= {name: np.ascontiguousarray(values(tensors[name]))} if name else {}
     save_file(tensors, path, metadata | {"sha256": checksum_of(metadata, tensors)})
 
 
