@@ -33,6 +33,8 @@ def with_usual_names(source: WeightSource) -> WeightSource:
             stored[_HEAD] = name
         else:
             stored[_USUAL + name.removeprefix(prefix) if name.startswith(prefix) else name] = name
+    if twice := sorted(present - set(stored.values())):
+        raise InputError(f"{source.where}: {twice[0]} is in the checkpoint under another name too; which one holds?")
     return _SlicedRenamed(source, stored) if isinstance(source, SlicedSource) else _Renamed(source, stored)
 
 
