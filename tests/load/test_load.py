@@ -275,6 +275,16 @@ def test_two_spellings_of_one_tensor_are_refused(tmp_path):
         mw.load_model(tmp_path)
 
 
+def test_one_tensor_beside_its_other_spelling_is_refused(tmp_path):
+    hf_model("llama", 2).save_pretrained(tmp_path)
+    renamed(tmp_path, "model.language_model.", "")
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.language_model.norm.weight"] + 1
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(mw.InputError, match=r"norm.weight is in the checkpoint under another name too"):
+        mw.load_model(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_head_that_is_not_the_embedding_it_should_be_is_refused(dtype, tmp_path):
     hf_model("llama-tied", 2).save_pretrained(tmp_path)
