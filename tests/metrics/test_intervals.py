@@ -339,13 +339,6 @@ def test_no_variance_claims_nothing():
     assert (equal.change, equal.ci95, equal.p) == (0, (0, 0), 1)
 
 
-def test_scores_that_are_not_finite_have_no_interval():
-    result = delta(ZEROS, {"de": {"en": np.arange(6.0), "de": [np.nan, 1, 2, 3, 4, 5]}})
-    assert np.isnan(result.delta)
-    assert result.delta_ci95 is result.p is None
-    assert result.delta_eng_ci95 is not None
-
-
 GOOD = {"en": np.arange(3.0), "de": np.arange(3.0)}
 SEEDS = {lang: np.ones((5, 3)) * x for lang, x in GOOD.items()}
 IDS = {"en": ["a", "b", "c"], "de": ["a", "b", "c"]}
@@ -369,6 +362,14 @@ WRONG = {
         "weights: 1 of 'en', which has 3",
     ),
     "weights of 0": (lambda: delta(GOOD, {"de": GOOD}, {"en": [0, 0, 0], "de": [0, 0, 0]}), "not all 0"),
+    "scores that are not finite": (
+        lambda: delta(GOOD, {"de": GOOD | {"de": [np.nan, 1, 2]}}),
+        r"deactivated\['de'\]: scores of 'de' hold NaN or infinity",
+    ),
+    "infinite scores": (
+        lambda: delta(GOOD | {"de": [np.inf, 1, 2]}, {"de": GOOD}),
+        "original: scores of 'de' hold NaN",
+    ),
     "negative weights": (lambda: delta(GOOD, {"de": GOOD}, {"en": [1, -1, 1], "de": [1, -1, 1]}), "not negative"),
     "seeds of English": (lambda: delta(GOOD, {"de": {"en": GOOD["en"], "de": SEEDS["de"]}}), "the same random sets"),
     "original with seeds": (lambda: delta(SEEDS, {"de": SEEDS}), r"must be \[items\], not of shape \(5, 3\)"),
