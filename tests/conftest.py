@@ -34,6 +34,7 @@ LONGEST = (
 
 COMPILED_IN_FULL = ("test_real_models.py", "plan/test_plan.py", "scripts/test_compiled.py")
 _FEWER_PASSES = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+_FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"  # XLA's newer way to write a fusion's code, through MLIR
 
 # Long sums of tiny float32 models should not depend on how many threads a machine has.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -43,10 +44,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def pytest_configure(config):
     """What one process of the suite has compiled, the others load: the other worker and every process that a test
     starts would compile the same programs again, two thirds of the time that a small `mwork evaluate` takes. LLVM's
-    expensive passes are left out: tiny models take longer to compile than to run."""
+    expensive passes are left out, and XLA's newer emitters, which take twice as long as its older ones: tiny models take
+    longer to compile than to run."""
     if hasattr(config, "workerinput"):
         return
-    os.environ.setdefault(_FEWER_PASSES, "1")
+    if os.environ.setdefault(_FEWER_PASSES, "1") == "1":
+        os.environ["XLA_FLAGS"] = " ".join([f"--{_FUSION_EMITTERS}=false", os.environ.get("XLA_FLAGS", "")]).strip()
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = tempfile.mkdtemp(prefix="mwork-tests-")
@@ -62,11 +65,22 @@ def passes_of_the_compiler(request):
         yield
         return
     import jax
+    from jax._src import compiler  # XLA reads its flags once in a process: these programs have options of their own
+
+    options_of = compiler.get_compile_options
+
+    def with_emitters(*args, env_options_overrides=None, backend=None, **others):
+        if backend is not None and backend.platform == "cpu":
+            env_options_overrides = {_FUSION_EMITTERS: True, **(env_options_overrides or {})}
+        return options_of(*args, env_options_overrides=env_options_overrides, backend=backend, **others)
 
     fewer = os.environ[_FEWER_PASSES] == "1"
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if _FUSION_EMITTERS not in flag]
     jax.config.update("jax_disable_most_optimizations", False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(_FEWER_PASSES, "0")
+        patch.setenv("XLA_FLAGS", " ".join(flags))
+        patch.setattr(compiler, "get_compile_options", with_emitters)
         yield
     jax.config.update("jax_disable_most_optimizations", fewer)
 

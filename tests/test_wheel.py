@@ -83,7 +83,8 @@ def test_both_packages_come_from_the_wheel(installed, tmp_path):
 def test_commands_of_the_wheel_run_from_another_folder(installed, tiny_folder, tmp_path):
     where = outside(tmp_path)
     assert "--topology" in output(installed / "mwork", "plan", "--help", **where)
-    settings = ("--languages", "en,de,th", "--documents", 3, "--held-out", 2)  # the shapes of tests/cli/test_run.py
+    # The shapes of tests/cli/test_run.py.
+    settings = ("--languages", "en,de,th", "--documents", 3, "--held-out", 2, "--seeds", 2, "--max-tokens", 64)
     command = ("run", "--model", tiny_folder, "--quick", *settings, "--out", "out")
     printed = output(installed / "mwork", *command, **where)
     assert "German" in printed

@@ -27,9 +27,16 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    """One CPU device in each process, and this checkout."""
+    """One CPU device in each process, and this checkout. The first process compiles for all, as they share the cores."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": path}
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
+        "XLA_FLAGS": " ".join(flags),
+        "PYTHONPATH": path,
+    }
 
 
 def joining(port: int, count: int, process: int) -> tuple[str, ...]:
