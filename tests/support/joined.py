@@ -27,16 +27,10 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    """One CPU device in each process, and this checkout. The first process compiles for all, as they share the cores."""
+    """One CPU device in each process, and this checkout."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
-        "XLA_FLAGS": " ".join(flags),
-        "PYTHONPATH": path,
-    }
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags), "PYTHONPATH": path}
 
 
 def joining(port: int, count: int, process: int) -> tuple[str, ...]:
