@@ -6,8 +6,9 @@ import json
 import os
 import sys
 
-_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = " ".join([_FLAGS, os.environ.get("XLA_FLAGS", "")])
+os.environ["XLA_FLAGS"] = " ".join([
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0", os.environ.get("XLA_FLAGS", ""),
+])  # fmt: skip
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
