@@ -44,8 +44,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def pytest_configure(config):
     """What one process of the suite has compiled, the others load: the other worker and every process that a test
     starts would compile the same programs again, two thirds of the time that a small `mwork evaluate` takes. LLVM's
-    expensive passes are left out, and XLA's newer emitters, which take twice as long as its older ones: tiny models take
-    longer to compile than to run."""
+    expensive passes are left out, and XLA's newer emitters, which take twice as long as its older ones: tiny models
+    take longer to compile than to run."""
     if hasattr(config, "workerinput"):
         return
     if os.environ.setdefault(_FEWER_PASSES, "1") == "1":
