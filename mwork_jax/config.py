@@ -12,14 +12,18 @@ class Rope:
     """One rotary position embedding, with the names of Hugging Face's `rope_parameters`.
 
     theta: the base; a pair of a head's entries turns by theta^(-2i/d) radians per position.
-    kind: how the model was stretched to a longer context: "default" (it was not), "linear", "llama3" or "yarn".
+    kind: how the model was stretched to a longer context: "default" (it was not), "linear", "llama3", "yarn" or
+    "longrope"; "none" in layers that rotate nothing.
     factor: by how much the context was stretched (linear, llama3, yarn).
     low_freq_factor, high_freq_factor: llama3: pairs that turn less often than the first within the original context
     are slowed by `factor`, pairs that turn more often than the second are kept.
     original_length: tokens of the context before it was stretched (llama3, yarn).
     beta_fast, beta_slow: yarn: turns within the original context where its ramp begins and ends.
     truncate: yarn: whether the ends of the ramp are rounded to whole pairs.
-    attention_factor: yarn's temperature; it multiplies cos and sin.
+    attention_factor: the temperature of yarn and longrope; it multiplies cos and sin.
+    pair_factors, long_pair_factors: longrope: by how much each pair is slowed within the original context, and beyond.
+    query_scaling: b of log-scaled queries (Ministral 3, Llama 4): times 1 + b log(1 + floor(position /
+    original_length)), 0 for none.
     """
 
     theta: float
@@ -32,6 +36,9 @@ class Rope:
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float = 1.0
+    pair_factors: tuple[float, ...] = ()
+    long_pair_factors: tuple[float, ...] = ()
+    query_scaling: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,20 +51,33 @@ class ModelConfig:
     family: the `model_type` of its config.json, a key of `families.FAMILIES`.
     vocab_size: V. hidden_size: D. num_layers: L. num_heads: H. num_kv_heads: G, a divisor of H. head_dim: d, even.
     intermediate_size: F.
-    norm_eps: what every RMSNorm adds to the mean square.
+    norm_eps: what every norm adds to the mean square.
     ropes: the distinct rotary embeddings of the model.
     layer_rope: per layer, an index into `ropes`.
     windows: per layer, how many past positions a query sees, itself included; FULL_ATTENTION for all of them.
-    activation: of the feed-forward's gate: "silu", "gelu" or "gelu_tanh".
+    activation: of the feed-forward's gate: "silu", "gelu", "gelu_tanh" or "xielu" (Apertus; it has parameters).
+    gated: whether act(gate) multiplies `up`; without, the feed-forward is down(act(up)) (BLOOM, Apertus).
     max_length: tokens of the context that the model was made for.
     tie_embeddings: whether the head is the embedding table.
+    norm: "rms" divides by the root mean square, "layer" subtracts the mean before (BLOOM, Cohere).
+    norm_biases: whether norms have biases (BLOOM).
     norm_offset: added to every norm's weight; 1 for Gemma, whose RMSNorm multiplies by (1 + w).
-    post_norms: whether a norm also follows attention and the feed-forward (Gemma).
-    qk_norm: whether queries and keys are normalised head by head before RoPE (Qwen 3, Gemma 3).
+    pre_norms, post_norms: whether a norm comes before attention and the feed-forward, and whether one follows each
+    (Gemma has both, OLMo 2 the second alone).
+    parallel: whether attention and feed-forward read the same normed input, and both are added to it (Cohere).
+    embed_norm: whether a norm follows the embeddings (BLOOM).
+    qk_norm: how queries and keys are normalised before RoPE: "head", each head on its own with shared weights (Qwen 3,
+    Gemma 3); "own", with weights of each head (Command R+); "width", all heads together (OLMo 2); None, not at all.
     qkv_bias, attn_out_bias, mlp_bias: whether these matrices have biases.
+    interleaved: whether RoPE turns neighbouring entries of a head (2i, 2i + 1) rather than those of its halves (i, i +
+    d / 2) (Cohere).
+    rotary_dim: how many entries of a head RoPE turns, the first ones; None for all (Phi-4 mini turns 96 of 128).
+    alibi: whether distance is subtracted from the scores, head by head, instead of RoPE (BLOOM).
     attn_softcap, final_softcap: the soft cap of the attention scores and of the logits (Gemma 2); None for none.
     embed_scale: multiplies the embeddings.
     attn_scale: multiplies q . k.
+    residual_scale: multiplies what attention and feed-forward add to the residual stream (Granite).
+    logit_scale: multiplies the logits (Cohere, Granite).
     bos_id: the token that a text begins with; None where there is none. eos_ids: the tokens that end a text.
     """
 
@@ -74,18 +94,29 @@ class ModelConfig:
     layer_rope: tuple[int, ...]
     windows: tuple[int, ...]
     activation: str = "silu"
+    gated: bool = True
     max_length: int = 2048
     tie_embeddings: bool = False
+    norm: str = "rms"
+    norm_biases: bool = False
     norm_offset: float = 0.0
+    pre_norms: bool = True
     post_norms: bool = False
-    qk_norm: bool = False
+    parallel: bool = False
+    embed_norm: bool = False
+    qk_norm: str | None = None
     qkv_bias: bool = False
     attn_out_bias: bool = False
     mlp_bias: bool = False
+    interleaved: bool = False
+    rotary_dim: int | None = None
+    alibi: bool = False
     attn_softcap: float | None = None
     final_softcap: float | None = None
     embed_scale: float = 1.0
     attn_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
 

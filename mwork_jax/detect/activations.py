@@ -10,7 +10,7 @@ from mwork_jax.model.decoder import LayerRecord
 
 def layer_activity(record: LayerRecord, token_mask: jax.Array, shards: int) -> tuple[jax.Array, jax.Array]:
     """Of one layer's feed-forward neurons, over the tokens that count in each shard of the documents: how often
-    act(gate) > 0, int32 [shards, f], and the sum of act(gate) * up, float32 [shards, f].
+    act(gate) > 0, int32 [shards, f], and the sum of act(gate) * up (of act(up) without gate), float32 [shards, f].
 
     token_mask: float32 [batch, time], 1 for the tokens that count; the batch is a multiple of the shards, and the
     documents of a shard are side by side.
@@ -19,8 +19,7 @@ def layer_activity(record: LayerRecord, token_mask: jax.Array, shards: int) -> t
     def by_shard(x: jax.Array) -> jax.Array:
         return x.reshape(shards, -1, *x.shape[1:])
 
-    # In every family the activation function is positive where its argument is.
-    positive = (record.gate > 0) & (token_mask[:, :, None] > 0)
+    positive = (record.activated > 0) & (token_mask[:, :, None] > 0)
     active = by_shard(positive).sum(axis=(1, 2), dtype=jnp.int32)
     precision = jax.lax.Precision.HIGHEST
     activation = jnp.einsum("zbt,zbtf->zf", by_shard(token_mask), by_shard(record.product), precision=precision)

@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.enhance import Tuned
-from mwork_jax.enhance.neuron_params import PARAMETERS, parameter_arrays
+from mwork_jax.enhance.neuron_params import parameter_arrays, parameters_of
 from mwork_jax.errors import InputError
-from mwork_jax.families import checkpoint_names, hf_config
+from mwork_jax.families import checkpoint_names, fused_tensors, hf_config
 from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.identity import model_of
 from mwork_jax.model.model import Model
@@ -190,33 +190,45 @@ def _write_shard(folder: Path, number: int, shard: dict[str, np.ndarray]) -> tup
 def _tensors(tuned: Tuned, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
     """The tuned weights under their names in a checkpoint, [out, in]. The tuned neurons come from their float32
     values, not from what is left of them in the model's dtype."""
-    rows = tuned_rows(tuned)
-    for name, array in parameter_arrays(tuned.base.decoder).items():
-        short = name.removeprefix("layers.")
-        each = (fetch(array),) if short == name else fetch_each(array)
-        for layer, (tensor_name, one) in enumerate(zip(checkpoint_names(tuned.config, name), each, strict=True)):
-            tensor = _merged_heads(short, one).astype(np.float32)
-            if short in rows:
-                index, values = rows[short]
-                here = index[:, 0] == layer
-                if PARAMETERS[short][1] == 1:
-                    tensor[index[here, 1]] = values[here]
-                else:
-                    tensor[:, index[here, 1]] = values[here].T
-            yield tensor_name, np.ascontiguousarray(tensor.astype(dtype))
+    rows, arrays, config = tuned_rows(tuned), parameter_arrays(tuned.base.decoder), tuned.config
+    for name, array in arrays.items():
+        if not name.startswith("layers."):
+            yield from zip(checkpoint_names(config, name), (fetch(array).astype(dtype),), strict=True)
+    # Layer by layer, as a checkpoint may keep several parameters of a layer in one tensor.
+    stacked = {name.removeprefix("layers."): array for name, array in arrays.items() if name.startswith("layers.")}
+    names = {short: checkpoint_names(config, f"layers.{short}") for short in stacked}
+    for layer, parts in enumerate(zip(*(fetch_each(array) for array in stacked.values()), strict=True)):
+        tensors = {}
+        for short, part in zip(stacked, parts, strict=True):
+            tensor = _with_tuned(short, _merged_heads(short, part).astype(np.float32), rows.get(short), layer)
+            tensors[names[short][layer]] = np.ascontiguousarray(tensor.astype(dtype))
+        yield from fused_tensors(config, layer, tensors).items()
+
+
+def _with_tuned(name: str, tensor: np.ndarray, rows: tuple[np.ndarray, np.ndarray] | None, layer: int) -> np.ndarray:
+    """One layer's tensor with the tuned rows or columns in their places."""
+    if rows is None:
+        return tensor
+    index, values = rows
+    here = index[:, 0] == layer
+    if name == "down":
+        tensor[:, index[here, 1]] = values[here].T
+    else:
+        tensor[index[here, 1]] = values[here]
+    return tensor
 
 
 def _merged_heads(name: str, tensor: np.ndarray) -> np.ndarray:
-    """[h, k, m] as [h*k, m], [m, h, k] as [m, h*k], [h, k] as [h*k]: as checkpoints have them."""
+    """[h, k, m] as [h*k, m], [m, h, k] as [m, h*k], [h, k] as [h*k] where it is a bias: as checkpoints have them."""
     if tensor.ndim == 3:
         return tensor.reshape(tensor.shape[0], -1) if name == "o" else tensor.reshape(-1, tensor.shape[-1])
-    return tensor.reshape(-1) if name.endswith("_bias") else tensor
+    return tensor.reshape(-1) if name.endswith("_bias") or not tensor.ndim else tensor
 
 
 def tuned_rows(tuned: Tuned) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What was tuned, without padding: {parameter: (int32 [n, 2] layer and row or column, float32 [n, hidden])}."""
     rows = {}
-    for name, (group, _) in PARAMETERS.items():
+    for name, (group, _) in parameters_of(tuned.config).items():
         members = tuned.neurons.groups[group]
         layers, places = np.nonzero(members)
         # Within a layer the compact form is in the order of the indices, and so is nonzero.
@@ -251,7 +263,7 @@ def apply_delta(model: Model, path: str | Path) -> Model:
     for name, (index, values) in rows.items():
         whole = arrays[f"layers.{name}"]
         matrix = whole.reshape(whole.shape[0], -1, whole.shape[-1])
-        along_rows = PARAMETERS[name][1] == 1
+        along_rows = parameters_of(model.config)[name][1] == 1
         at = (index[:, 0], index[:, 1]) if along_rows else (index[:, 0], slice(None), index[:, 1])
         arrays[f"layers.{name}"] = matrix.at[at].set(jnp.asarray(values).astype(whole.dtype)).reshape(whole.shape)
     return Model(Decoder(model.config, arrays), model.tokenizer, f"{model.source} + {Path(path).name}")
@@ -275,7 +287,7 @@ def _read_delta(model: Model, path: str | Path) -> dict[str, tuple[np.ndarray, n
         warnings.warn(f"{path}: of version 0.1, without a checksum; its values are not verified", stacklevel=3)
     elif header.get("sha256") != checksum_of({k: v for k, v in header.items() if k != "sha256"}, tensors):
         raise _damaged(path, "its checksum is another")
-    rows = {name: (tensors[f"{name}.index"], tensors[f"{name}.values"]) for name in PARAMETERS}
+    rows = {name: (tensors[f"{name}.index"], tensors[f"{name}.values"]) for name in parameters_of(model.config)}
     _check_values(model.config, rows, path)
     return rows
 
@@ -296,11 +308,11 @@ def _check_base(model: Model, header: Mapping[str, str], path: str | Path) -> No
 
 def _check_layout(config: ModelConfig, stored: Mapping[str, tuple[str, tuple[int, ...]]], path: str | Path) -> None:
     """Raises InputError where tensors are missing or too many, or have another dtype or shape than the model needs."""
-    expected = {f"{name}.{part}" for name in PARAMETERS for part in ("index", "values")}
+    expected = {f"{name}.{part}" for name in parameters_of(config) for part in ("index", "values")}
     if different := sorted(expected ^ stored.keys()):
         problem = "is missing" if different[0] in expected else "is not part of a delta"
         raise _damaged(path, f"{different[0]:.60} {problem}")
-    for name, (group, _) in PARAMETERS.items():
+    for name, (group, _) in parameters_of(config).items():
         most = config.num_layers * group_widths(config)[group]
         (index_dtype, index_shape), (dtype, shape) = stored[f"{name}.index"], stored[f"{name}.values"]
         if (index_dtype, dtype) != ("I32", "F32"):
@@ -316,7 +328,7 @@ def _check_values(config: ModelConfig, rows: Mapping[str, tuple[np.ndarray, np.n
     """Raises InputError for places that the model does not have or that are there twice, for values that are not finite
     and for parameters of one group with other neurons."""
     first: dict[str, np.ndarray] = {}
-    for name, (group, _) in PARAMETERS.items():
+    for name, (group, _) in parameters_of(config).items():
         index, values = rows[name]
         sizes = config.num_layers, group_widths(config)[group]
         outside = ((index < 0) | (index >= np.asarray(sizes))).any(axis=1)

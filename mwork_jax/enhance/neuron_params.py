@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.model.decoder import Changes, Decoder, NeuronChange
 from mwork_jax.neurons import GROUPS, NeuronSet, group_widths
 from mwork_jax.sharding import constrain
 
-# The parameters that hold a group's neurons, and the axis of [layers, out, in] that they lie along.
-PARAMETERS = {
+_PARAMETERS = {
     "q": ("attn_q", 1), "k": ("attn_k", 1), "v": ("attn_v", 1), "gate": ("ffn_up", 1), "up": ("ffn_up", 1),
     "down": ("ffn_down", 2),
 }  # fmt: skip
@@ -30,6 +30,11 @@ _STEP = 8  # widths are multiples of it: sets of about the same size share a pro
 
 NeuronParams = dict[str, jax.Array]  # {parameter: float32 [layers, w, hidden]}, one row per row or column of the set
 NeuronIndex = dict[str, jax.Array]  # {group: int32 [layers, w]}; an index just past the group is padding
+
+
+def parameters_of(config: ModelConfig) -> dict[str, tuple[str, int]]:
+    """The parameters that hold a group's neurons, and the axis of [layers, out, in] that they lie along."""
+    return {name: at for name, at in _PARAMETERS.items() if config.gated or name != "gate"}
 
 
 def widths(sets: Sequence[NeuronSet]) -> dict[str, int]:
@@ -68,22 +73,21 @@ def check_fits(neurons: NeuronSet, decoder: Decoder, where: str) -> None:
 def gather(decoder: Decoder, index: NeuronIndex) -> NeuronParams:
     """The values of the neurons at `index`: rows as they are, columns laid down as rows; 0 where there is padding."""
 
-    def taken(name: str) -> jax.Array:
-        group, axis = PARAMETERS[name]
+    def taken(name: str, group: str, axis: int) -> jax.Array:
         matrix = _matrix(decoder, name)
         rows = jnp.swapaxes(matrix, 1, 2) if axis == 2 else matrix
         padded = index[group][:, :, None]
         values = jnp.take_along_axis(rows, padded, axis=1, mode="fill", fill_value=0).astype(jnp.float32)
         return constrain(values, "layers", "tuned", "hidden")
 
-    return {name: taken(name) for name in PARAMETERS}
+    return {name: taken(name, *at) for name, at in parameters_of(decoder.config).items()}
 
 
 def scatter(decoder: Decoder, index: NeuronIndex, values: NeuronParams) -> Decoder:
     """A decoder with the neurons at `index` set to `values`, rounded to its dtype; every other bit is the same."""
     arrays = parameter_arrays(decoder)
     layers = jnp.arange(decoder.config.num_layers)[:, None]
-    for name, (group, axis) in PARAMETERS.items():
+    for name, (group, axis) in parameters_of(decoder.config).items():
         matrix = _matrix(decoder, name)
         new = values[name].astype(matrix.dtype)
         at = (layers, index[group]) if axis == 1 else (layers, slice(None), index[group])
@@ -94,15 +98,13 @@ def scatter(decoder: Decoder, index: NeuronIndex, values: NeuronParams) -> Decod
 
 def changes(index: NeuronIndex, base: NeuronParams, values: NeuronParams) -> Changes:
     """What is to be added to the frozen weights, for `hidden_states`."""
-    return {name: NeuronChange(index[group], values[name] - base[name]) for name, (group, _) in PARAMETERS.items()}
+    return {name: NeuronChange(index[_PARAMETERS[name][0]], value - base[name]) for name, value in values.items()}
 
 
 def parameter_arrays(decoder: Decoder) -> dict[str, jax.Array]:
     """The parameters by their names in `parameter_specs`."""
-    arrays = {"embed": decoder.embed[...], "final_norm": decoder.final_norm[...]}
-    if decoder.head is not None:
-        arrays["head"] = decoder.head[...]
-    return arrays | {f"layers.{n}": p[...] for n, p in vars(decoder.layers).items() if isinstance(p, nnx.Param)}
+    whole = {name: value[...] for name, value in vars(decoder).items() if isinstance(value, nnx.Param)}
+    return whole | {f"layers.{n}": p[...] for n, p in vars(decoder.layers).items() if isinstance(p, nnx.Param)}
 
 
 def _matrix(decoder: Decoder, name: str) -> jax.Array:

@@ -17,8 +17,7 @@ from mwork_jax.enhance.loss import summed_nats, vocab_block
 from mwork_jax.enhance.neuron_params import NeuronIndex, NeuronParams, changes, gather
 from mwork_jax.enhance.optimizer import Rates, adamw
 from mwork_jax.enhance.packing import PackedRows
-from mwork_jax.model.decoder import Decoder, hidden_states
-from mwork_jax.model.operations import rms_norm
+from mwork_jax.model.decoder import Decoder, head_inputs, hidden_states
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.sharding import num_shards
 
@@ -87,7 +86,7 @@ def _nats(
     x, _ = hidden_states(
         decoder, tokens, keep, positions=positions, documents=start, changes=added, remat=program.remat
     )
-    x = rms_norm(x, decoder.final_norm[...], config).reshape(-1, config.hidden_size)
+    x = head_inputs(decoder, x).reshape(-1, config.hidden_size)
     head = decoder.embed[...] if decoder.head is None else decoder.head[...]
     return summed_nats(config, block, x, head, rows.targets.reshape(-1), rows.counts.reshape(-1))
 

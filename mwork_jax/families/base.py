@@ -6,13 +6,12 @@ default value, so a wrong default here is another model. What is in no table is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig, Rope
 from mwork_jax.errors import InputError
-from mwork_jax.families.reader import Reader
+from mwork_jax.families.reader import ACTIVATIONS, Reader
 from mwork_jax.families.rope import hf_rope, read_rope
 
 # The attributes that every family has.
@@ -28,10 +27,10 @@ COMMON_DEFAULTS: Mapping[str, object] = {
     "rope_theta": 10000.0, "rope_scaling": None, "rope_parameters": None, "hidden_act": "silu",
     "bos_token_id": None, "eos_token_id": None, "attention_bias": False, "mlp_bias": False, "sliding_window": None,
     "use_sliding_window": False, "max_window_layers": 28, "layer_types": None,
-    "attn_logit_softcapping": None, "final_logit_softcapping": None,
 }  # fmt: skip
 
-# Tensors of a checkpoint by the names of `model.decoder.parameter_specs`; those of a layer after `model.layers.N.`.
+# Tensors of a checkpoint by the names of `model.decoder.parameter_specs`; those of a layer after `Family.layers` and
+# the layer's number.
 WHOLE_TENSORS: Mapping[str, str] = {
     "embed": "model.embed_tokens.weight",
     "final_norm": "model.norm.weight",
@@ -59,17 +58,68 @@ def full_attention(read: Reader, layers: int) -> Windows:
     return (FULL_ATTENTION,) * layers
 
 
-def one_rope(read: Reader, windows: Windows) -> LayerRopes:
-    """The same rotary embedding in every layer. As in transformers, a `rope_scaling` (its version 4) is read before
+def one_window(read: Reader, layers: int) -> Windows:
+    """One sliding window for all layers, or none where it is null."""
+    return (read.count("sliding_window", if_null=FULL_ATTENTION),) * layers
+
+
+def the_rope(read: Reader) -> Rope:
+    """The rotary embedding of a model that has one. As in transformers, a `rope_scaling` (its version 4) is read before
     `rope_parameters` (its version 5)."""
     theta, scaling, parameters = read.number("rope_theta"), read.table("rope_scaling"), read.table("rope_parameters")
-    rope = read_rope(scaling or parameters, theta, read.count("max_position_embeddings"), read.where)
-    return (rope,), (0,) * len(windows)
+    return read_rope(scaling or parameters, theta, read.count("max_position_embeddings"), read.where)
+
+
+def one_rope(read: Reader, windows: Windows) -> LayerRopes:
+    """The same rotary embedding in every layer."""
+    return (the_rope(read),), (0,) * len(windows)
 
 
 def hf_one_rope(config: ModelConfig) -> dict[str, object]:
     """`rope_parameters` of a model with one rotary embedding."""
     return hf_rope(config.ropes[0])
+
+
+def ropes_by_layer_type(read: Reader, windows: Windows, local_theta: float) -> LayerRopes:
+    """One rotary embedding for layers with a window, whose base is `local_theta` where none is given, and one for those
+    without, which a `rope_scaling` (of transformers 4) stretches."""
+    parameters, length = read.table("rope_parameters"), read.count("max_position_embeddings")
+    for name in parameters.keys() - {"sliding_attention", "full_attention"}:
+        raise InputError(
+            f"{read.where}: rope_parameters has {name!r}; for {read.values['model_type']} it has 'sliding_attention' "
+            "and 'full_attention'"
+        )
+    nested = Reader(parameters, f"{read.where}: rope_parameters")
+    whole = {**nested.table("full_attention"), **read.table("rope_scaling")}
+    ropes = (
+        read_rope(nested.table("sliding_attention"), local_theta, length, read.where),
+        read_rope(whole, read.number("rope_theta"), length, read.where),
+    )
+    return ropes, tuple(0 if window else 1 for window in windows)
+
+
+def hf_ropes_by_layer_type(config: ModelConfig) -> dict[str, object]:
+    """`rope_parameters` of such a model."""
+    return {"sliding_attention": hf_rope(config.ropes[0]), "full_attention": hf_rope(config.ropes[1])}
+
+
+def nothing_special(config: ModelConfig, read: Reader) -> ModelConfig:
+    return config
+
+
+@dataclass(frozen=True)
+class FusedRows:
+    """Where a parameter's rows lie in a larger tensor of a checkpoint, which is `groups` groups of `size` rows: the
+    rows start <= row < stop of each group."""
+
+    groups: int
+    size: int
+    start: int
+    stop: int
+
+
+# {the larger tensor's name within a layer: for each parameter in it, its usual name and its rows}.
+Fused = Mapping[str, Mapping[str, FusedRows]]
 
 
 @dataclass(frozen=True)
@@ -81,17 +131,22 @@ class Family:
     attributes: what it reads beside COMMON_ATTRIBUTES.
     defaults: its own values of attributes that a config.json leaves out, before COMMON_DEFAULTS.
     hf_attributes: the attributes beside the common ones that a config.json of a model of this family has.
+    checkpoints: published models known to have such a config.json, as owner/name on the Hub.
+    renamed: {the family's own name of a common attribute: the common one}.
+    derived: common attributes that follow from others, which a config.json of this family does not have.
+    inert: attributes without effect beside those of every family, each with the values at which it has none; None for
+    every value.
+    text_defaults: the class's values of what a `text_config` in a larger model's config.json leaves out.
     windows: per layer, how many past positions a query sees, from the attributes and the number of layers.
     ropes: the rotary embeddings, from the attributes and the windows.
-    hf_ropes: `rope_parameters`, the other way.
+    hf_ropes: `rope_parameters`, the other way; None for a family without.
     head_dim_may_be_null: a null is then hidden_size / num_attention_heads.
     kv_heads_may_be_null: a null is then num_attention_heads.
-    activation: the attribute that names the activation function.
-    attention_scale: the attribute whose inverse root multiplies q . k; None where that is the head size.
-    norm_offset, post_norms, qk_norm: as in ModelConfig.
-    qkv_bias: whether queries, keys and values have biases whatever `attention_bias` is.
-    scaled_embeddings: whether embeddings are multiplied by the root of the hidden size.
-    layer_tensors: the names of a layer's weights in a checkpoint.
+    activation: the attribute that names the activation function. activations: {its values: ModelConfig's}.
+    special: the configuration with what is structurally special about this family, from the common one.
+    layers: what stands before a layer's number in the names of its tensors.
+    whole_tensors, layer_tensors: the names of the weights in a checkpoint.
+    fused: parameters that a checkpoint keeps in one tensor together, under that tensor's name.
     """
 
     model_type: str
@@ -99,25 +154,40 @@ class Family:
     attributes: frozenset[str]
     defaults: Mapping[str, object]
     hf_attributes: Callable[[ModelConfig], dict[str, object]]
+    checkpoints: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    derived: Callable[[Reader], dict[str, object]] | None = None
+    inert: Mapping[str, tuple[object, ...] | None] = field(default_factory=dict)
+    text_defaults: Mapping[str, object] = field(default_factory=dict)
     windows: Callable[[Reader, int], Windows] = full_attention
     ropes: Callable[[Reader, Windows], LayerRopes] = one_rope
-    hf_ropes: Callable[[ModelConfig], dict[str, object]] = hf_one_rope
-    head_dim_may_be_null: bool = False
+    hf_ropes: Callable[[ModelConfig], dict[str, object]] | None = hf_one_rope
+    head_dim_may_be_null: bool = True
     kv_heads_may_be_null: bool = True
     activation: str = "hidden_act"
-    attention_scale: str | None = None
-    norm_offset: float = 0.0
-    post_norms: bool = False
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    scaled_embeddings: bool = False
+    activations: Mapping[str, str] = field(default_factory=lambda: ACTIVATIONS)
+    special: Callable[[ModelConfig, Reader], ModelConfig] = nothing_special
+    layers: str = "model.layers."
+    whole_tensors: Mapping[str, str] = field(default_factory=lambda: WHOLE_TENSORS)
     layer_tensors: Mapping[str, str] = field(default_factory=lambda: LAYER_TENSORS)
+    fused: Callable[[ModelConfig], Fused] | None = None
 
 
-def completed(hf: Mapping[str, object], family: Family) -> dict[str, object]:
-    """The attributes of `hf` that a family reads, completed by its defaults; those of other families are off."""
-    own = COMMON_ATTRIBUTES | family.attributes
-    return {**COMMON_DEFAULTS, **family.defaults, **{name: value for name, value in hf.items() if name in own}}
+def completed(hf: Mapping[str, object], family: Family, where: str) -> dict[str, object]:
+    """The attributes of `hf` that a family reads under their common names, completed by its defaults; those of other
+    families are off. Raises InputError where an attribute is there under both of its names."""
+    own = COMMON_ATTRIBUTES | family.attributes | family.renamed.keys()
+    given: dict[str, object] = {}
+    for name, value in hf.items():
+        common = family.renamed.get(name, name)
+        if name in own and common in given and given[common] != value:
+            raise InputError(
+                f"{where}: {name} is {value!r:.40}, but {common} is {given[common]!r:.40}; which one holds?"
+            )
+        if name in own:
+            given[common] = value
+    values = {**COMMON_DEFAULTS, **family.defaults, **given}
+    return values if family.derived is None else values | family.derived(Reader(values, where))
 
 
 def read_config(family: Family, read: Reader) -> ModelConfig:
@@ -127,7 +197,6 @@ def read_config(family: Family, read: Reader) -> ModelConfig:
     windows = family.windows(read, read.count("num_hidden_layers", most=MOST_LAYERS))
     ropes, layer_rope = family.ropes(read, windows)
     attention_bias = read.flag("attention_bias")
-    scale = family.attention_scale
     config = ModelConfig(
         family=family.model_type,
         vocab_size=read.count("vocab_size"),
@@ -141,22 +210,17 @@ def read_config(family: Family, read: Reader) -> ModelConfig:
         ropes=ropes,
         layer_rope=layer_rope,
         windows=windows,
-        activation=read.activation(family.activation),
+        activation=read.activation(family.activation, family.activations),
         max_length=read.count("max_position_embeddings"),
         tie_embeddings=read.flag("tie_word_embeddings"),
-        norm_offset=family.norm_offset,
-        post_norms=family.post_norms,
-        qk_norm=family.qk_norm,
-        qkv_bias=attention_bias or family.qkv_bias,
+        qkv_bias=attention_bias,
         attn_out_bias=attention_bias,
         mlp_bias=read.flag("mlp_bias"),
-        attn_softcap=read.number_or_none("attn_logit_softcapping"),
-        final_softcap=read.number_or_none("final_logit_softcapping"),
-        embed_scale=math.sqrt(hidden) if family.scaled_embeddings else 1.0,
-        attn_scale=(max(head_dim, 1) if scale is None else read.number(scale)) ** -0.5,
+        attn_scale=max(head_dim, 1) ** -0.5,
         bos_id=next(iter(read.ids("bos_token_id")), None),
         eos_ids=read.ids("eos_token_id"),
     )
+    config = family.special(config, read)
     _check_heads(config, read.where)
     return config
 
@@ -183,6 +247,11 @@ def layer_types(read: Reader, layers: int, default: Callable[[], list[str]]) -> 
     return list(kinds)
 
 
+def full_attention_every(period: int, layers: int) -> list[str]:
+    """Layer types where each `period`-th layer sees the whole past and the others have a window."""
+    return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
+
+
 def windows_of(kinds: list[str], window: int) -> Windows:
     """Windows of layers of these types."""
     return tuple(window if kind == "sliding_attention" else FULL_ATTENTION for kind in kinds)
@@ -191,3 +260,8 @@ def windows_of(kinds: list[str], window: int) -> Windows:
 def hf_layer_types(config: ModelConfig) -> list[str]:
     """The attribute `layer_types` of a model."""
     return ["full_attention" if window == FULL_ATTENTION else "sliding_attention" for window in config.windows]
+
+
+def hf_window(config: ModelConfig) -> int | None:
+    """The attribute `sliding_window` of a model; None where no layer has a window."""
+    return max(config.windows) or None

@@ -3,14 +3,34 @@ every other layer."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
-from mwork_jax.families.base import LAYER_TENSORS, Family, Windows, hf_layer_types, layer_types, windows_of
+from mwork_jax.families.base import (
+    LAYER_TENSORS,
+    Family,
+    Windows,
+    full_attention_every,
+    hf_layer_types,
+    hf_window,
+    layer_types,
+    windows_of,
+)
 from mwork_jax.families.reader import Reader
 
 
-def full_attention_every(period: int, layers: int) -> list[str]:
-    """Layer types where each `period`-th layer sees the whole past and the others have a window."""
-    return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
+def special(config: ModelConfig, read: Reader) -> ModelConfig:
+    """What Gemma 2 and 3 share."""
+    return replace(
+        config,
+        norm_offset=1.0,
+        post_norms=True,
+        attn_softcap=read.number_or_none("attn_logit_softcapping"),
+        final_softcap=read.number_or_none("final_logit_softcapping"),
+        embed_scale=math.sqrt(config.hidden_size),
+        attn_scale=read.number("query_pre_attn_scalar") ** -0.5,
+    )
 
 
 def _windows(read: Reader, layers: int) -> Windows:
@@ -22,7 +42,7 @@ def _hf_attributes(config: ModelConfig) -> dict[str, object]:
     return {
         "attention_bias": config.qkv_bias,
         "query_pre_attn_scalar": _whole(config.attn_scale**-2),
-        "sliding_window": max(config.windows) or 4096,
+        "sliding_window": hf_window(config) or 4096,
         "layer_types": hf_layer_types(config),
         "attn_logit_softcapping": config.attn_softcap,
         "final_logit_softcapping": config.final_softcap,
@@ -49,12 +69,10 @@ GEMMA2 = Family(
     },
     hf_attributes=_hf_attributes,
     windows=_windows,
+    head_dim_may_be_null=False,
     kv_heads_may_be_null=False,
     activation="hidden_activation",
-    attention_scale="query_pre_attn_scalar",
-    norm_offset=1.0,
-    post_norms=True,
-    scaled_embeddings=True,
+    special=special,
     # Four norms per layer. What other families call post_attention_layernorm comes before the feed-forward.
     layer_tensors={
         **LAYER_TENSORS,

@@ -5,12 +5,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mwork_jax.config import FULL_ATTENTION, ModelConfig
-from mwork_jax.errors import InputError
-from mwork_jax.families.base import LayerRopes, Windows, layer_types, windows_of
-from mwork_jax.families.gemma2 import GEMMA2, full_attention_every
+from mwork_jax.config import FULL_ATTENTION
+from mwork_jax.families.base import (
+    LayerRopes,
+    Windows,
+    full_attention_every,
+    hf_ropes_by_layer_type,
+    layer_types,
+    ropes_by_layer_type,
+    windows_of,
+)
+from mwork_jax.families.gemma2 import GEMMA2, special
 from mwork_jax.families.reader import Reader
-from mwork_jax.families.rope import hf_rope, read_rope
 
 
 def _windows(read: Reader, layers: int) -> Windows:
@@ -22,23 +28,7 @@ def _windows(read: Reader, layers: int) -> Windows:
 
 
 def _ropes(read: Reader, windows: Windows) -> LayerRopes:
-    theta, scaling, parameters = read.number("rope_theta"), read.table("rope_scaling"), read.table("rope_parameters")
-    length, where = read.count("max_position_embeddings"), read.where
-    for name in parameters.keys() - {"sliding_attention", "full_attention"}:
-        raise InputError(
-            f"{where}: rope_parameters has {name!r}; for gemma3_text it has 'sliding_attention' and 'full_attention'"
-        )
-    nested = Reader(parameters, f"{where}: rope_parameters")
-    local, whole = nested.table("sliding_attention"), {**nested.table("full_attention"), **scaling}
-    ropes = (
-        read_rope(local, read.number("rope_local_base_freq"), length, where),
-        read_rope(whole, theta, length, where),
-    )
-    return ropes, tuple(0 if window else 1 for window in windows)
-
-
-def _hf_ropes(config: ModelConfig) -> dict[str, object]:
-    return {"sliding_attention": hf_rope(config.ropes[0]), "full_attention": hf_rope(config.ropes[1])}
+    return ropes_by_layer_type(read, windows, read.number("rope_local_base_freq"))
 
 
 _OWN_DEFAULTS = {
@@ -53,6 +43,10 @@ GEMMA3 = replace(
     defaults={**GEMMA2.defaults, **_OWN_DEFAULTS},
     windows=_windows,
     ropes=_ropes,
-    hf_ropes=_hf_ropes,
-    qk_norm=True,
-)
+    hf_ropes=hf_ropes_by_layer_type,
+    special=lambda c, read: replace(special(c, read), qk_norm="head"),
+    text_defaults={
+        "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+    },
+)  # fmt: skip

@@ -10,5 +10,4 @@ LLAMA = Family(
     attributes=frozenset({"attention_bias", "mlp_bias"}),
     defaults={"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
     hf_attributes=lambda c: {"attention_bias": c.qkv_bias, "mlp_bias": c.mlp_bias},
-    head_dim_may_be_null=True,
 )

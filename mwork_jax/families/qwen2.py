@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
-from mwork_jax.families.base import Family, Windows, full_attention, hf_layer_types, layer_types, windows_of
+from mwork_jax.families.base import Family, Windows, full_attention, hf_layer_types, hf_window, layer_types, windows_of
 from mwork_jax.families.reader import Reader
 
 
@@ -23,7 +25,7 @@ def sliding_attributes(config: ModelConfig) -> dict[str, object]:
     """The attributes that describe which layers have a window."""
     return {
         "use_sliding_window": any(window != FULL_ATTENTION for window in config.windows),
-        "sliding_window": max(config.windows) or None,
+        "sliding_window": hf_window(config),
         "layer_types": hf_layer_types(config),
     }
 
@@ -35,6 +37,5 @@ QWEN2 = Family(
     defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096},
     hf_attributes=sliding_attributes,
     windows=_windows,
-    head_dim_may_be_null=True,
-    qkv_bias=True,
+    special=lambda c, read: replace(c, qkv_bias=True),
 )

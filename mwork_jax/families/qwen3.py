@@ -14,6 +14,5 @@ QWEN3 = replace(
     defaults={**QWEN2.defaults, "head_dim": 128},
     hf_attributes=lambda c: sliding_attributes(c) | {"attention_bias": c.qkv_bias},
     head_dim_may_be_null=False,
-    qk_norm=True,
-    qkv_bias=False,
+    special=lambda c, read: replace(c, qk_norm="head"),
 )

@@ -40,6 +40,14 @@ class Reader:
     def number_or_none(self, name: str) -> float | None:
         return None if self.values.get(name) is None else self.number(name)
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of positive numbers."""
+        value = self.values.get(name)
+        listed = [float(x) for x in value if _is_number(x) and 0 < x < 1e300] if isinstance(value, list) else []
+        if not isinstance(value, list) or len(listed) < len(value):
+            raise self.refusal(name, "a list of positive numbers")
+        return tuple(listed)
+
     def flag(self, name: str) -> bool:
         value = self.values.get(name)
         if not isinstance(value, bool):
@@ -55,14 +63,14 @@ class Reader:
             raise self.refusal(name, "a token id, a list of token ids or null")
         return tuple(ids)
 
-    def activation(self, name: str) -> str:
-        """An activation function by Hugging Face's name, as `ModelConfig` names it."""
+    def activation(self, name: str, known: Mapping[str, str] = ACTIVATIONS) -> str:
+        """An activation function by Hugging Face's name, as `ModelConfig` names it. known: {the one: the other}."""
         value = self.values.get(name)
-        if not isinstance(value, str) or value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in known:
             raise InputError(
-                f"{self.where}: activation {value!r:.80} is not supported; {name} can be {', '.join(ACTIVATIONS)}"
+                f"{self.where}: activation {value!r:.80} is not supported; {name} can be {', '.join(known)}"
             )
-        return ACTIVATIONS[value]
+        return known[value]
 
     def table(self, name: str) -> Mapping[str, object]:
         """A nested object; empty where it is null or absent."""

@@ -10,20 +10,37 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.families.base import COMMON_ATTRIBUTES, WHOLE_TENSORS, Family, completed, read_config
+from mwork_jax.families.apertus import APERTUS
+from mwork_jax.families.base import COMMON_ATTRIBUTES, Family, Fused, completed, read_config
+from mwork_jax.families.bloom import BLOOM
+from mwork_jax.families.cohere import COHERE
+from mwork_jax.families.cohere2 import COHERE2
+from mwork_jax.families.gemma import GEMMA
 from mwork_jax.families.gemma2 import GEMMA2
 from mwork_jax.families.gemma3 import GEMMA3
+from mwork_jax.families.granite import GRANITE
 from mwork_jax.families.llama import LLAMA
+from mwork_jax.families.ministral3 import MINISTRAL3
 from mwork_jax.families.mistral import MISTRAL
+from mwork_jax.families.olmo2 import OLMO2
+from mwork_jax.families.olmo3 import OLMO3
+from mwork_jax.families.phi3 import PHI3
 from mwork_jax.families.qwen2 import QWEN2
 from mwork_jax.families.qwen3 import QWEN3
-from mwork_jax.families.reader import ACTIVATIONS, Reader
+from mwork_jax.families.reader import Reader
+from mwork_jax.families.smollm3 import SMOLLM3
 
 FAMILIES: Mapping[str, Family] = {
-    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
-}
+    family.model_type: family
+    for family in (
+        LLAMA, MISTRAL, MINISTRAL3, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, COHERE, COHERE2, SMOLLM3, OLMO2, OLMO3, PHI3,
+        GRANITE, APERTUS, BLOOM,
+    )
+}  # fmt: skip
 
 # Attributes that do not change what the forward pass computes: bookkeeping, training, output options.
 _WITHOUT_EFFECT = {
@@ -78,17 +95,20 @@ def config_from_hf(hf: Mapping[str, object], *, where: str = "config.json") -> M
         raise InputError(f"{where}: model_type {name!r:.80} is not supported; supported: {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[name]
     _refuse_unknown(hf, family, where)
-    return read_config(family, Reader(completed(hf, family), where))
+    return read_config(family, Reader(completed(hf, family, where), where))
 
 
 def _refuse_unknown(hf: Mapping[str, object], family: Family, where: str) -> None:
-    known = COMMON_ATTRIBUTES | family.attributes | _WITHOUT_EFFECT
+    known = COMMON_ATTRIBUTES | family.attributes | family.renamed.keys()
+    without_effect_at = _WITHOUT_EFFECT_AT | dict.fromkeys(_WITHOUT_EFFECT) | family.inert
     for name, value in hf.items():
-        if name in known and name not in _WITHOUT_EFFECT_AT:
+        if name in known:
             continue
-        if name in _WITHOUT_EFFECT_AT and value in _WITHOUT_EFFECT_AT[name]:
-            continue
-        if value is None or (value is False and name not in _WITHOUT_EFFECT_AT):
+        if name in without_effect_at:
+            values = without_effect_at[name]
+            if values is None or value in values:
+                continue
+        elif value is None or value is False:
             continue  # a switch that is off: transformers reads none that it does not know
         if name == "quantization_config":
             raise InputError(
@@ -133,15 +153,47 @@ def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, object]:
         "tie_word_embeddings": c.tie_embeddings,
         "bos_token_id": c.bos_id,
         "eos_token_id": list(c.eos_ids) if len(c.eos_ids) > 1 else next(iter(c.eos_ids), None),
-        family.activation: next(name for name, own in ACTIVATIONS.items() if own == c.activation),
-        "rope_parameters": family.hf_ropes(c),
+        family.activation: next(name for name, own in family.activations.items() if own == c.activation),
     }
-    return described | family.hf_attributes(c)
+    if family.hf_ropes is not None:
+        described["rope_parameters"] = family.hf_ropes(c)
+    described |= family.hf_attributes(c)
+    follows = family.derived(Reader(described, "")) if family.derived is not None else {}
+    own_names = {common: own for own, common in reversed(family.renamed.items())}
+    return {own_names.get(name, name): value for name, value in described.items() if name not in follows}
 
 
 def checkpoint_names(config: ModelConfig, parameter: str) -> list[str]:
-    """The tensors of a checkpoint that hold one entry of `model.decoder.parameter_specs`: one, or one per layer."""
+    """The tensors of a checkpoint that hold one entry of `model.decoder.parameter_specs`: one, or one per layer. Those
+    that a checkpoint keeps in one tensor together (`Family.fused`) are named as if they were apart."""
+    family = FAMILIES[config.family]
     if not parameter.startswith("layers."):
-        return [WHOLE_TENSORS[parameter]]
-    name = FAMILIES[config.family].layer_tensors[parameter.removeprefix("layers.")]
-    return [f"model.layers.{layer}.{name}" for layer in range(config.num_layers)]
+        return [family.whole_tensors[parameter]]
+    name = family.layer_tensors[parameter.removeprefix("layers.")]
+    return [f"{family.layers}{layer}.{name}" for layer in range(config.num_layers)]
+
+
+def fused_in_layer(config: ModelConfig, layer: int) -> Fused:
+    """`Family.fused` under whole names of a checkpoint's tensors."""
+    family = FAMILIES[config.family]
+    before = f"{family.layers}{layer}."
+    return {
+        before + name: {before + part: rows for part, rows in parts.items()}
+        for name, parts in (family.fused(config) if family.fused is not None else {}).items()
+    }
+
+
+def fused_tensors(config: ModelConfig, layer: int, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One layer's tensors under `checkpoint_names` as a checkpoint keeps them: those that are fused, in one."""
+    kept = dict(tensors)
+    for name, parts in fused_in_layer(config, layer).items():
+        own = {part: rows for part, rows in parts.items() if part in kept}
+        if not own:
+            continue  # without biases there is none to fuse
+        first = kept[next(iter(own))]
+        groups, size = next((rows.groups, rows.size) for rows in own.values())
+        whole = np.empty((groups, size, *first.shape[1:]), first.dtype)
+        for part, rows in own.items():
+            whole[:, rows.start : rows.stop] = kept.pop(part).reshape(groups, -1, *first.shape[1:])
+        kept[name] = whole.reshape(-1, *first.shape[1:])
+    return kept

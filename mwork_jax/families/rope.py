@@ -17,6 +17,9 @@ _ROPE_KEYS = {
         "rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow",
         "mscale", "mscale_all_dim", "truncate",
     },
+    "longrope": {
+        "rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor",
+    },
 }  # fmt: skip
 
 
@@ -37,7 +40,8 @@ def read_rope(described: Mapping[str, object], theta: float, max_length: int, wh
         given.pop("partial_rotary_factor", None)
     for name in given.keys() - _ROPE_KEYS[kind]:
         raise InputError(f"{where}: rope attribute {name!r} is not understood for rope type {kind!r}")
-    for name in _ROPE_KEYS[kind] & {"factor", "low_freq_factor", "high_freq_factor"}:
+    required = {"factor", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor"}
+    for name in sorted(_ROPE_KEYS[kind] & required):
         if name not in given:
             raise InputError(f"{where}: rope type {kind!r} needs {name!r}")
     defaults = {**_ROPE_DEFAULTS, "rope_theta": theta, "original_max_position_embeddings": max_length}
@@ -52,7 +56,9 @@ def read_rope(described: Mapping[str, object], theta: float, max_length: int, wh
         beta_fast=read.number("beta_fast"),
         beta_slow=read.number("beta_slow"),
         truncate=read.flag("truncate"),
-        attention_factor=_yarn_attention_factor(read) if kind == "yarn" else 1.0,
+        attention_factor=_ATTENTION_FACTORS[kind](read) if kind in _ATTENTION_FACTORS else 1.0,
+        pair_factors=read.numbers("short_factor") if kind == "longrope" else (),
+        long_pair_factors=read.numbers("long_factor") if kind == "longrope" else (),
     )
 
 
@@ -70,16 +76,30 @@ def _yarn_attention_factor(read: Reader) -> float:
     return scale(1.0)
 
 
+def _longrope_attention_factor(read: Reader) -> float:
+    """LongRoPE's temperature (Ding et al. 2024, section 3.3)."""
+    if "attention_factor" in read.values:
+        return read.number("attention_factor")
+    factor, original = read.number("factor"), read.count("original_max_position_embeddings", minimum=2)
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+
+
+_ATTENTION_FACTORS = {"yarn": _yarn_attention_factor, "longrope": _longrope_attention_factor}
+
+
 def hf_rope(rope: Rope) -> dict[str, object]:
     """A rotary embedding as `rope_parameters` describes it; `read_rope` reads the same one back."""
     described: dict[str, object] = {"rope_type": rope.kind, "rope_theta": rope.theta}
     if rope.kind != "default":
         described["factor"] = rope.factor
-    if rope.kind in ("llama3", "yarn"):
+    if rope.kind in ("llama3", "yarn", "longrope"):
         described["original_max_position_embeddings"] = rope.original_length
     if rope.kind == "llama3":
         described |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
     if rope.kind == "yarn":
         described |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
+    if rope.kind in ("yarn", "longrope"):
         described["attention_factor"] = rope.attention_factor
+    if rope.kind == "longrope":
+        described |= {"short_factor": list(rope.pair_factors), "long_factor": list(rope.long_pair_factors)}
     return described

@@ -13,8 +13,7 @@ from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.families import checkpoint_names
-from mwork_jax.families.base import WHOLE_TENSORS
+from mwork_jax.families import FAMILIES, checkpoint_names
 from mwork_jax.load.names import with_usual_names
 from mwork_jax.load.source import SlicedSource, WeightSource
 from mwork_jax.model.decoder import Decoder, ParameterSpec, parameter_specs
@@ -64,7 +63,7 @@ def assemble_on(config: ModelConfig, source: WeightSource, dtype: Any, mesh: Mes
 
 
 def _checked(config: ModelConfig, source: WeightSource) -> WeightSource:
-    source = with_usual_names(source)
+    source = with_usual_names(config, source)
     _check_names(config, source)
     _check_tied(config, source)
     return source
@@ -96,8 +95,8 @@ def _parameter(
     first = _tensor(source, names[0], shape[1:], dtype)  # before anything of that size is asked for
     stacked = np.empty(shape, dtype)
     stacked[0] = first
-    for row, tensor_name in zip(stacked[1:], names[1:], strict=True):
-        row[...] = _tensor(source, tensor_name, row.shape, dtype)
+    for layer, tensor_name in enumerate(names[1:], 1):
+        stacked[layer] = _tensor(source, tensor_name, shape[1:], dtype)
     return stacked
 
 
@@ -118,8 +117,8 @@ def _part(
         return _tensor_part(source, names[0], shape, index, dtype).astype(dtype, copy=False)
     sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
     stacked = np.empty(sizes, dtype)
-    for row, tensor_name in zip(stacked, names[index[0]], strict=True):
-        row[...] = _tensor_part(source, tensor_name, shape[1:], index[1:], dtype)
+    for layer, tensor_name in enumerate(names[index[0]]):
+        stacked[layer] = _tensor_part(source, tensor_name, shape[1:], index[1:], dtype)
     return stacked
 
 
@@ -128,6 +127,8 @@ def _tensor_part(source: SlicedSource, name: str, shape: tuple[int, ...], index:
     bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
     sizes = [end - begin for begin, end in bounds]
     axis = _merged_axis(source, name, source.shape(name), shape)
+    if not shape:
+        bounds = [(0, n) for n in source.shape(name)]
     if axis is not None:  # a device holds whole heads
         (begin, end), size = bounds[axis], shape[axis + 1]
         bounds[axis : axis + 2] = [(begin * size, end * size)]
@@ -162,6 +163,8 @@ def _merged_axis(source: WeightSource, name: str, stored: tuple[int, ...], shape
         merged = {(shape[0], shape[1] * shape[2]): 1, (shape[0] * shape[1], shape[2]): 0}
     if len(shape) == 2:
         merged = {(shape[0] * shape[1],): 0}
+    if not shape:  # one number
+        merged = {(1,): None}
     merged[shape] = None
     if tuple(stored) not in merged:
         raise InputError(f"{source.where}: {name} has shape {tuple(stored)}, the configuration needs {shape}")
@@ -182,12 +185,13 @@ def _check_names(config: ModelConfig, source: WeightSource) -> None:
 
 
 def _tied_copy(config: ModelConfig, name: str) -> bool:
-    return config.tie_embeddings and name == WHOLE_TENSORS["head"]
+    return config.tie_embeddings and name == FAMILIES[config.family].whole_tensors["head"]
 
 
 def _check_tied(config: ModelConfig, source: WeightSource) -> None:
     """Raises InputError for a head that differs from the embedding which the configuration says it is."""
-    embed, head = WHOLE_TENSORS["embed"], WHOLE_TENSORS["head"]
+    whole = FAMILIES[config.family].whole_tensors
+    embed, head = whole["embed"], whole["head"]
     if not config.tie_embeddings or head not in source.names():
         return
     readers = [_rows(source, name) for name in (embed, head)]

@@ -1,4 +1,5 @@
-"""Tensor names of checkpoints that were saved without their head, or as the text part of a larger model."""
+"""Tensor names of checkpoints: those of a model of its own, whatever stands in front of them, and of parameters that a
+checkpoint keeps in one tensor together."""
 
 from __future__ import annotations
 
@@ -6,36 +7,121 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
+from mwork_jax.families import FAMILIES
+from mwork_jax.families.base import FusedRows
+from mwork_jax.families.registry import fused_in_layer
 from mwork_jax.load.source import SlicedSource, WeightSource
 
-_USUAL = "model."
 # What stands in front of a model's tensors instead, and of its head: nothing, where the head was left out (embedding
-# models), and the two ways in which transformers has written the text part of models that read images.
+# models, BLOOM), and the two ways in which transformers has written the text part of models that read images.
 _PREFIXES = {"": "", "language_model.model.": "language_model.", "model.language_model.": ""}
-_EMBED, _HEAD = "embed_tokens.weight", "lm_head.weight"
+# The other parts of such models, which nothing here reads.
+_OTHER_PARTS = tuple(before + part for before in ("", "model.") for part in ("vision_tower.", "multi_modal_projector."))
 
 
-def with_usual_names(source: WeightSource) -> WeightSource:
-    """The source under the names that a causal language model of its own has: `model.layers.0. ...`. Raises InputError
-    where it holds two models' tensors, each under a spelling of its own."""
-    present = source.names()
-    spelled = [prefix for prefix in (_USUAL, *_PREFIXES) if prefix + _EMBED in present]
+def with_usual_names(config: ModelConfig, source: WeightSource) -> WeightSource:
+    """The source under the names that a causal language model of its own has (`families.checkpoint_names`), each
+    parameter in a tensor of its own. Raises InputError where it holds two models' tensors, each under a spelling of its
+    own. The other parts of a model that reads images are left out."""
+    return _apart(config, _without_prefix(config, source))
+
+
+def _without_prefix(config: ModelConfig, source: WeightSource) -> WeightSource:
+    present, family = source.names(), FAMILIES[config.family]
+    usual, _, embed = family.whole_tensors["embed"].partition(".")
+    usual, head = f"{usual}.", family.whole_tensors["head"]
+    spelled = [prefix for prefix in (usual, *_PREFIXES) if prefix + embed in present]
     if len(spelled) > 1:
-        both = " and ".join(prefix + _EMBED for prefix in spelled)
+        both = " and ".join(prefix + embed for prefix in spelled)
         raise InputError(f"{source.where}: {both} are both in the checkpoint; which one holds?")
-    if not spelled or spelled[0] == _USUAL:
+    if not spelled or spelled[0] == usual:
         return source
     prefix = spelled[0]
     stored = {}
     for name in present:
-        if name == _PREFIXES[prefix] + _HEAD:
-            stored[_HEAD] = name
-        else:
-            stored[_USUAL + name.removeprefix(prefix) if name.startswith(prefix) else name] = name
-    if twice := sorted(present - set(stored.values())):
+        if name == _PREFIXES[prefix] + head:
+            stored[head] = name
+        elif not (prefix and name.startswith(_OTHER_PARTS)):
+            stored[usual + name.removeprefix(prefix) if name.startswith(prefix) else name] = name
+    others = {name for name in present if prefix and name.startswith(_OTHER_PARTS)}
+    if twice := sorted(present - others - set(stored.values())):
         raise InputError(f"{source.where}: {twice[0]} is in the checkpoint under another name too; which one holds?")
     return _SlicedRenamed(source, stored) if isinstance(source, SlicedSource) else _Renamed(source, stored)
+
+
+def _apart(config: ModelConfig, source: WeightSource) -> WeightSource:
+    """The source with fused parameters apart; as it is where none is."""
+    present = source.names()
+    parts: dict[str, tuple[str, FusedRows]] = {}
+    for layer in range(config.num_layers):
+        for fused, rows in fused_in_layer(config, layer).items():
+            if fused in present:
+                parts |= {part: (fused, at) for part, at in rows.items()}
+    if both := sorted(parts.keys() & present):
+        raise InputError(
+            f"{source.where}: {both[0]} and {parts[both[0]][0]} are both in the checkpoint; which one holds?"
+        )
+    if not parts:
+        return source
+    return _SlicedApart(source, parts) if isinstance(source, SlicedSource) else _Apart(source, parts)
+
+
+class _Apart:
+    """A source whose fused parameters are tensors of their own: {name: (the tensor that it is in, its rows there)}."""
+
+    def __init__(self, source: WeightSource, parts: Mapping[str, tuple[str, FusedRows]]):
+        self.where = source.where
+        self._source, self._parts = source, parts
+
+    def names(self) -> set[str]:
+        return (self._source.names() - {fused for fused, _ in self._parts.values()}) | self._parts.keys()
+
+    def read(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:
+        if name not in self._parts:
+            return self._source.read(name, dtype)
+        fused, rows = self._parts[name]
+        whole = self._source.read(fused, dtype)
+        if whole.shape[:1] != (rows.groups * rows.size,):
+            raise self._shape_error(fused, whole.shape, rows)
+        grouped = whole.reshape(rows.groups, rows.size, *whole.shape[1:])[:, rows.start : rows.stop]
+        return np.ascontiguousarray(grouped).reshape(-1, *whole.shape[1:])
+
+    def _shape_error(self, fused: str, stored: tuple[int, ...], rows: FusedRows) -> InputError:
+        needed = rows.groups * rows.size
+        return InputError(f"{self.where}: {fused} has shape {tuple(stored)}, the configuration needs {needed} rows")
+
+
+class _SlicedApart(_Apart):
+    """The same of a source that gives parts."""
+
+    def __init__(self, source: SlicedSource, parts: Mapping[str, tuple[str, FusedRows]]):
+        super().__init__(source, parts)
+        self._sliced = source
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self._parts:
+            return self._sliced.shape(name)
+        fused, rows = self._parts[name]
+        stored = self._sliced.shape(fused)
+        if stored[:1] != (rows.groups * rows.size,):
+            raise self._shape_error(fused, stored, rows)
+        return (rows.groups * (rows.stop - rows.start), *stored[1:])
+
+    def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        if name not in self._parts:
+            return self._sliced.part(name, index)
+        fused, rows = self._parts[name]
+        begin, end, _ = index[0].indices(self.shape(name)[0])
+        own = rows.stop - rows.start
+        first, last = begin // own, -(-end // own)  # the groups that hold these rows
+        if rows.groups == 1:
+            return self._sliced.part(fused, (slice(rows.start + begin, rows.start + end), *index[1:]))
+        whole = self._sliced.part(fused, (slice(first * rows.size, last * rows.size), *index[1:]))
+        grouped = whole.reshape(last - first, rows.size, *whole.shape[1:])[:, rows.start : rows.stop]
+        flat = np.ascontiguousarray(grouped).reshape(-1, *whole.shape[1:])
+        return flat[begin - first * own : end - first * own]
 
 
 class _Renamed:

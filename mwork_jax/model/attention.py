@@ -35,6 +35,8 @@ def attend(
     float32. queries_at [b or 1, t] and keys_at [b or 1, s] are their positions, as in `visible`; documents [b, t], for
     t and s that are the same times, are numbers that a query and a key must share.
 
+    Heads of a model with ALiBi attend less the further back a key is, by position.
+
     Works through blocks of queries, each, where `now` is a Python number, against the keys up to its end: half the
     work of the square. Long blocks go in parts, one after the other, so memory grows with the time, not its square.
     """
@@ -100,6 +102,9 @@ def _attend_block(config: ModelConfig, queries: _Queries, keys: _Keys, window: j
     batch, groups, shared, time, size = queries.q.shape
     scores = product("bgqk,bgsk->bgqs", queries.q.reshape(batch, groups, -1, size), keys.k) * config.attn_scale
     scores = soft_cap(scores, config.attn_softcap).reshape(batch, groups, shared, time, -1)
+    if config.alibi:
+        slopes = alibi_slopes(config.num_heads).reshape(groups, shared, 1, 1)
+        scores = scores + slopes * (keys.at[:, None, :] - queries.at[:, :, None])[:, None, None]
     seen = visible(queries.at, keys.at, window)
     if queries.documents is not None and keys.documents is not None:
         seen &= queries.documents[:, :, None] == keys.documents[:, None, :]
@@ -121,20 +126,80 @@ def visible(queries_at: jax.Array, keys_at: jax.Array, window: jax.Array) -> jax
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """RoPE in the half-split layout of HF: x [b, t, heads, k], cos and sin [b or 1, t, k]."""
+    """RoPE in the half-split layout: x [b, t, heads, k] as `in_halves` lays it out, cos and sin [b or 1, t, k]."""
     first, second = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)
     return x * cos[:, :, None] + turned * sin[:, :, None]
 
 
-def rope_tables(ropes: tuple[Rope, ...], head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, float32 [ropes, b, t, k], for integer positions [b, t]."""
-    cos, sin = [], []
+def order_in_halves(config: ModelConfig) -> np.ndarray | None:
+    """The order of a head's entries in which each turns with the one half a head further on; None where that is the
+    order that they have. Entries that do not turn come last in each half."""
+    size, turned = config.head_dim, config.rotary_dim or config.head_dim
+    if not config.interleaved and turned == size:
+        return None
+    pairs = np.arange(turned).reshape(-1, 2) if config.interleaved else np.arange(turned).reshape(2, -1).T
+    pairs = np.concatenate([pairs, np.arange(turned, size).reshape(2, -1).T])
+    return pairs.T.reshape(-1)
+
+
+def in_halves(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """Queries or keys [..., k] in `order_in_halves`. Scores do not change where both are."""
+    if config.interleaved and config.rotary_dim is None:  # a transposition is quicker than a gather
+        return jnp.swapaxes(x.reshape(*x.shape[:-1], -1, 2), -1, -2).reshape(x.shape)
+    order = order_in_halves(config)
+    return x if order is None else x[..., order]
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """By how much each head's scores fall with every position, float32 [heads] (Press et al. 2022): a geometric
+    sequence; where the heads are no power of 2, every other term of the next finer one follows."""
+    whole = 1 << (heads.bit_length() - 1)
+    finer = 2.0 ** (-8.0 / (2 * whole) * np.arange(1, 2 * (heads - whole), 2))
+    return np.concatenate([2.0 ** (-8.0 / whole * np.arange(1, whole + 1)), finer]).astype(np.float32)
+
+
+class PositionTables(NamedTuple):
+    """What the positions [b, t] of some tokens mean for each of a model's rotary embeddings, float32.
+
+    cos, sin: [ropes, b, t, k], in the half-split layout. query_scale: [ropes, b, t], multiplies the queries; None where
+    no embedding scales them.
+    """
+
+    cos: jax.Array
+    sin: jax.Array
+    query_scale: jax.Array | None
+
+    def of(self, rope: jax.Array) -> PositionTables:
+        """Those of one embedding, without the leading axis."""
+        return jax.tree.map(lambda table: table[rope], self)
+
+
+def position_tables(config: ModelConfig, positions: jax.Array) -> PositionTables:
+    """The tables for integer positions [b, t]."""
+    cos, sin = rope_tables(config.ropes, config.head_dim, positions, config.rotary_dim)
+    if not any(rope.query_scaling for rope in config.ropes):
+        return PositionTables(cos, sin, None)
+    scales = [
+        1.0 + rope.query_scaling * jnp.log1p(jnp.floor(jnp.maximum(positions, 0) / max(rope.original_length, 1)))
+        for rope in config.ropes
+    ]
+    return PositionTables(cos, sin, jnp.stack(scales).astype(jnp.float32))
+
+
+def rope_tables(
+    ropes: tuple[Rope, ...], head_dim: int, positions: jax.Array, rotary_dim: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, float32 [ropes, b, t, k], for integer positions [b, t]: of the first `rotary_dim` entries of a head
+    (None: of all), 1 and 0 for the others."""
+    cos, sin, turned = [], [], rotary_dim or head_dim
     for rope in ropes:
-        angles = positions[..., None].astype(jnp.float32) * jnp.asarray(rope_frequencies(rope, head_dim))
-        angles = jnp.concatenate([angles, angles], axis=-1)
-        cos.append(jnp.cos(angles) * rope.attention_factor)
-        sin.append(jnp.sin(angles) * rope.attention_factor)
+        frequencies, factor = np.zeros(head_dim // 2, np.float32), np.ones(head_dim // 2, np.float32)
+        if rope.kind != "none":
+            frequencies[: turned // 2], factor[: turned // 2] = rope_frequencies(rope, turned), rope.attention_factor
+        angles = positions[..., None].astype(jnp.float32) * jnp.asarray(np.tile(frequencies, 2))
+        cos.append(jnp.cos(angles) * np.tile(factor, 2))
+        sin.append(jnp.sin(angles) * np.tile(factor, 2))
     return jnp.stack(cos), jnp.stack(sin)
 
 
@@ -147,6 +212,8 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
         plain = _llama3_frequencies(rope, plain)
     elif rope.kind == "yarn":
         plain = _yarn_frequencies(rope, plain, head_dim)
+    elif rope.kind == "longrope":
+        plain = plain / np.asarray(rope.pair_factors)
     return plain.astype(np.float32)
 
 

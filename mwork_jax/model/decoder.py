@@ -1,4 +1,4 @@
-"""The decoder of the Llama, Mistral, Qwen and Gemma families: its parameters and its forward pass.
+"""The decoder, whatever its family: its parameters and its forward pass.
 
 Parameters live in a Flax nnx module (`Decoder`), every layer's stacked along a leading axis; computing is done by pure
 functions that scan over that axis. A neuron mask is an array like any other, so any number of masks runs in one
@@ -22,11 +22,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
-from mwork_jax.model.attention import attend, heads_first, rope_tables, rotate
+from mwork_jax.model.attention import PositionTables, attend, heads_first, in_halves, position_tables, rotate
 from mwork_jax.model.bfloat16_bits import rows_of
-from mwork_jax.model.operations import product, rms_norm, soft_cap
+from mwork_jax.model.operations import normed, product, rms_norm, soft_cap
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.sharding import constrain, num_shards, spec
+
+XIELU = ("act_positive", "act_negative", "act_linear", "act_least")  # the parameters of this activation function
 
 
 class ParameterSpec(NamedTuple):
@@ -40,42 +42,61 @@ class ParameterSpec(NamedTuple):
 def parameter_specs(config: ModelConfig) -> dict[str, ParameterSpec]:
     """Every parameter of a decoder. Names with `layers.` have a leading layer axis."""
     c = config
-    heads, keys = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
-    specs = {
-        "embed": ParameterSpec((c.vocab_size, c.hidden_size), ("vocab", "hidden")),
-        "final_norm": ParameterSpec((c.hidden_size,), ("hidden",), True),
-    }
+    table = ParameterSpec((c.vocab_size, c.hidden_size), ("vocab", "hidden"))
+    specs = {"embed": table} | _norm_specs(c, "final_norm")
+    if c.embed_norm:
+        specs |= _norm_specs(c, "embed_norm")
     if not c.tie_embeddings:
-        specs["head"] = ParameterSpec((c.vocab_size, c.hidden_size), ("vocab", "hidden"))
-    layer = {
-        "attn_norm": ParameterSpec((c.hidden_size,), ("hidden",), True),
-        "q": ParameterSpec((*heads, c.hidden_size), ("heads", "head_dim", "hidden")),
-        "k": ParameterSpec((*keys, c.hidden_size), ("kv_heads", "head_dim", "hidden")),
-        "v": ParameterSpec((*keys, c.hidden_size), ("kv_heads", "head_dim", "hidden")),
-        "o": ParameterSpec((c.hidden_size, *heads), ("hidden", "heads", "head_dim")),
-        "ffn_norm": ParameterSpec((c.hidden_size,), ("hidden",), True),
-        "gate": ParameterSpec((c.intermediate_size, c.hidden_size), ("ffn", "hidden")),
-        "up": ParameterSpec((c.intermediate_size, c.hidden_size), ("ffn", "hidden")),
-        "down": ParameterSpec((c.hidden_size, c.intermediate_size), ("hidden", "ffn")),
-    }
-    if c.qkv_bias:
-        layer["q_bias"] = ParameterSpec(heads, ("heads", "head_dim"), True)
-        layer["k_bias"] = ParameterSpec(keys, ("kv_heads", "head_dim"), True)
-        layer["v_bias"] = ParameterSpec(keys, ("kv_heads", "head_dim"), True)
-    if c.attn_out_bias:
-        layer["o_bias"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
-    if c.mlp_bias:
-        layer["gate_bias"] = ParameterSpec((c.intermediate_size,), ("ffn",), True)
-        layer["up_bias"] = ParameterSpec((c.intermediate_size,), ("ffn",), True)
-        layer["down_bias"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
-    if c.qk_norm:
-        layer["q_norm"] = ParameterSpec((c.head_dim,), ("head_dim",), True)
-        layer["k_norm"] = ParameterSpec((c.head_dim,), ("head_dim",), True)
-    if c.post_norms:
-        layer["attn_post_norm"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
-        layer["ffn_post_norm"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
-    for name, own in layer.items():
+        specs["head"] = table
+    for name, own in (_attention_specs(c) | _feed_forward_specs(c)).items():
         specs[f"layers.{name}"] = ParameterSpec((c.num_layers, *own.shape), ("layers", *own.axes), own.keep_float32)
+    return specs
+
+
+def _norm_specs(c: ModelConfig, *names: str) -> dict[str, ParameterSpec]:
+    own = ParameterSpec((c.hidden_size,), ("hidden",), True)
+    return {f"{name}{kind}": own for name in names for kind in ("", *(("_bias",) if c.norm_biases else ()))}
+
+
+def _attention_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
+    queries, keys = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+    of_queries, of_keys = ("heads", "head_dim"), ("kv_heads", "head_dim")
+    specs = {
+        "q": ParameterSpec((*queries, c.hidden_size), (*of_queries, "hidden")),
+        "k": ParameterSpec((*keys, c.hidden_size), (*of_keys, "hidden")),
+        "v": ParameterSpec((*keys, c.hidden_size), (*of_keys, "hidden")),
+        "o": ParameterSpec((c.hidden_size, *queries), ("hidden", *of_queries)),
+    }
+    if c.pre_norms:
+        specs |= _norm_specs(c, "attn_norm")
+    if c.post_norms:
+        specs |= _norm_specs(c, "attn_post_norm")
+    if c.qkv_bias:
+        specs["q_bias"] = ParameterSpec(queries, of_queries, True)
+        specs |= dict.fromkeys(("k_bias", "v_bias"), ParameterSpec(keys, of_keys, True))
+    if c.attn_out_bias:
+        specs["o_bias"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
+    if c.qk_norm == "head":
+        specs |= dict.fromkeys(("q_norm", "k_norm"), ParameterSpec((c.head_dim,), ("head_dim",), True))
+    elif c.qk_norm is not None:
+        specs["q_norm"] = ParameterSpec(queries, of_queries, True)
+        specs["k_norm"] = ParameterSpec(keys, of_keys, True)
+    return specs
+
+
+def _feed_forward_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
+    inner = ("gate", "up") if c.gated else ("up",)
+    specs = dict.fromkeys(inner, ParameterSpec((c.intermediate_size, c.hidden_size), ("ffn", "hidden")))
+    specs["down"] = ParameterSpec((c.hidden_size, c.intermediate_size), ("hidden", "ffn"))
+    if c.pre_norms and not c.parallel:
+        specs |= _norm_specs(c, "ffn_norm")
+    if c.post_norms:
+        specs |= _norm_specs(c, "ffn_post_norm")
+    if c.mlp_bias:
+        specs |= {f"{name}_bias": ParameterSpec((c.intermediate_size,), ("ffn",), True) for name in inner}
+        specs["down_bias"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
+    if c.activation == "xielu":
+        specs |= dict.fromkeys(XIELU, ParameterSpec((), (), True))
     return specs
 
 
@@ -103,6 +124,10 @@ class Layers(nnx.Module):
 class Decoder(nnx.Module):
     """Holds the parameters of one model and its configuration; computes nothing itself."""
 
+    embed: nnx.Param
+    final_norm: nnx.Param
+    head: nnx.Param | None
+
     def __init__(self, config: ModelConfig, arrays: Mapping[str, jax.Array]):
         """arrays: one per entry of `parameter_specs(config)`, of that shape. Raises ValueError where they differ."""
         specs = parameter_specs(config)
@@ -111,9 +136,11 @@ class Decoder(nnx.Module):
             wrong = {n for n in shapes.keys() | specs.keys() if n not in specs or shapes.get(n) != specs[n].shape}
             raise ValueError(f"parameters do not fit the configuration: {', '.join(sorted(wrong))}")
         self.config = config
-        self.embed = nnx.Param(arrays["embed"])
-        self.final_norm = nnx.Param(arrays["final_norm"])
-        self.head = None if config.tie_embeddings else nnx.Param(arrays["head"])
+        for name, array in arrays.items():
+            if not name.startswith("layers."):
+                setattr(self, name, nnx.Param(array))
+        if config.tie_embeddings:
+            self.head = None
         self.layers = Layers({n.removeprefix("layers."): a for n, a in arrays.items() if n.startswith("layers.")})
 
     @classmethod
@@ -155,7 +182,8 @@ Changes = Mapping[str, NeuronChange]
 class LayerRecord(NamedTuple):
     """What one layer computed, for those who measure it. Unused fields cost nothing: the compiler removes them.
 
-    `q` and `k` are before RoPE and after the q/k-norm where there is one, `q_raw` and `k_raw` before that norm.
+    `q` and `k` are before RoPE and after the q/k-norm where there is one, `q_raw` and `k_raw` before that norm. Where
+    the feed-forward has no gate, `activated` and `product` are the same.
     """
 
     q_raw: jax.Array  # [b, t, h, k]
@@ -163,11 +191,11 @@ class LayerRecord(NamedTuple):
     q: jax.Array  # [b, t, h, k]
     k: jax.Array  # [b, t, g, k]
     v: jax.Array  # [b, t, g, k]
-    cos: jax.Array  # [b or 1, t, k]
+    cos: jax.Array  # [b or 1, t, k], for q and k as `in_halves` lays them out
     sin: jax.Array  # [b or 1, t, k]
     window: jax.Array  # int32 scalar, how many positions a query sees
     heads: jax.Array  # [b, t, h, k], attention output before W_O
-    gate: jax.Array  # [b, t, f], before the activation
+    activated: jax.Array  # [b, t, f], act(gate), or act(up) where there is no gate
     product: jax.Array  # [b, t, f], act(gate) * up
     hidden: jax.Array  # [b, t, m], the residual stream after this layer
     weights: dict[str, jax.Array]  # this layer's parameters
@@ -197,7 +225,7 @@ def hidden_states(
     if positions is None:
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     layer_inputs = stacked_inputs(decoder, mask)._replace(changes=changes or {})
-    tables = rope_tables(config.ropes, config.head_dim, positions)
+    tables = position_tables(config, positions)
 
     def step(x: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, Any]:
         def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
@@ -213,7 +241,10 @@ def hidden_states(
 
 def embedded(decoder: Decoder, tokens: jax.Array) -> jax.Array:
     """The residual stream that enters the first layer: tokens int32 [...] -> float32 [..., hidden]."""
-    x = rows_of(decoder.embed[...], tokens).astype(jnp.float32) * decoder.config.embed_scale
+    config = decoder.config
+    x = rows_of(decoder.embed[...], tokens).astype(jnp.float32) * config.embed_scale
+    if config.embed_norm:
+        x = normed(x, *_whole_norm(decoder, "embed_norm"), config)
     return constrain(x, "batch", "time", "hidden") if x.ndim == 3 else x
 
 
@@ -245,12 +276,23 @@ def inputs_of_layer(inputs: LayerInputs, layer: jax.Array) -> LayerInputs:
     return jax.tree.map(lambda whole: rows_of(whole, layer), inputs)
 
 
+def _whole_norm(decoder: Decoder, name: str) -> tuple[jax.Array, jax.Array | None]:
+    """The weight of a norm outside of the layers, and its bias where it has one."""
+    bias = getattr(decoder, f"{name}_bias", None)
+    return getattr(decoder, name)[...], None if bias is None else bias[...]
+
+
+def head_inputs(decoder: Decoder, x: jax.Array) -> jax.Array:
+    """What the head is multiplied with, logits' scale included: float32 [..., hidden] -> float32 [..., hidden]."""
+    config = decoder.config
+    x = normed(x, *_whole_norm(decoder, "final_norm"), config)
+    return x if config.logit_scale == 1.0 else x * config.logit_scale
+
+
 def logits_of(decoder: Decoder, x: jax.Array) -> jax.Array:
     """Next-token logits: float32 [..., hidden] -> float32 [..., vocab]."""
-    config = decoder.config
-    x = rms_norm(x, decoder.final_norm[...], config)
     table = decoder.embed[...] if decoder.head is None else decoder.head[...]
-    return soft_cap(product("...m,vm->...v", x, table), config.final_softcap)
+    return soft_cap(product("...m,vm->...v", head_inputs(decoder, x), table), decoder.config.final_softcap)
 
 
 @jax.jit
@@ -261,44 +303,76 @@ def forward_decoder(decoder: Decoder, tokens: jax.Array, mask: NeuronMask) -> ja
     return logits_of(decoder, x)
 
 
+Attention = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
 def decoder_layer(
-    config: ModelConfig,
-    x: jax.Array,
-    inputs: LayerInputs,
-    tables: tuple[jax.Array, jax.Array],
-    attention: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]],
+    config: ModelConfig, x: jax.Array, inputs: LayerInputs, tables: PositionTables, attention: Attention
 ) -> tuple[jax.Array, Any, LayerRecord]:
     """One decoder layer: x float32 [b, t, m] -> (x after the layer, what attention keeps, what the layer computed).
 
-    tables: RoPE's cos and sin of these tokens. attention: rotated q, k and v of these tokens -> (heads [b, t, h, k],
-    what it keeps).
+    tables: of these tokens. attention: rotated q, k and v of these tokens -> (heads [b, t, h, k], what it keeps).
     """
-    w, mask, changes = inputs.weights, inputs.mask, inputs.changes
-    cos, sin = tables[0][inputs.rope], tables[1][inputs.rope]
+
+    def norm(x: jax.Array, name: str) -> jax.Array:
+        return normed(x, inputs.weights[name], inputs.weights.get(f"{name}_bias"), config)
+
     with jax.named_scope("attention"):
-        normed = rms_norm(x, w["attn_norm"], config)
-        q_raw = _project(normed, w, "q", changes, mask.attn_q, config.head_dim)
-        k_raw = _project(normed, w, "k", changes, mask.attn_k, config.head_dim)
-        v = _project(normed, w, "v", changes, mask.attn_v, config.head_dim)
-        q = rms_norm(q_raw, w["q_norm"], config) if config.qk_norm else q_raw
-        k = rms_norm(k_raw, w["k_norm"], config) if config.qk_norm else k_raw
-        heads, kept = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        out = product("btf,mf->btm", heads.reshape(*heads.shape[:2], -1), w["o"].reshape(w["o"].shape[0], -1))
-        if config.attn_out_bias:
-            out = out + w["o_bias"]
-        x = x + (rms_norm(out, w["attn_post_norm"], config) if config.post_norms else out)
+        read = norm(x, "attn_norm") if config.pre_norms else x
+        out, kept, attended = _attention(config, read, inputs, tables, attention)
+        after = x + config.residual_scale * (norm(out, "attn_post_norm") if config.post_norms else out)
     with jax.named_scope("ffn"):
-        normed = rms_norm(x, w["ffn_norm"], config)
-        gate = add_rows(product("btm,fm->btf", normed, w["gate"]), normed, changes.get("gate"), w["gate"].dtype)
-        up = add_rows(product("btm,fm->btf", normed, w["up"]), normed, changes.get("up"), w["up"].dtype)
-        if config.mlp_bias:
-            gate, up = gate + w["gate_bias"], up + w["up_bias"]
-        h = _ACTIVATIONS[config.activation](gate) * up * (mask.ffn_up * mask.ffn_down)
-        out = add_columns(product("btf,mf->btm", h, w["down"]), h, changes.get("down"), w["down"].dtype)
-        if config.mlp_bias:
-            out = out + w["down_bias"]
-        x = x + (rms_norm(out, w["ffn_post_norm"], config) if config.post_norms else out)
-    return x, kept, LayerRecord(q_raw, k_raw, q, k, v, cos, sin, inputs.window, heads, gate, h, x, w)
+        if not config.parallel:
+            read = norm(after, "ffn_norm") if config.pre_norms else after
+        out, activated, h = _feed_forward(config, read, inputs)
+        x = after + config.residual_scale * (norm(out, "ffn_post_norm") if config.post_norms else out)
+    return x, kept, LayerRecord(*attended, activated, h, x, inputs.weights)
+
+
+def _attention(
+    config: ModelConfig, read: jax.Array, inputs: LayerInputs, tables: PositionTables, attention: Attention
+) -> tuple[jax.Array, Any, tuple[jax.Array, ...]]:
+    """What attention adds, before a norm [b, t, m]; what it keeps; the fields of LayerRecord from `q_raw` to
+    `heads`."""
+    w, mask, changes = inputs.weights, inputs.mask, inputs.changes
+    cos, sin, query_scale = tables.of(inputs.rope)
+    q_raw = _project(read, w, "q", changes, mask.attn_q, config.head_dim)
+    k_raw = _project(read, w, "k", changes, mask.attn_k, config.head_dim)
+    v = _project(read, w, "v", changes, mask.attn_v, config.head_dim)
+    q, k = (_query_key_norm(config, x, w, name) for x, name in ((q_raw, "q_norm"), (k_raw, "k_norm")))
+    if query_scale is not None:
+        q = q * query_scale[:, :, None, None]
+    turned = (q, k) if config.alibi else (rotate(in_halves(config, x), cos, sin) for x in (q, k))
+    heads, kept = attention(*turned, v)
+    out = product("btf,mf->btm", heads.reshape(*heads.shape[:2], -1), w["o"].reshape(w["o"].shape[0], -1))
+    if config.attn_out_bias:
+        out = out + w["o_bias"]
+    return out, kept, (q_raw, k_raw, q, k, v, cos, sin, inputs.window, heads)
+
+
+def _query_key_norm(config: ModelConfig, x: jax.Array, w: dict[str, jax.Array], name: str) -> jax.Array:
+    """Queries or keys [b, t, heads, k] after the norm on them, as they are where there is none."""
+    if config.qk_norm is None:
+        return x
+    if config.qk_norm == "width":
+        flat = rms_norm(x.reshape(*x.shape[:2], -1), w[name].reshape(-1), config)
+        return flat.reshape(x.shape)
+    return normed(x, w[name], None, config)
+
+
+def _feed_forward(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the feed-forward adds, before a norm [b, t, m]; act(gate), and the product that the neurons are [b, t,
+    f]."""
+    w, mask, changes = inputs.weights, inputs.mask, inputs.changes
+
+    def rows(name: str) -> jax.Array:
+        x = add_rows(product("btm,fm->btf", read, w[name]), read, changes.get(name), w[name].dtype)
+        return x + w[f"{name}_bias"] if config.mlp_bias else x
+
+    activated = _activation(config, w, rows("gate" if config.gated else "up"))
+    h = (activated * rows("up") if config.gated else activated) * (mask.ffn_up * mask.ffn_down)
+    out = add_columns(product("btf,mf->btm", h, w["down"]), h, changes.get("down"), w["down"].dtype)
+    return (out + w["down_bias"] if config.mlp_bias else out), activated, h
 
 
 def _project(
@@ -341,3 +415,16 @@ _ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
 }
+
+
+def _activation(config: ModelConfig, w: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    if config.activation == "xielu":
+        return xielu(x, *(w[name] for name in XIELU))
+    return _ACTIVATIONS[config.activation](x)
+
+
+def xielu(x: jax.Array, positive: jax.Array, negative: jax.Array, linear: jax.Array, least: jax.Array) -> jax.Array:
+    """xIELU (Huang and Schlag 2024): for x > 0 a x^2 + c x, else b (e^x - 1 - x) + c x, with a = softplus(positive),
+    b = c + softplus(negative) and c = linear. The exponent is at most `least`, which is close to 0."""
+    a, b = jax.nn.softplus(positive), linear + jax.nn.softplus(negative)
+    return jnp.where(x > 0, a * x * x, b * (jnp.expm1(jnp.minimum(x, least)) - x)) + linear * x

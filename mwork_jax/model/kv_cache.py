@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mwork_jax.model.attention import attend, heads_first, rope_tables
+from mwork_jax.model.attention import attend, heads_first, position_tables
 from mwork_jax.model.bfloat16_bits import from_bits, to_bits
 from mwork_jax.model.decoder import Decoder, decoder_layer, inputs_of_layer, stacked_inputs
 from mwork_jax.neurons import NeuronMask
@@ -73,7 +73,7 @@ def extend(
     config = decoder.config
     layer_inputs = stacked_inputs(decoder, mask)
     own = jax.lax.dynamic_slice_in_dim(positions, now, x.shape[1], axis=1)
-    tables = rope_tables(config.ropes, config.head_dim, own)
+    tables = position_tables(config, own)
 
     def step(layer: jax.Array, carry: tuple[jax.Array, KeyValueCache]) -> tuple[jax.Array, KeyValueCache]:
         # The cache is carried and not scanned over: a carry is updated in place, a scanned output is a copy.

@@ -20,6 +20,14 @@ def rms_norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
     return x * scale * (weight + config.norm_offset)
 
 
+def normed(x: jax.Array, weight: jax.Array, bias: jax.Array | None, config: ModelConfig) -> jax.Array:
+    """The model's norm over the last axis, float32: `rms_norm`, or the same of x less its mean. bias: added."""
+    if config.norm == "layer":
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = rms_norm(x, weight, config)
+    return x if bias is None else x + bias
+
+
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
     """cap * tanh(x / cap): keeps Gemma 2's scores within +-cap; the identity where there is no cap."""
     return x if cap is None else cap * jnp.tanh(x / cap)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
 from mwork_jax.detect.order_statistics import OrderStatistics, order_statistics_axes
 from mwork_jax.detect.scores import DEFAULT_KEPT, score_batch
-from mwork_jax.enhance.neuron_params import PARAMETERS
+from mwork_jax.enhance.neuron_params import parameters_of
 from mwork_jax.enhance.optimizer import Rates, adamw
 from mwork_jax.enhance.packing import PackedRows
 from mwork_jax.enhance.train import Frozen, Program, State, train_step
@@ -171,8 +171,9 @@ def _enhance(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
         axes = ("layers", "tuned", "hidden") if len(shape) == 3 else (None,) * len(shape)
         return abstract(mesh, (runs, *shape), dtype, "runs", *axes)
 
-    values = {name: of_runs((layers, size.tuned, config.hidden_size), jnp.float32) for name in PARAMETERS}
-    index = {group: of_runs((layers, size.tuned), jnp.int32) for group, _ in PARAMETERS.values()}
+    tuned = parameters_of(config)
+    values = {name: of_runs((layers, size.tuned, config.hidden_size), jnp.float32) for name in tuned}
+    index = {group: of_runs((layers, size.tuned), jnp.int32) for group, _ in tuned.values()}
     rates = Rates(*(of_runs((), jnp.int32 if f == "steps" else jnp.float32) for f in Rates._fields))
     optimizer = jax.eval_shape(jax.vmap(lambda r, v: adamw(r).init(v)), rates, values)
     optimizer = jax.tree.map(lambda x: of_runs(x.shape[1:], x.dtype), optimizer)

@@ -262,10 +262,14 @@ def test_a_value_of_the_wrong_type_is_one_line(change):
 def test_a_family_is_one_entry_of_the_registry(monkeypatch):
     """Reading, writing and the names of the weights follow from it, and nothing else is asked which family it is."""
     own = {**LAYER_TENSORS, "q": "attention.query.weight"}
-    toy = replace(LLAMA, model_type="toy", hf_class="ToyForCausalLM", qk_norm=True, layer_tensors=own)
+
+    def normed(config, read):
+        return replace(config, qk_norm="head")
+
+    toy = replace(LLAMA, model_type="toy", hf_class="ToyForCausalLM", special=normed, layer_tensors=own)
     monkeypatch.setitem(registry.FAMILIES, "toy", toy)
     config = config_from_hf({**LLAMA_HF, "model_type": "toy"})
-    assert config == replace(config_from_hf(LLAMA_HF), family="toy", qk_norm=True)
+    assert config == replace(config_from_hf(LLAMA_HF), family="toy", qk_norm="head")
     written = hf_config(config)
     assert config_from_hf(written) == config
     assert written["architectures"] == ["ToyForCausalLM"]

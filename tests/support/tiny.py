@@ -28,6 +28,10 @@ _LLAMA3 = {
     "original_max_position_embeddings": 16,
 }  # fmt: skip
 _YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+_LONG = {
+    "rope_type": "longrope", "rope_theta": 1000.0, "partial_rotary_factor": 0.75, "factor": 4.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+}  # fmt: skip
 _GEMMA = {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 12, "tie_word_embeddings": True}
 FAMILIES = {
     "llama": ("Llama", {}),
@@ -40,6 +44,45 @@ FAMILIES = {
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "gemma2": ("Gemma2", {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0}),
+    "gemma": ("Gemma", {"head_dim": 16}),
+    "cohere": ("Cohere", {"logit_scale": 0.3}),
+    "cohere-norm": ("Cohere", {"logit_scale": 0.3, "use_qk_norm": True}),
+    "cohere2": (
+        "Cohere2",
+        {
+            "logit_scale": 0.3,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
+    "olmo2": ("Olmo2", {}),
+    "olmo3": (
+        "Olmo3",
+        {
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+                "full_attention": _YARN,
+            },
+        },
+    ),
+    "phi3": ("Phi3", {"sliding_window": 5}),
+    "phi3-partial": ("Phi3", {"hidden_size": 64, "rope_parameters": _LONG, "original_max_position_embeddings": 32}),
+    "granite": (
+        "Granite",
+        {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 4.0},
+    ),
+    "ministral3": (
+        "Ministral3",
+        {
+            "head_dim": 16,
+            "rope_parameters": _YARN | {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 6},
+        },
+    ),
+    "apertus": ("Apertus", {"hidden_act": "xielu"}),
+    "bloom": ("Bloom", {}),
     "gemma3": ("Gemma3", {**_GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
 }
 # Families that differ in how a neuron acts; the others differ only in RoPE's numbers or in the head.

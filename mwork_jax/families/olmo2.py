@@ -1,0 +1,30 @@
+"""OLMo 2: norms after attention and feed-forward instead of before, and a norm over the whole width of queries and of
+keys, so that a neuron switched off rescales every head."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mwork_jax.config import ModelConfig
+from mwork_jax.families.base import LAYER_TENSORS, Family
+from mwork_jax.families.reader import Reader
+
+
+def special(config: ModelConfig, read: Reader) -> ModelConfig:
+    """What OLMo 2 and 3 share."""
+    return replace(config, pre_norms=False, post_norms=True, qk_norm="width")
+
+
+OLMO2 = Family(
+    model_type="olmo2",
+    hf_class="Olmo2ForCausalLM",
+    attributes=frozenset({"attention_bias"}),
+    defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "eos_token_id": 50279},
+    hf_attributes=lambda c: {"attention_bias": c.qkv_bias},
+    special=special,
+    layer_tensors={
+        **{name: tensor for name, tensor in LAYER_TENSORS.items() if name not in ("attn_norm", "ffn_norm")},
+        "attn_post_norm": "post_attention_layernorm.weight",
+        "ffn_post_norm": "post_feedforward_layernorm.weight",
+    },
+)

@@ -1,0 +1,98 @@
+"""Phi 3 and Phi 4 (mini too): Llama with queries, keys and values in one matrix, gate and up in another, rotary
+embeddings that may turn a part of each head and be stretched by a factor for every pair."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mwork_jax.config import ModelConfig, Rope
+from mwork_jax.families.base import Family, Fused, FusedRows, LayerRopes, Windows, hf_window, one_window
+from mwork_jax.families.reader import Reader
+from mwork_jax.families.rope import hf_rope, read_rope
+
+
+def _rope(read: Reader) -> dict[str, object]:
+    """The rotary embedding's description. "su" and "yarn" are earlier names of longrope."""
+    described = dict(read.table("rope_scaling") or read.table("rope_parameters"))
+    kind = described.pop("type", None)
+    described["rope_type"] = kind = described.get("rope_type") or kind or "default"
+    if kind in ("su", "yarn", "longrope"):
+        original = read.count("original_max_position_embeddings")
+        described |= {"rope_type": "longrope", "original_max_position_embeddings": original}
+        if described.get("factor") is None:
+            described["factor"] = read.count("max_position_embeddings") / original
+    return described
+
+
+def _share(read: Reader) -> float:
+    """Which part of a head is rotated."""
+    parameters = Reader(_rope(read), read.where)
+    own = "partial_rotary_factor" in parameters.values
+    return (parameters if own else read).number("partial_rotary_factor")
+
+
+def _ropes(read: Reader, windows: Windows) -> LayerRopes:
+    described = {name: value for name, value in _rope(read).items() if name != "partial_rotary_factor"}
+    rope = read_rope(described, read.number("rope_theta"), read.count("max_position_embeddings"), read.where)
+    return (rope,), (0,) * len(windows)
+
+
+def _special(config: ModelConfig, read: Reader) -> ModelConfig:
+    """Longrope has one set of factors within the original context and another beyond: the first is what is here, so
+    the context ends there."""
+    rotated, rope = int(config.head_dim * _share(read)), config.ropes[0]
+    if rotated < 2 or rotated % 2 or rotated > config.head_dim or (config.head_dim - rotated) % 2:
+        raise read.refusal("partial_rotary_factor", f"a share of a head's {config.head_dim} entries that is even")
+    if rope.kind == "longrope":
+        if not len(rope.pair_factors) == len(rope.long_pair_factors) == rotated // 2:
+            raise read.refusal("rope_scaling", f"{rotated // 2} numbers in short_factor and in long_factor")
+        config = replace(config, max_length=min(config.max_length, rope.original_length))
+    return replace(config, rotary_dim=None if rotated == config.head_dim else rotated)
+
+
+def _fused(config: ModelConfig) -> Fused:
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    width, inner = queries + 2 * keys, config.intermediate_size
+    return {
+        "self_attn.qkv_proj.weight": {
+            "self_attn.q_proj.weight": FusedRows(1, width, 0, queries),
+            "self_attn.k_proj.weight": FusedRows(1, width, queries, queries + keys),
+            "self_attn.v_proj.weight": FusedRows(1, width, queries + keys, width),
+        },
+        "mlp.gate_up_proj.weight": {
+            "mlp.gate_proj.weight": FusedRows(1, 2 * inner, 0, inner),
+            "mlp.up_proj.weight": FusedRows(1, 2 * inner, inner, 2 * inner),
+        },
+    }
+
+
+def _hf_ropes(config: ModelConfig) -> dict[str, object]:
+    share = (config.rotary_dim or config.head_dim) / config.head_dim
+    return hf_rope(config.ropes[0]) | {"partial_rotary_factor": share}
+
+
+def _original_length(rope: Rope, config: ModelConfig) -> int:
+    return rope.original_length if rope.kind == "longrope" else config.max_length
+
+
+PHI3 = Family(
+    model_type="phi3",
+    hf_class="Phi3ForCausalLM",
+    attributes=frozenset({"sliding_window", "original_max_position_embeddings", "partial_rotary_factor"}),
+    defaults={
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
+        "partial_rotary_factor": 1.0, "bos_token_id": 1, "eos_token_id": 32000,
+    },
+    hf_attributes=lambda c: {
+        "sliding_window": hf_window(c), "original_max_position_embeddings": _original_length(c.ropes[0], c),
+    },
+    inert={
+        "resid_pdrop": None, "embd_pdrop": None, "interpolate_factor": (1,), "lm_head_bias": (False,),
+        "full_attn_mod": (1,), "attention_bias": (False,), "mlp_bias": (False,),
+    },
+    windows=one_window,
+    ropes=_ropes,
+    hf_ropes=_hf_ropes,
+    special=_special,
+    fused=_fused,
+)  # fmt: skip
