@@ -2,12 +2,10 @@
 
 Imp(N | c) = || T(h; N zeroed) - T(h) ||_2 over document c's real tokens. Feed-forward and value neurons have it in
 closed form on the block's output; query and key neurons are measured on the attention weights
-(`mwork_kernels.qk_importance`).
+(`query_key`).
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +14,12 @@ import numpy as np
 from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import Batching, encoded, list_batches, measured_token_mask
 from mwork_jax.detect.activations import layer_activity
+from mwork_jax.detect.query_key import query_key_importance
 from mwork_jax.model.decoder import Decoder, LayerRecord, hidden_states
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.sharding import fetch, num_shards, on_mesh_of, per_device
-from mwork_kernels.qk_importance import qk_importance  # pyright: ignore[reportMissingImports]
+from mwork_jax.sharding import fetch, on_mesh_of
 
 
 def importance(model: Model, document: Document, *, include_bos: bool = False) -> dict[str, np.ndarray]:
@@ -59,41 +57,10 @@ def importance_batch(decoder: Decoder, tokens: jax.Array, token_mask: jax.Array)
 def _layer_importance(config: ModelConfig, token_mask: jax.Array, record: LayerRecord) -> dict[str, jax.Array]:
     """One layer's importances, {group: float32 [batch, width]}."""
     batch = token_mask.shape[0]
-    gains = (None, None)
-    if config.qk_norm:
-        gains = (_norm_gain(record.q_raw, config), _norm_gain(record.k_raw, config))
-    of_q, of_k = _query_key_importance(config, token_mask, record, gains)
+    of_q, of_k = query_key_importance(config, token_mask, record)
     ffn = _ffn_importance(token_mask, record)
     flat = {"attn_q": of_q, "attn_k": of_k, "attn_v": _value_importance(config, token_mask, record)}
     return {g: s.reshape(batch, -1) for g, s in flat.items()} | {"ffn_up": ffn, "ffn_down": ffn}
-
-
-def _query_key_importance(
-    config: ModelConfig, token_mask: jax.Array, record: LayerRecord, gains: tuple[jax.Array | None, jax.Array | None]
-) -> tuple[jax.Array, jax.Array]:
-    """Of every query [b, h, k] and key neuron [b, g, k]; each device works on its own documents and heads."""
-    k, (q_gain, k_gain), groups = record.k, gains, config.num_kv_heads
-    if num_shards("heads", config.num_heads) != num_shards("kv_heads", groups):
-        # More devices than key heads: every query head gets keys of its own, whose squares are summed afterwards.
-        k = jnp.repeat(k, config.queries_per_group, axis=2)
-        k_gain = None if k_gain is None else jnp.repeat(k_gain, config.queries_per_group, axis=2)
-
-    def on_one_device(q: jax.Array, k: jax.Array, *rest: Any) -> tuple[jax.Array, jax.Array]:
-        *others, q_gain, k_gain = rest
-        options = {"scale": config.attn_scale, "softcap": config.attn_softcap, "q_gain": q_gain, "k_gain": k_gain}
-        return qk_importance(q, k, *others, **options)
-
-    of_heads, table = ("batch", "time", "heads", "head_dim"), ("batch", "time", "head_dim")
-    of_q, of_k = per_device(
-        on_one_device,
-        (record.q, k, record.cos, record.sin, token_mask, record.window, q_gain, k_gain),
-        (of_heads, of_heads, table, table, ("batch", "time"), (), of_heads, of_heads),
-        (("batch", "heads", "head_dim"), ("batch", "heads", "head_dim")),
-        tuple((x.shape[0], *x.shape[2:]) for x in (record.q, k)),
-    )
-    if of_k.shape[1] != groups:
-        of_k = jnp.sqrt(jnp.square(of_k).reshape(of_k.shape[0], groups, -1, of_k.shape[2]).sum(axis=2))
-    return of_q, of_k
 
 
 def _ffn_importance(token_mask: jax.Array, record: LayerRecord) -> jax.Array:
@@ -113,11 +80,3 @@ def _value_importance(config: ModelConfig, token_mask: jax.Array, record: LayerR
     of_heads = jnp.einsum("bt,btgrk,btgqk->bgkrq", token_mask, heads, heads, precision=precision)
     of_out = jnp.einsum("mgrk,mgqk->gkrq", out, out, precision=precision)
     return jnp.sqrt(jnp.maximum(jnp.sum(of_heads * of_out, axis=(-2, -1)), 0.0))
-
-
-def _norm_gain(raw: jax.Array, config: ModelConfig) -> jax.Array:
-    """By how much a q/k-norm rescales a head's vector [b, t, heads, k] when one of its entries becomes zero: r' / r -
-    1."""
-    squares = jnp.square(raw)
-    share = squares / raw.shape[-1] / (squares.mean(axis=-1, keepdims=True) + config.norm_eps)
-    return jnp.expm1(-0.5 * jnp.log1p(-jnp.minimum(share, 1 - 1e-6)))

@@ -1,5 +1,7 @@
 """Importance against brute force: zero the row in HF PyTorch, run the block again, take the norm of the change."""
 
+from contextlib import contextmanager
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 import mwork_jax.detect.importance as detect
 from mwork_jax.corpus import measured_token_mask
 from mwork_jax.neurons import GROUPS, group_widths
+from support.slow_deactivation import attention_of, hf_places, layers_of, zero_places
 from support.tiny import DISTINCT, FAMILIES, KV_HEADS, pair, tokens, torch
 
 RELATIVE = 1e-4
@@ -18,15 +21,15 @@ def block_inputs(hf, ids):
     feed-forward]."""
     calls = []
     handles = []
-    for layer in hf.model.layers:
+    for layer in layers_of(hf):
         seen = {}
         calls.append(seen)
-        for name in ("self_attn", "mlp"):
+        for name, block in (("attention", attention_of(layer)), ("mlp", layer.mlp)):
 
             def keep(module, args, kwargs, seen=seen, name=name):
                 seen[name] = (args, kwargs)
 
-            handles.append(getattr(layer, name).register_forward_pre_hook(keep, with_kwargs=True))
+            handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
     with torch.no_grad():
         hf(torch.tensor(ids, dtype=torch.long), use_cache=False)
     for handle in handles:
@@ -39,47 +42,28 @@ def run(module, call):
         return module(*call[0], **call[1])
 
 
-class Zeroed:
-    """Rows (or columns) of some linear modules zero within the block, restored after it."""
-
-    def __init__(self, modules, index, columns=False):
-        self.modules, self.index, self.columns = modules, index, columns
-
-    def __enter__(self):
-        self.before = [{k: v.clone() for k, v in m.state_dict().items()} for m in self.modules]
-        for m in self.modules:
-            if self.columns:
-                m.weight.data[:, self.index] = 0
-            else:
-                m.weight.data[self.index] = 0
-                if m.bias is not None:
-                    m.bias.data[self.index] = 0
-
-    def __exit__(self, *error):
-        for m, state in zip(self.modules, self.before, strict=True):
-            m.load_state_dict(state)
+@contextmanager
+def zeroed(layer, config, group, index):
+    """One neuron's rows or column zero within the block, restored after it."""
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    zero_places(layer, hf_places(config, group, [index]), columns=group == "ffn_down")
+    yield
+    layer.load_state_dict(before)
 
 
-def brute_force(layer, calls, group, index, rows) -> float:
+def brute_force(layer, calls, config, group, index, rows) -> float:
     """Imp of one neuron on one document; rows: bool [time], which positions count."""
-    attention, ffn = layer.self_attn, layer.mlp
-    modules = {
-        "attn_q": [attention.q_proj],
-        "attn_k": [attention.k_proj],
-        "attn_v": [attention.v_proj],
-        "ffn_up": [ffn.gate_proj, ffn.up_proj],
-        "ffn_down": [ffn.down_proj],
-    }[group]
-    if group.startswith("ffn"):
-        before = run(ffn, calls["mlp"])[0].double()
-        with Zeroed(modules, index, columns=group == "ffn_down"):
-            change = run(ffn, calls["mlp"])[0].double() - before
-        return float(change[rows].norm())
-    output = 0 if group == "attn_v" else 1  # the block's output, or the attention weights [1, heads, t, s]
-    before = run(attention, calls["self_attn"])[output][0].double()
-    with Zeroed(modules, index):
-        change = run(attention, calls["self_attn"])[output][0].double() - before
-    return float(change[rows].norm() if group == "attn_v" else change[:, rows].norm())
+    name, block = ("mlp", layer.mlp) if group.startswith("ffn") else ("attention", attention_of(layer))
+    output = 1 if group in ("attn_q", "attn_k") else 0  # the attention weights [1, heads, t, s], or the block's output
+
+    def outcome():
+        values = run(block, calls[name])
+        return (values if torch.is_tensor(values) else values[output])[0].double()
+
+    before = outcome()
+    with zeroed(layer, config, group, index):
+        change = outcome() - before
+    return float(change[:, rows].norm() if output else change[rows].norm())
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +94,7 @@ def test_importance_equals_brute_force(family, kv_heads):
         assert found[group].shape == (both.config.num_layers, width)
         for layer in range(both.config.num_layers):
             for index in rng.choice(width, SAMPLE, replace=False):
-                expected = brute_force(hf.model.layers[layer], calls[layer], group, index, rows)
+                expected = brute_force(layers_of(hf)[layer], calls[layer], both.config, group, index, rows)
                 assert found[group][layer, index] == pytest.approx(expected, rel=RELATIVE), (group, layer, index)
 
 

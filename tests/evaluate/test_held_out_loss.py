@@ -30,7 +30,7 @@ def test_loss_equals_hf_with_and_without_a_mask(family):
     both = pair(family, 2)
     neurons = random_neurons(both.config, share=0.2)
     keep = NeuronMask.keep_all(both.config)
-    for mask, hf in ((keep, both.hf), (keep.drop(neurons), zero_neurons(both.hf, neurons))):
+    for mask, hf in ((keep, both.hf), (keep.drop(neurons), zero_neurons(both.hf, neurons, both.config))):
         found = held_out_loss(both.model, documents(), mask, batching=Batching(tokens_per_batch=128))
         expected = [hf_nats(hf, d) for d in documents()]
         np.testing.assert_allclose(found.nats, expected, rtol=1e-5, atol=1e-4)

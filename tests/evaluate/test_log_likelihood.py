@@ -33,7 +33,7 @@ def test_sums_equal_hf(family, masked):
     mask, hf = NeuronMask.keep_all(both.config), both.hf
     if masked:
         neurons = random_neurons(both.config, share=0.2)
-        mask, hf = mask.drop(neurons), zero_neurons(hf, neurons)
+        mask, hf = mask.drop(neurons), zero_neurons(hf, neurons, both.config)
     contexts, continuations = drawn_pairs()
     done = []
     found = mw.log_likelihood(both.model, contexts, continuations, mask, tokens_per_batch=128, progress=done.append)

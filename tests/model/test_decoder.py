@@ -58,7 +58,7 @@ def test_mask_equals_hf_with_zeroed_weights(family, group):
     neurons = random_neurons(both.config, groups=(group,))
     assert neurons.count() > 0
     mask = NeuronMask.keep_all(both.config).drop(neurons)
-    theirs = hf_logits(zero_neurons(both.hf, neurons), ids).logits
+    theirs = hf_logits(zero_neurons(both.hf, neurons, both.config), ids).logits
     np.testing.assert_allclose(forward_decoder(both.decoder, ids, mask), theirs, atol=TOLERANCE, rtol=0)
     whole = forward_decoder(both.decoder, ids, NeuronMask.keep_all(both.config))
     assert np.abs(np.asarray(whole) - theirs.numpy()).max() > 1e-3, (

@@ -78,7 +78,7 @@ def test_tokens_equal_hf_and_the_full_forward_pass(family, masked):
     mask, hf = NeuronMask.keep_all(both.config), both.hf
     if masked:
         neurons = random_neurons(both.config)
-        mask, hf = mask.drop(neurons), zero_neurons(hf, neurons)
+        mask, hf = mask.drop(neurons), zero_neurons(hf, neurons, both.config)
     ours = mw.generate(both.model, prompts(), mask, max_new_tokens=NEW)
     assert_rows_equal(ours, hf_generate(hf, prompts()))
     assert_rows_equal(ours, [full_forward(both.decoder, prompt, mask) for prompt in prompts()])

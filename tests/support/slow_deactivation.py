@@ -8,13 +8,45 @@ import numpy as np
 from mwork_jax.neurons import GROUPS, NeuronSet, group_widths
 from support.tiny import torch
 
-MODULES = {
-    "attn_q": ("self_attn.q_proj",),
-    "attn_k": ("self_attn.k_proj",),
-    "attn_v": ("self_attn.v_proj",),
-    "ffn_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "ffn_down": ("mlp.down_proj",),
-}
+
+def layers_of(hf):
+    """The decoder layers of a Hugging Face model."""
+    return hf.transformer.h if hasattr(hf, "transformer") else hf.model.layers
+
+
+def attention_of(layer):
+    return layer.self_attention if hasattr(layer, "self_attention") else layer.self_attn
+
+
+def hf_places(config, group, neurons) -> list[tuple[str, np.ndarray]]:
+    """Where neurons (their indices) are in a Hugging Face layer: (module, rows of its weight) each, columns for
+    `ffn_down`."""
+    at = np.asarray(neurons)
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    if config.family == "bloom":
+        part, size = "qkv".find(group[-1]), config.head_dim
+        fused = "self_attention.query_key_value", at // size * 3 * size + part * size + at % size
+        return [{"ffn_up": ("mlp.dense_h_to_4h", at), "ffn_down": ("mlp.dense_4h_to_h", at)}.get(group, fused)]
+    if config.family == "phi3" and group != "ffn_down":
+        if group == "ffn_up":
+            return [("mlp.gate_up_proj", at), ("mlp.gate_up_proj", config.intermediate_size + at)]
+        return [("self_attn.qkv_proj", at + {"q": 0, "k": queries, "v": queries + keys}[group[-1]])]
+    if group.startswith("attn"):
+        return [(f"self_attn.{group[-1]}_proj", at)]
+    inner = ["mlp.gate_proj", "mlp.up_proj"] if config.gated else ["mlp.up_proj"]
+    return [(name, at) for name in (inner if group == "ffn_up" else ["mlp.down_proj"])]
+
+
+def zero_places(layer, places, columns) -> None:
+    """Rows with their bias, or columns, of a layer's modules literally zero."""
+    for name, at in places:
+        module = layer.get_submodule(name)
+        if columns:
+            module.weight.data[:, at] = 0
+            continue
+        module.weight.data[at] = 0
+        if module.bias is not None:
+            module.bias.data[at] = 0
 
 
 def hf_logits(hf, ids, **kwargs):
@@ -22,19 +54,12 @@ def hf_logits(hf, ids, **kwargs):
         return hf(torch.tensor(ids, dtype=torch.long), **kwargs)
 
 
-def zero_neurons(hf, neurons: NeuronSet):
+def zero_neurons(hf, neurons: NeuronSet, config):
     """The slow, obvious deactivation: a copy of the model with the rows and columns literally zero."""
     hf = copy.deepcopy(hf)
-    for group, names in MODULES.items():
-        for layer, members in enumerate(neurons.groups[group]):
-            for name in names:
-                module = hf.model.layers[layer].get_submodule(name)
-                if group == "ffn_down":
-                    module.weight.data[:, members] = 0
-                else:
-                    module.weight.data[members] = 0
-                    if module.bias is not None:
-                        module.bias.data[members] = 0
+    for group, members in neurons.groups.items():
+        for layer, row in zip(layers_of(hf), members, strict=True):
+            zero_places(layer, hf_places(config, group, np.flatnonzero(row)), columns=group == "ffn_down")
     return hf
 
 

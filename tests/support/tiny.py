@@ -86,7 +86,10 @@ FAMILIES = {
     "gemma3": ("Gemma3", {**_GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
 }
 # Families that differ in how a neuron acts; the others differ only in RoPE's numbers or in the head.
-DISTINCT = ["llama", "llama-biases", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"]
+DISTINCT = [
+    "llama", "llama-biases", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "cohere", "cohere-norm", "cohere2",
+    "smollm3", "olmo2", "olmo3", "phi3-partial", "ministral3", "apertus", "bloom",
+]  # fmt: skip
 KV_HEADS = {"multi-head": HEADS, "grouped": 2, "multi-query": 1}
 
 
