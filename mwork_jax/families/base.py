@@ -177,16 +177,13 @@ def completed(hf: Mapping[str, object], family: Family, where: str) -> dict[str,
     """The attributes of `hf` that a family reads under their common names, completed by its defaults; those of other
     families are off. Raises InputError where an attribute is there under both of its names."""
     own = COMMON_ATTRIBUTES | family.attributes | family.renamed.keys()
-    given: dict[str, object] = {}
-    for name, value in hf.items():
-        common = family.renamed.get(name, name)
-        if name in own and common in given and given[common] != value:
-            raise InputError(
-                f"{where}: {name} is {value!r:.40}, but {common} is {given[common]!r:.40}; which one holds?"
-            )
-        if name in own:
-            given[common] = value
-    values = {**COMMON_DEFAULTS, **family.defaults, **given}
+    given: dict[str, str] = {}
+    for name in hf.keys() & own:
+        other = given.setdefault(family.renamed.get(name, name), name)
+        if hf[other] != hf[name]:
+            both = " but ".join(f"{one} is {hf[one]!r:.40}" for one in sorted((name, other)))
+            raise InputError(f"{where}: {both}; which one holds?")
+    values = {**COMMON_DEFAULTS, **family.defaults, **{common: hf[name] for common, name in given.items()}}
     return values if family.derived is None else values | family.derived(Reader(values, where))
 
 

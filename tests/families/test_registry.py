@@ -11,6 +11,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.families import checkpoint_names, config_from_hf, hf_config, registry
 from mwork_jax.families.base import LAYER_TENSORS
 from mwork_jax.families.llama import LLAMA
+from mwork_jax.families.registry import FAMILIES as REGISTRY
 from mwork_jax.model.decoder import parameter_specs
 from support.tiny import BASE, FAMILIES, hf_model
 
@@ -150,9 +151,9 @@ def test_every_attribute_of_a_saved_config_is_understood(family, tmp_path):
 
 
 FAMILY_CONFIGS = {
-    "llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config",
-    "gemma2": "Gemma2Config", "gemma3_text": "Gemma3TextConfig",
-}  # fmt: skip
+    name: family.hf_class.replace("ForCausalLM", "TextConfig" if name == "gemma3_text" else "Config")
+    for name, family in REGISTRY.items()
+}
 REQUIRED = {
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
 }  # fmt: skip
@@ -164,19 +165,34 @@ def unusual(family):
     settings = {
         **BASE, "num_attention_heads": 64, "hidden_size": 256, "num_key_value_heads": 16, "head_dim": 6,
         "rms_norm_eps": 1e-3, "bos_token_id": 7, "eos_token_id": [8, 9], "rope_parameters": rope,
-        "tie_word_embeddings": not family.startswith("gemma"),
     }  # fmt: skip
-    if family != "llama":
-        settings["sliding_window"] = 11
+    attributes = REGISTRY[family].attributes | REGISTRY[family].renamed.keys()
+    settings["tie_word_embeddings"] = not REGISTRY[family].defaults.get("tie_word_embeddings", False)
+    more = {
+        "attention_bias": True, "mlp_bias": True, "sliding_window": 11, "use_sliding_window": True,
+        "max_window_layers": 1, "query_pre_attn_scalar": 9, "layer_types": ["full_attention"] * 3,
+        "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0, "logit_scale": 0.3, "use_qk_norm": True,
+        "no_rope_layers": [1, 0, 0], "no_rope_layer_interval": 2, "embedding_multiplier": 2.0,
+        "attention_multiplier": 3.0, "residual_multiplier": 4.0, "logits_scaling": 5.0, "layer_norm_eps": 1e-3,
+        "layer_norm_epsilon": 1e-3, "n_layer": 5, "n_head": 32, "hidden_activation": "gelu",
+    }  # fmt: skip
+    settings |= {name: value for name, value in more.items() if name in attributes}
     if family in ("qwen2", "qwen3"):
-        settings |= {"use_sliding_window": True, "max_window_layers": 1}
-    if family.startswith("gemma"):
-        settings |= {
-            "query_pre_attn_scalar": 9, "hidden_activation": "gelu", "layer_types": ["full_attention"] * 3,
-            "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0,
-        }  # fmt: skip
-    if family == "gemma3_text":
+        settings["layer_types"] = None
+    for own, common in REGISTRY[family].renamed.items():  # one value under both names
+        if own in settings:
+            settings[common] = settings[own]
+    if family in ("gemma3_text", "olmo3"):
         settings["rope_parameters"] = {"full_attention": rope, "sliding_attention": {**rope, "rope_theta": 50.0}}
+    if family == "phi3":
+        long = {"short_factor": [1.5, 1.6], "long_factor": [2.5, 2.6], "rope_type": "longrope", "rope_theta": 500.0}
+        settings |= {"rope_parameters": long, "original_max_position_embeddings": 32, "max_position_embeddings": 128}
+        settings["head_dim"] = 4
+    if family == "ministral3":
+        yarn = {**rope, "rope_type": "yarn", "llama_4_scaling_beta": 0.2, "original_max_position_embeddings": 8}
+        settings["rope_parameters"] = yarn
+    if family == "apertus":
+        settings["hidden_act"] = "xielu"
     return getattr(transformers, FAMILY_CONFIGS[family])(**settings).to_dict()
 
 
@@ -184,20 +200,24 @@ def unusual(family):
 def test_an_absent_attribute_is_what_hf_takes_for_it(family):
     saved, whole = unusual(family), config_from_hf(unusual(family))
     differing = 0
-    for name in sorted(saved.keys() - REQUIRED):
-        without = {key: value for key, value in saved.items() if key != name}
+    renamed = REGISTRY[family].renamed
+    for name in sorted(name for name in saved if renamed.get(name, name) not in REQUIRED):
+        without = {key: value for key, value in saved.items() if key not in (name, renamed.get(name))}
         hf = getattr(transformers, FAMILY_CONFIGS[family])(**without).to_dict()
         expected = config_from_hf(hf)
         assert config_from_hf(without) == expected, name
         differing += expected != whole
-    assert differing >= 7
+    assert differing >= (5 if family == "bloom" else 7)  # BLOOM has fewer attributes
 
 
 @pytest.mark.parametrize("family", FAMILY_CONFIGS)
 def test_what_has_no_default_is_required_by_name(family):
-    for name in REQUIRED:
+    renamed = {common: own for own, common in REGISTRY[family].renamed.items()}
+    follows = {"intermediate_size"} if family == "bloom" else set()
+    for name in REQUIRED - follows:
+        without = {key: value for key, value in unusual(family).items() if key not in (name, renamed.get(name))}
         with pytest.raises(InputError, match=name):
-            config_from_hf({key: value for key, value in unusual(family).items() if key != name})
+            config_from_hf(without)
 
 
 def test_null_is_not_absent():
@@ -215,6 +235,13 @@ def test_null_is_not_absent():
 
 def test_a_note_of_yarn_s_authors_changes_nothing():
     assert config_from_hf({**LLAMA_HF, **yarn(finetuned=True)}) == config_from_hf({**LLAMA_HF, **yarn()})
+
+
+def test_one_attribute_under_two_names():
+    cohere = {**LLAMA_HF, "model_type": "cohere", "layer_norm_eps": 1e-3}
+    assert config_from_hf(cohere).norm_eps == 1e-3
+    with pytest.raises(InputError, match="layer_norm_eps is 0.001 but rms_norm_eps is 0.01; which one holds"):
+        config_from_hf({**cohere, "rms_norm_eps": 1e-2})
 
 
 def yarn(**change):

@@ -40,7 +40,8 @@ def test_every_layer_s_logits_equal_hf(family):
     cap = both.config.final_softcap
     with torch.no_grad():
         for layer, hidden in enumerate(theirs.hidden_states[:-1]):  # HF's last one has gone through the norm
-            logits = both.hf.lm_head(both.hf.model.norm(hidden))
+            norm = both.hf.transformer.ln_f if hasattr(both.hf, "transformer") else both.hf.model.norm
+            logits = both.hf.lm_head(norm(hidden)) * both.config.logit_scale
             logits = logits if cap is None else cap * torch.tanh(logits / cap)
             np.testing.assert_allclose(ours[layer], logits.numpy(), atol=1e-5)
 

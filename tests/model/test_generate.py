@@ -16,9 +16,24 @@ from mwork_jax.model.generate import _first_tokens, decode_tokens, likeliest, ru
 from mwork_jax.model.kv_cache import KeyValueCache, extend
 from mwork_jax.neurons import NeuronMask
 from support.slow_deactivation import random_neurons, zero_neurons
-from support.tiny import decoder_of, hf_model, pair, tokens, torch
+from support.tiny import POSITIONS, decoder_of, hf_model, pair, tokens, torch
 
-FAMILIES = ["llama", "mistral", "qwen3", "gemma2", "gemma3"]
+FAMILIES = [
+    "llama",
+    "mistral",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "cohere",
+    "cohere2",
+    "smollm3",
+    "olmo3",
+    "phi3-partial",
+    "ministral3",
+    "apertus",
+    "bloom",
+    "granite",
+]
 LENGTHS = (3, 16, 9, 23, 1)
 NEW = 18
 
@@ -104,7 +119,7 @@ def test_a_batch_is_one_at_a_time_and_keeps_its_order(family):
 
 
 @pytest.mark.parametrize("now", [7, jnp.int32(7)], ids=["static", "traced"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", POSITIONS)
 def test_extending_a_cache_is_the_forward_pass(family, now):
     both = pair(family, 2)
     ids, start = padded(prompts((17, 11)))
@@ -119,7 +134,7 @@ def test_extending_a_cache_is_the_forward_pass(family, now):
         np.testing.assert_allclose(x[row, max(0, begin - 7) :], whole[row, max(7, begin) :], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", POSITIONS)
 def test_layers_can_be_run_in_parts_by_one_program(family):
     both = pair(family, 2)
     ids, layers = jnp.asarray(tokens(2, 12)), both.config.num_layers

@@ -90,6 +90,8 @@ DISTINCT = [
     "llama", "llama-biases", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "cohere", "cohere-norm", "cohere2",
     "smollm3", "olmo2", "olmo3", "phi3-partial", "ministral3", "apertus", "bloom",
 ]  # fmt: skip
+# Families that differ in what a cache holds, and in what positions mean.
+POSITIONS = ["llama", "mistral", "qwen3", "gemma3", "cohere2", "olmo2", "phi3-partial", "ministral3", "bloom"]
 KV_HEADS = {"multi-head": HEADS, "grouped": 2, "multi-query": 1}
 
 
