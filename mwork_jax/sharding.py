@@ -46,7 +46,7 @@ TABLE: Mapping[str, str | None] = {
     "hidden": None,
     "head_dim": None,
     "kept": None,  # documents that order statistics remember per neuron
-    "width": None,  # neurons of a layer and group where `score_layers` is shared out
+    "width": None,  # neurons of a layer and group where `score_layers` is shared out; an activation's one parameter
     "positions": None,
 }
 

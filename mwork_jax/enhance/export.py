@@ -200,8 +200,8 @@ def _tensors(tuned: Tuned, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
     for layer, parts in enumerate(zip(*(fetch_each(array) for array in stacked.values()), strict=True)):
         tensors = {}
         for short, part in zip(stacked, parts, strict=True):
-            tensor = _with_tuned(short, _merged_heads(short, part).astype(np.float32), rows.get(short), layer)
-            tensors[names[short][layer]] = np.ascontiguousarray(tensor.astype(dtype))
+            tensor = _with_tuned(short, _merged_heads(config, short, part).astype(np.float32), rows.get(short), layer)
+            tensors[names[short][layer]] = np.asarray(tensor, dtype, order="C")
         yield from fused_tensors(config, layer, tensors).items()
 
 
@@ -218,11 +218,13 @@ def _with_tuned(name: str, tensor: np.ndarray, rows: tuple[np.ndarray, np.ndarra
     return tensor
 
 
-def _merged_heads(name: str, tensor: np.ndarray) -> np.ndarray:
-    """[h, k, m] as [h*k, m], [m, h, k] as [m, h*k], [h, k] as [h*k] where it is a bias: as checkpoints have them."""
+def _merged_heads(config: ModelConfig, name: str, tensor: np.ndarray) -> np.ndarray:
+    """[h, k, m] as [h*k, m], [m, h, k] as [m, h*k], [h, k] as [h*k] but for a norm of each head: as checkpoints have
+    them."""
     if tensor.ndim == 3:
         return tensor.reshape(tensor.shape[0], -1) if name == "o" else tensor.reshape(-1, tensor.shape[-1])
-    return tensor.reshape(-1) if name.endswith("_bias") or not tensor.ndim else tensor
+    merged = name.endswith("_bias") or (name in ("q_norm", "k_norm") and config.qk_norm == "width")
+    return tensor.reshape(-1) if merged else tensor
 
 
 def tuned_rows(tuned: Tuned) -> dict[str, tuple[np.ndarray, np.ndarray]]:

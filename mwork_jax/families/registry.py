@@ -6,7 +6,7 @@ not understand: a model that is almost right is worse than a clear refusal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from mwork_jax.families.qwen2 import QWEN2
 from mwork_jax.families.qwen3 import QWEN3
 from mwork_jax.families.reader import Reader
 from mwork_jax.families.smollm3 import SMOLLM3
+from mwork_jax.families.wrappers import WRAPPERS, unwrapped
 
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
@@ -91,16 +92,35 @@ def config_from_hf(hf: Mapping[str, object], *, where: str = "config.json") -> M
     Raises InputError, naming the attribute, for an architecture, an attribute or a value that is not understood.
     """
     name = hf.get("model_type")
+    if isinstance(name, str) and name in WRAPPERS:
+        text, rest, inside = unwrapped(hf, where)
+        family = _family(text.get("model_type"), inside)
+        _refuse_unknown(rest, frozenset(), _WITHOUT_EFFECT_AT | dict.fromkeys(_WITHOUT_EFFECT), name, where)
+        return _config_of(family, text, family.text_defaults, inside)
+    return _config_of(_family(name, where), hf, {}, where)
+
+
+def _family(name: object, where: str) -> Family:
     if not isinstance(name, str) or name not in FAMILIES:
-        raise InputError(f"{where}: model_type {name!r:.80} is not supported; supported: {', '.join(sorted(FAMILIES))}")
-    family = FAMILIES[name]
-    _refuse_unknown(hf, family, where)
-    return read_config(family, Reader(completed(hf, family, where), where))
+        supported = ", ".join(sorted({*FAMILIES, *WRAPPERS}))
+        raise InputError(f"{where}: model_type {name!r:.80} is not supported; supported: {supported}")
+    return FAMILIES[name]
 
 
-def _refuse_unknown(hf: Mapping[str, object], family: Family, where: str) -> None:
+def _config_of(family: Family, hf: Mapping[str, object], defaults: Mapping[str, object], where: str) -> ModelConfig:
     known = COMMON_ATTRIBUTES | family.attributes | family.renamed.keys()
-    without_effect_at = _WITHOUT_EFFECT_AT | dict.fromkeys(_WITHOUT_EFFECT) | family.inert
+    inert = _WITHOUT_EFFECT_AT | dict.fromkeys(_WITHOUT_EFFECT) | family.inert
+    _refuse_unknown(hf, known, inert, family.model_type, where)
+    return read_config(family, Reader(completed({**defaults, **hf}, family, where), where))
+
+
+def _refuse_unknown(
+    hf: Mapping[str, object],
+    known: Collection[str],
+    without_effect_at: Mapping[str, tuple[object, ...] | None],
+    model_type: str,
+    where: str,
+) -> None:
     for name, value in hf.items():
         if name in known:
             continue
@@ -115,9 +135,7 @@ def _refuse_unknown(hf: Mapping[str, object], family: Family, where: str) -> Non
                 f"{where}: the weights are quantised ({_quantisation(value)}); give the checkpoint in float32, float16 "
                 "or bfloat16, or a GGUF file; where they are floats already, remove quantization_config"
             )
-        raise InputError(
-            f"{where}: attribute {name!r} = {value!r:.80} is not understood for model_type {family.model_type!r}"
-        )
+        raise InputError(f"{where}: attribute {name!r} = {value!r:.80} is not understood for model_type {model_type!r}")
 
 
 def _quantisation(value: object) -> str:
@@ -151,6 +169,7 @@ def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, object]:
         "rms_norm_eps": c.norm_eps,
         "max_position_embeddings": c.max_length,
         "tie_word_embeddings": c.tie_embeddings,
+        "pad_token_id": None,  # some classes' own would be beyond the vocabulary
         "bos_token_id": c.bos_id,
         "eos_token_id": list(c.eos_ids) if len(c.eos_ids) > 1 else next(iter(c.eos_ids), None),
         family.activation: next(name for name, own in family.activations.items() if own == c.activation),

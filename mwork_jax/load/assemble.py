@@ -127,8 +127,6 @@ def _tensor_part(source: SlicedSource, name: str, shape: tuple[int, ...], index:
     bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
     sizes = [end - begin for begin, end in bounds]
     axis = _merged_axis(source, name, source.shape(name), shape)
-    if not shape:
-        bounds = [(0, n) for n in source.shape(name)]
     if axis is not None:  # a device holds whole heads
         (begin, end), size = bounds[axis], shape[axis + 1]
         bounds[axis : axis + 2] = [(begin * size, end * size)]
@@ -163,8 +161,6 @@ def _merged_axis(source: WeightSource, name: str, stored: tuple[int, ...], shape
         merged = {(shape[0], shape[1] * shape[2]): 1, (shape[0] * shape[1], shape[2]): 0}
     if len(shape) == 2:
         merged = {(shape[0] * shape[1],): 0}
-    if not shape:  # one number
-        merged = {(1,): None}
     merged[shape] = None
     if tuple(stored) not in merged:
         raise InputError(f"{source.where}: {name} has shape {tuple(stored)}, the configuration needs {shape}")

@@ -96,7 +96,8 @@ def _feed_forward_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
         specs |= {f"{name}_bias": ParameterSpec((c.intermediate_size,), ("ffn",), True) for name in inner}
         specs["down_bias"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
     if c.activation == "xielu":
-        specs |= dict.fromkeys(XIELU, ParameterSpec((), (), True))
+        specs |= dict.fromkeys(XIELU[:2], ParameterSpec((1,), ("width",), True))
+        specs |= dict.fromkeys(XIELU[2:], ParameterSpec((), (), True))
     return specs
 
 

@@ -240,7 +240,7 @@ def test_a_note_of_yarn_s_authors_changes_nothing():
 def test_one_attribute_under_two_names():
     cohere = {**LLAMA_HF, "model_type": "cohere", "layer_norm_eps": 1e-3}
     assert config_from_hf(cohere).norm_eps == 1e-3
-    with pytest.raises(InputError, match="layer_norm_eps is 0.001 but rms_norm_eps is 0.01; which one holds"):
+    with pytest.raises(InputError, match=r"layer_norm_eps is 0\.001 but rms_norm_eps is 0\.01; which one holds"):
         config_from_hf({**cohere, "rms_norm_eps": 1e-2})
 
 

@@ -19,21 +19,9 @@ from support.slow_deactivation import random_neurons, zero_neurons
 from support.tiny import POSITIONS, decoder_of, hf_model, pair, tokens, torch
 
 FAMILIES = [
-    "llama",
-    "mistral",
-    "qwen3",
-    "gemma2",
-    "gemma3",
-    "cohere",
-    "cohere2",
-    "smollm3",
-    "olmo3",
-    "phi3-partial",
-    "ministral3",
-    "apertus",
-    "bloom",
-    "granite",
-]
+    "llama", "mistral", "qwen3", "gemma2", "gemma3", "cohere", "cohere2", "smollm3", "olmo3", "phi3-partial",
+    "ministral3", "apertus", "bloom", "granite",
+]  # fmt: skip
 LENGTHS = (3, 16, 9, 23, 1)
 NEW = 18
 
@@ -86,8 +74,9 @@ def assert_rows_equal(ours, theirs):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "masked"), [("llama", False), ("gemma3", False), *((family, True) for family in FAMILIES)]
+)
 def test_tokens_equal_hf_and_the_full_forward_pass(family, masked):
     both = pair(family, 2)
     mask, hf = NeuronMask.keep_all(both.config), both.hf

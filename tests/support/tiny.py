@@ -69,7 +69,7 @@ FAMILIES = {
         },
     ),
     "phi3": ("Phi3", {"sliding_window": 5}),
-    "phi3-partial": ("Phi3", {"hidden_size": 64, "rope_parameters": _LONG, "original_max_position_embeddings": 32}),
+    "phi3-partial": ("Phi3", {"hidden_size": 64, "rope_parameters": _LONG, "original_max_position_embeddings": 48}),
     "granite": (
         "Granite",
         {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 4.0},
@@ -82,7 +82,8 @@ FAMILIES = {
         },
     ),
     "apertus": ("Apertus", {"hidden_act": "xielu"}),
-    "bloom": ("Bloom", {}),
+    # Tied, a tiny one repeats its last token.
+    "bloom": ("Bloom", {"tie_word_embeddings": False}),
     "gemma3": ("Gemma3", {**_GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
 }
 # Families that differ in how a neuron acts; the others differ only in RoPE's numbers or in the head.
