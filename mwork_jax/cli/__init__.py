@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax
 from jax.errors import JaxRuntimeError
 
-from mwork_jax.cli import detect, enhance, evaluate, lens, plan, report, run, select
+from mwork_jax.cli import detect, enhance, evaluate, lens, models, plan, report, run, select
 from mwork_jax.cli.options import Parser, joining_options, log
 from mwork_jax.errors import InputError
 from mwork_jax.report import printable
@@ -105,6 +105,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="mwork", description="Find, switch off and measure the language-specific neurons of a language model."
     )
     commands = parser.add_subparsers(title="commands", required=True, parser_class=Parser, metavar="COMMAND")
-    for module in (run, detect, select, evaluate, enhance, lens, plan, report):
+    for module in (run, detect, select, evaluate, enhance, lens, models, plan, report):
         module.add(commands)
     return parser

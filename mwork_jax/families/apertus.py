@@ -29,6 +29,8 @@ def _special(config: ModelConfig, read: Reader) -> ModelConfig:
 APERTUS = Family(
     model_type="apertus",
     hf_class="ApertusForCausalLM",
+    about="Apertus: no gate, an activation (xIELU) with parameters of its own",
+    limits="GGUF files",
     attributes=frozenset({"attention_bias"}),
     defaults={
         "rms_norm_eps": 1e-5, "rope_theta": 12_000_000.0, "max_position_embeddings": 65536, "hidden_act": "xielu",

@@ -131,7 +131,9 @@ class Family:
     attributes: what it reads beside COMMON_ATTRIBUTES.
     defaults: its own values of attributes that a config.json leaves out, before COMMON_DEFAULTS.
     hf_attributes: the attributes beside the common ones that a config.json of a model of this family has.
-    checkpoints: published models known to have such a config.json, as owner/name on the Hub.
+    about: the models that it is of, and what sets it apart, in a few words.
+    limits: what is not there, and why; empty where everything is.
+    checkpoints: published models whose config.json is among the tests, as owner/name on the Hub.
     renamed: {the family's own name of a common attribute: the common one}.
     derived: common attributes that follow from others, which a config.json of this family does not have.
     inert: attributes without effect beside those of every family, each with the values at which it has none; None for
@@ -154,6 +156,8 @@ class Family:
     attributes: frozenset[str]
     defaults: Mapping[str, object]
     hf_attributes: Callable[[ModelConfig], dict[str, object]]
+    about: str = ""
+    limits: str = ""
     checkpoints: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     derived: Callable[[Reader], dict[str, object]] | None = None

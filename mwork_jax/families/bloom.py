@@ -45,6 +45,8 @@ def _fused(config: ModelConfig) -> Fused:
 BLOOM = Family(
     model_type="bloom",
     hf_class="BloomForCausalLM",
+    about="BLOOM and BLOOMZ: ALiBi, norms with biases, no gate",
+    limits="GGUF files",
     attributes=frozenset(),
     # Its context is not in the class; every published model was trained on 2,048 tokens.
     defaults={

@@ -22,6 +22,8 @@ def _special(config: ModelConfig, read: Reader) -> ModelConfig:
 COHERE = Family(
     model_type="cohere",
     hf_class="CohereForCausalLM",
+    about="Aya 23, Aya Expanse, Command R: parallel blocks, norms that subtract the mean",
+    limits="GGUF files; with use_qk_norm (Command R+), queries and keys are scored neuron by neuron, slowly",
     attributes=frozenset({"attention_bias", "logit_scale", "use_qk_norm"}),
     defaults={
         "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 8192, "logit_scale": 0.0625,

@@ -36,6 +36,8 @@ COHERE2 = replace(
     COHERE,
     model_type="cohere2",
     hf_class="Cohere2ForCausalLM",
+    about="Command R7B, Tiny Aya: Cohere with windows, and full layers that rotate nothing",
+    limits="GGUF files",
     attributes=frozenset({"attention_bias", "logit_scale", "sliding_window", "layer_types", "sliding_window_pattern"}),
     defaults={
         **{name: value for name, value in COHERE.defaults.items() if name != "use_qk_norm"},

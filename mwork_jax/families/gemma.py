@@ -19,6 +19,8 @@ def _special(config: ModelConfig, read: Reader) -> ModelConfig:
 GEMMA = Family(
     model_type="gemma",
     hf_class="GemmaForCausalLM",
+    about="Gemma 1: scaled embeddings, norms that count from 1",
+    limits="GGUF files",
     attributes=frozenset({"attention_bias"}),
     defaults={
         "num_key_value_heads": 16, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "bos_token_id": 2,

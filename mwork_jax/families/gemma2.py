@@ -57,6 +57,7 @@ def _whole(value: float) -> int | float:
 GEMMA2 = Family(
     model_type="gemma2",
     hf_class="Gemma2ForCausalLM",
+    about="Gemma 2: soft caps, norms on both ends, a window in every other layer",
     attributes=frozenset({
         "hidden_activation", "query_pre_attn_scalar", "sliding_window", "layer_types", "attention_bias",
         "attn_logit_softcapping", "final_logit_softcapping",

@@ -39,6 +39,7 @@ GEMMA3 = replace(
     GEMMA2,
     model_type="gemma3_text",
     hf_class="Gemma3ForCausalLM",
+    about="Gemma 3: a norm on queries and keys, a rotary embedding for each kind of layer",
     attributes=GEMMA2.attributes | {"rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"},
     defaults={**GEMMA2.defaults, **_OWN_DEFAULTS},
     windows=_windows,

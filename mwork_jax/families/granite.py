@@ -33,6 +33,8 @@ def _hf_attributes(config: ModelConfig) -> dict[str, object]:
 GRANITE = Family(
     model_type="granite",
     hf_class="GraniteForCausalLM",
+    about="Granite 3: multipliers on embeddings, attention, residual stream and logits",
+    limits="GGUF files",
     attributes=frozenset({
         "attention_bias", "mlp_bias", "embedding_multiplier", "attention_multiplier", "residual_multiplier",
         "logits_scaling",

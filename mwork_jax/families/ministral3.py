@@ -30,6 +30,8 @@ MINISTRAL3 = replace(
     MISTRAL,
     model_type="ministral3",
     hf_class="Ministral3ForCausalLM",
+    about="Ministral 3: stretched rotary embedding, queries scaled by position",
+    limits="GGUF files",
     defaults={
         "max_position_embeddings": 262144, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
         "num_key_value_heads": 8, "head_dim": 128,

@@ -7,6 +7,7 @@ from mwork_jax.families.base import Family, hf_window, one_window
 MISTRAL = Family(
     model_type="mistral",
     hf_class="MistralForCausalLM",
+    about="Mistral 7B, Nemo, Small 3: one sliding window for all layers",
     attributes=frozenset({"sliding_window"}),
     defaults={
         "max_position_embeddings": 131072, "bos_token_id": 1, "eos_token_id": 2,

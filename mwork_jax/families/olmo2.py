@@ -18,6 +18,8 @@ def special(config: ModelConfig, read: Reader) -> ModelConfig:
 OLMO2 = Family(
     model_type="olmo2",
     hf_class="Olmo2ForCausalLM",
+    about="OLMo 2: norms after the blocks, and over the whole width of queries and keys",
+    limits="GGUF files; a query or key neuron rescales every head, so scoring one takes longer",
     attributes=frozenset({"attention_bias"}),
     defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "eos_token_id": 50279},
     hf_attributes=lambda c: {"attention_bias": c.qkv_bias},

@@ -46,6 +46,8 @@ OLMO3 = replace(
     OLMO2,
     model_type="olmo3",
     hf_class="Olmo3ForCausalLM",
+    about="OLMo 3: OLMo 2 with a window in three of four layers",
+    limits="GGUF files; as OLMo 2",
     attributes=OLMO2.attributes | {"sliding_window", "layer_types"},
     defaults={**OLMO2.defaults, "rope_theta": _THETA, "sliding_window": 4096},
     hf_attributes=lambda c: {

@@ -33,6 +33,7 @@ def sliding_attributes(config: ModelConfig) -> dict[str, object]:
 QWEN2 = Family(
     model_type="qwen2",
     hf_class="Qwen2ForCausalLM",
+    about="Qwen 2 and 2.5, Sailor2: biases on queries, keys and values",
     attributes=frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}),
     defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096},
     hf_attributes=sliding_attributes,

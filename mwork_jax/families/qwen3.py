@@ -10,6 +10,7 @@ QWEN3 = replace(
     QWEN2,
     model_type="qwen3",
     hf_class="Qwen3ForCausalLM",
+    about="Qwen 3: a norm on queries and keys",
     attributes=QWEN2.attributes | {"attention_bias"},
     defaults={**QWEN2.defaults, "head_dim": 128},
     hf_attributes=lambda c: sliding_attributes(c) | {"attention_bias": c.qkv_bias},

@@ -43,6 +43,8 @@ def _hf_attributes(config: ModelConfig) -> dict[str, object]:
 SMOLLM3 = Family(
     model_type="smollm3",
     hf_class="SmolLM3ForCausalLM",
+    about="SmolLM3: every fourth layer rotates nothing",
+    limits="GGUF files",
     attributes=frozenset({
         "attention_bias", "mlp_bias", "use_sliding_window", "sliding_window", "layer_types", "no_rope_layers",
         "no_rope_layer_interval",

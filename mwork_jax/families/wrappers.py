@@ -16,12 +16,12 @@ from mwork_jax.errors import InputError
 class Wrapper:
     """A model of several parts, by its `model_type`.
 
-    text: the `model_type` of its text model where `text_config` does not say. of_images: the attributes that describe
-    the other parts.
+    texts: the `model_type`s that its text model may have; the first where `text_config` does not say. of_images: the
+    attributes that describe the other parts.
     """
 
     model_type: str
-    text: str
+    texts: tuple[str, ...]
     of_images: frozenset[str]
 
 
@@ -30,7 +30,7 @@ WRAPPERS: Mapping[str, Wrapper] = {
     for wrapper in (
         Wrapper(
             "gemma3",
-            "gemma3_text",
+            ("gemma3_text",),
             frozenset({
                 "vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index",
                 "boi_token_id", "eoi_token_id", "image_token_id",
@@ -38,7 +38,7 @@ WRAPPERS: Mapping[str, Wrapper] = {
         ),
         Wrapper(
             "mistral3",
-            "mistral",
+            ("mistral", "ministral3"),
             frozenset({
                 "vision_config", "image_token_index", "image_token_id", "projector_hidden_act", "vision_feature_layer",
                 "multimodal_projector_bias", "spatial_merge_size",
@@ -59,7 +59,7 @@ def unwrapped(hf: Mapping[str, object], where: str) -> tuple[dict[str, object], 
     text, inside = hf.get("text_config"), f"{where}: text_config"
     if not isinstance(text, Mapping):
         raise InputError(f"{where}: text_config is {text!r:.80}; an object that describes the text model is needed")
-    attributes = {"model_type": wrapper.text, **text}
+    attributes = {"model_type": wrapper.texts[0], **text}
     rest = {
         name: v for name, v in hf.items() if name not in ("model_type", "text_config") and name not in wrapper.of_images
     }

@@ -30,6 +30,7 @@ from mwork_jax.runtime.files import read_json
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _GENERATION = "generation_config.json"
+_CONVERT = "; pytorch_model.bin can hold code and is not read: `python -m mwork_jax.load.to_safetensors {}` converts it"
 _HUB_FILES = ["*.json", "merges.txt", "model*.safetensors", "flax_model*.msgpack", "tokenizer*", "*.model", "*.jinja"]
 
 
@@ -37,7 +38,8 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
     """Loads a model for `mw.forward` and everything else.
 
     source: a folder in Hugging Face layout (safetensors, or an older Flax checkpoint), the address of one in a bucket
-    (`gs://…`, `s3://…`), a `.gguf` file, the name of a packaged model ("gemma3-270m"), or a Hub id. dtype: "float32" or
+    (`gs://…`, `s3://…`), a `.gguf` file, the name of a packaged model ("gemma3-270m"), or a Hub id, `owner/name` or
+    `owner/name@revision` (a branch, a tag, a commit or `refs/pr/N`). dtype: "float32" or
     "bfloat16", of the weights and of matrix products' operands (results, norms and scores are float32 always); None
     picks what is fast on this machine. mesh: one of `mw.make_mesh`, to share out the weights and the work over its
     devices. Raises InputError, one line with what is wrong, where, and what would be right.
@@ -107,11 +109,14 @@ def _located(source: str) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if path.suffix.lower() == ".gguf" or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    repository, at, revision = source.partition("@")
+    if path.suffix.lower() == ".gguf" or repository.count("/") != 1 or source.startswith((".", "/", "~")):
         raise InputError(
             f"{source}: no such model; give a folder, a .gguf file, a Hub id (owner/name) or {' or '.join(PACKAGED)}"
         )
-    return _download(source)
+    if at and not revision:
+        raise InputError(f"{source}: a revision follows the @, as in {repository}@main")
+    return _download(repository, revision or None)
 
 
 def _open_gguf(path: Path) -> _Checkpoint:
@@ -151,10 +156,9 @@ def _open_folder(folder: Path) -> _Checkpoint:
     elif FlaxCheckpoint.holds(folder):
         weights = FlaxCheckpoint(folder)
     else:
-        pickled = " (what pytorch_model.bin holds is code too: save it as safetensors)"
         raise InputError(
             f"{folder}: no weights; model.safetensors (whole or in shards) or flax_model.msgpack is needed"
-            + (pickled if list(folder.glob("pytorch_model*.bin")) else "")
+            + (_CONVERT.format(folder) if list(folder.glob("pytorch_model*.bin")) else "")
         )
     return _Checkpoint(weights, config, lambda: folder_tokenizer(folder), _commit(folder))
 
@@ -165,12 +169,13 @@ def _commit(folder: Path) -> str | None:
     return folder.name if in_cache else None
 
 
-def _download(repository: str) -> Path:
-    """A Hub repository's files in the local cache."""
+def _download(repository: str, revision: str | None) -> Path:
+    """A Hub repository's files in the local cache, of its main branch where there is no revision."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_HUB_FILES))
     except Exception as error:  # offline, unknown, gated: many kinds, one line for all
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{repository}: no such folder here, and the Hub could not give it ({reason[:160]})") from None
+        name = repository if revision is None else f"{repository}@{revision}"
+        raise InputError(f"{name}: no such folder here, and the Hub could not give it ({reason[:160]})") from None

@@ -187,7 +187,7 @@ BROKEN = {
     "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "a LoRA adapter, not a model; merge it"),
     "pickled": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-        "what pytorch_model.bin holds is code too",
+        "pytorch_model.bin can hold code and is not read",
     ),
     "two sets": (
         stale_shards,
@@ -362,7 +362,17 @@ def test_models_that_are_not_there(source, message):
 
 def test_a_hub_id_is_the_folder_that_the_hub_gives(tiny_folder, monkeypatch):
     """A stand-in for the network; what is shared out over devices depends on the size of the files."""
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, allow_patterns: str(tiny_folder))
+    asked = []
+
+    def snapshot_download(repository, revision, allow_patterns):
+        asked.append((repository, revision))
+        return str(tiny_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert read_config("owner/name@refs/pr/13") == read_config(tiny_folder)
+    assert asked == [("owner/name", "refs/pr/13")]
+    with pytest.raises(mw.InputError, match="owner/name@: a revision follows the @"):
+        read_config("owner/name@")
     assert mw.load_model("owner/name").key == mw.load_model(tiny_folder).key
     decoder = mw.load_model(tiny_folder, dtype="float32").decoder
     config = read_config("owner/name")
