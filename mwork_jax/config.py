@@ -57,6 +57,12 @@ class ModelConfig:
     windows: per layer, how many past positions a query sees, itself included; FULL_ATTENTION for all of them.
     activation: of the feed-forward's gate: "silu", "gelu", "gelu_tanh" or "xielu" (Apertus; it has parameters).
     gated: whether act(gate) multiplies `up`; without, the feed-forward is down(act(up)) (BLOOM, Apertus).
+    num_experts: E, of a feed-forward with experts, each of size `intermediate_size`; 0 without. experts_per_token: how
+    many of them a token goes to. shares_add_up: whether their shares in the result add up to 1, or are what softmax
+    over all experts gives them. router_bias: whether the router has a bias.
+    act_limit, act_slope: of gpt-oss: gate and up are cut at this size, sigmoid takes slope * gate, and 1 is added to
+    up; None and 1 elsewhere.
+    sinks: whether every head has a number that takes part in softmax without a value (gpt-oss).
     max_length: tokens of the context that the model was made for.
     tie_embeddings: whether the head is the embedding table.
     norm: "rms" divides by the root mean square, "layer" subtracts the mean before (BLOOM, Cohere).
@@ -95,6 +101,13 @@ class ModelConfig:
     windows: tuple[int, ...]
     activation: str = "silu"
     gated: bool = True
+    num_experts: int = 0
+    experts_per_token: int = 0
+    shares_add_up: bool = True
+    router_bias: bool = False
+    act_limit: float | None = None
+    act_slope: float = 1.0
+    sinks: bool = False
     max_length: int = 2048
     tie_embeddings: bool = False
     norm: str = "rms"
@@ -119,6 +132,11 @@ class ModelConfig:
     logit_scale: float = 1.0
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
+
+    @property
+    def ffn_width(self) -> int:
+        """Feed-forward neurons of a layer: of all experts, one after the other, where there are any."""
+        return max(1, self.num_experts) * self.intermediate_size
 
     @property
     def queries_per_group(self) -> int:

@@ -2,7 +2,8 @@
 
 A neuron is one output row of W_Q, W_K, W_V or W_gate/W_up, or one input column of W_down. Each group is counted at its
 native width: with grouped queries, keys and values have G * d neurons, never H * d. `ffn_up[i]` and `ffn_down[i]` are
-the two ends of the same product act(gate) * up; they differ only when training.
+the two ends of the same product act(gate) * up; they differ only when training. In a feed-forward with experts, those
+of expert e are e * F to (e + 1) * F - 1, with F an expert's size.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from mwork_jax.runtime.files import read_json, write_json
 GROUPS = ("attn_q", "attn_k", "attn_v", "ffn_up", "ffn_down")
 ATTENTION_GROUPS = GROUPS[:3]
 FFN_GROUPS = GROUPS[3:]
-_WIDEST = 1 << 19  # neurons of a group in a layer: more than any model has, and few enough for any machine
+_WIDEST = 1 << 20  # neurons of a group in a layer: more than any model has, and few enough for any machine
 _FORMAT = "mwork-neuron-set-1"
 
 
 def group_widths(config: ModelConfig) -> dict[str, int]:
     """Neurons per layer in each group, in the order of GROUPS."""
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return dict(zip(GROUPS, (queries, keys, keys, config.intermediate_size, config.intermediate_size), strict=True))
+    return dict(zip(GROUPS, (queries, keys, keys, config.ffn_width, config.ffn_width), strict=True))
 
 
 @jax.tree_util.register_dataclass

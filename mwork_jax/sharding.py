@@ -30,6 +30,7 @@ TABLE: Mapping[str, str | None] = {
     "heads": MODEL,
     "kv_heads": MODEL,
     "ffn": MODEL,
+    "experts": MODEL,
     # masks, scores and order statistics: one entry per neuron of a layer and group
     "neurons": MODEL,
     "score_layers": MODEL,  # ranks are taken within a layer, so scores are shared out by layers
@@ -45,6 +46,7 @@ TABLE: Mapping[str, str | None] = {
     "time": None,
     "hidden": None,
     "head_dim": None,
+    "expert_ffn": None,  # the units of one expert, which is whole on a device
     "kept": None,  # documents that order statistics remember per neuron
     "width": None,  # neurons of a layer and group where `score_layers` is shared out; an activation's one parameter
     "positions": None,

@@ -13,7 +13,7 @@ import numpy as np
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import Batching, encoded, list_batches, measured_token_mask
-from mwork_jax.detect.activations import layer_activity
+from mwork_jax.detect.activations import layer_activity, neuron_sums
 from mwork_jax.detect.query_key import query_key_importance
 from mwork_jax.model.decoder import Decoder, LayerRecord, hidden_states
 from mwork_jax.model.model import Model
@@ -40,7 +40,9 @@ def importance_and_activity(
     layers, width]}, and per layer what `layer_activity` counts, [shards, layers, f] each."""
 
     def observe(record: LayerRecord) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-        return _layer_importance(decoder.config, token_mask, record), *layer_activity(record, token_mask, shards)
+        return _layer_importance(decoder.config, token_mask, record), *layer_activity(
+            decoder.config, record, token_mask, shards
+        )
 
     keep = NeuronMask.keep_all(decoder.config)
     _, (scores, active, activation) = hidden_states(decoder, tokens, keep, observe=observe)
@@ -58,16 +60,21 @@ def _layer_importance(config: ModelConfig, token_mask: jax.Array, record: LayerR
     """One layer's importances, {group: float32 [batch, width]}."""
     batch = token_mask.shape[0]
     of_q, of_k = query_key_importance(config, token_mask, record)
-    ffn = _ffn_importance(token_mask, record)
+    ffn = _ffn_importance(config, token_mask, record)
     flat = {"attn_q": of_q, "attn_k": of_k, "attn_v": _value_importance(config, token_mask, record)}
     return {g: s.reshape(batch, -1) for g, s in flat.items()} | {"ffn_up": ffn, "ffn_down": ffn}
 
 
-def _ffn_importance(token_mask: jax.Array, record: LayerRecord) -> jax.Array:
-    """Imp[k] = ||h[:, k]|| ||W_down[:, k]||: zeroing one neuron removes a rank-one term, whose norm separates. [b,
-    f]."""
-    weights = jnp.square(record.weights["down"].astype(jnp.float32)).sum(axis=0)
-    return jnp.sqrt(jnp.sum(token_mask[:, :, None] * jnp.square(record.product), axis=1) * weights)
+def _ffn_importance(config: ModelConfig, token_mask: jax.Array, record: LayerRecord) -> jax.Array:
+    """Imp[k] = ||h[:, k]|| ||W_down[:, k]||: zeroing one neuron removes a rank-one term, whose norm separates. [b, f].
+    Of an expert, h is 0 for the tokens that do not go there and else times the expert's share. The router reads what
+    enters the block, so that it is the same with the neuron and without."""
+    axis = 0 if record.experts is None else 1
+    weights = jnp.square(record.weights["down"].astype(jnp.float32)).sum(axis=axis).reshape(-1)
+    squares = jnp.square(record.product)
+    if record.shares is not None:
+        squares = squares * jnp.square(record.shares)[..., None]
+    return jnp.sqrt(neuron_sums(config, record, squares, token_mask) * weights)
 
 
 def _value_importance(config: ModelConfig, token_mask: jax.Array, record: LayerRecord) -> jax.Array:

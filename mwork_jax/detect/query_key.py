@@ -30,7 +30,7 @@ def query_key_importance(
 ) -> tuple[jax.Array, jax.Array]:
     """Of every query [b, h, k] and key neuron [b, g, k] of one layer, float32. token_mask: float32 [b, t], 1 for the
     queries that count. Positions are the times, as in a batch of documents."""
-    if config.qk_norm == "own":
+    if config.qk_norm == "own" or config.sinks:
         return _neuron_by_neuron(config, token_mask, record)
     gains = None
     if config.qk_norm is not None:
@@ -111,7 +111,7 @@ def _in_other_heads(
 ) -> tuple[jax.Array, jax.Array]:
     """Squared change of the weights in all heads but a neuron's own, which a norm over the width rescales: of every
     query neuron [b, h, k] and every key neuron [b, g, k]."""
-    scores, log_weights = _attention_weights(config, record)  # [b, h, t, s]
+    scores, log_weights, _ = _attention_weights(config, record)  # [b, h, t, s]
     batch, heads, groups = token_mask.shape[0], config.num_heads, config.num_kv_heads
     centred = scores - jnp.sum(jnp.exp(log_weights) * scores, axis=-1, keepdims=True)
 
@@ -138,20 +138,22 @@ def _in_other_heads(
 def _neuron_by_neuron(config: ModelConfig, token_mask: jax.Array, record: LayerRecord) -> tuple[jax.Array, jax.Array]:
     """The definition: for every entry of a head, all heads at a time, the norm and the scores without it. As many times
     the scores' work as a head has entries."""
-    _, log_weights = _attention_weights(config, record)
+    _, log_weights, sunk = _attention_weights(config, record)
     w, groups = record.weights, config.num_kv_heads
     turned = [_turned(config, record, x) for x in (record.q, record.k)]
 
     def lost(raw: jax.Array, whole: jax.Array, name: str, entry: jax.Array) -> jax.Array:
         """By how much queries or keys change, rotated."""
+        if config.qk_norm is None:
+            return _turned(config, record, jnp.where(jnp.arange(config.head_dim) == entry, -whole, 0.0))
         kept = jnp.where(jnp.arange(config.head_dim) == entry, 0.0, raw)
         return _turned(config, record, normed(kept, w[name], None, config) - whole)
 
     def of_entry(entry: jax.Array) -> tuple[jax.Array, jax.Array]:
         q = lost(record.q_raw, record.q, "q_norm", entry)
         k = lost(record.k_raw, record.k, "k_norm", entry)
-        of_q = _squared_change(log_weights, _products(config, q, turned[1]), token_mask)
-        of_k = _squared_change(log_weights, _products(config, turned[0], k), token_mask)
+        of_q = _squared_change(log_weights, _products(config, q, turned[1]), token_mask, sunk)
+        of_k = _squared_change(log_weights, _products(config, turned[0], k), token_mask, sunk)
         return of_q, of_k.reshape(-1, groups, config.queries_per_group).sum(axis=-1)
 
     of_q, of_k = jax.lax.map(of_entry, jnp.arange(config.head_dim))  # [k, b, h], [k, b, g]
@@ -169,25 +171,37 @@ def _products(config: ModelConfig, q: jax.Array, k: jax.Array) -> jax.Array:
     return scores * config.attn_scale
 
 
-def _attention_weights(config: ModelConfig, record: LayerRecord) -> tuple[jax.Array, jax.Array]:
-    """The scores, and the logarithm of the attention weights, _UNSEEN where a query does not see a key: [b, h, t,
-    s]."""
+def _attention_weights(config: ModelConfig, record: LayerRecord) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The scores and the logarithm of the attention weights, _UNSEEN where a query does not see a key: [b, h, t, s];
+    what a sink takes [b, h, t, 1], where heads have one."""
     assert config.attn_softcap is None, "no family has both a soft cap and a norm that is not its heads' own"
     assert not config.alibi, "no family has both ALiBi and a norm on queries and keys"
     scores = _products(config, _turned(config, record, record.q), _turned(config, record, record.k))
     ago = jnp.arange(scores.shape[2])[:, None] - jnp.arange(scores.shape[3])
     seen = (ago >= 0) & (ago < record.window)
-    return scores, jnp.where(seen, jax.nn.log_softmax(jnp.where(seen, scores, _UNSEEN), axis=-1), _UNSEEN)
+    total = jax.nn.logsumexp(jnp.where(seen, scores, _UNSEEN), axis=-1, keepdims=True)
+    sunk = None
+    if config.sinks:
+        sinks = record.weights["sinks"][:, None, None]
+        total = jnp.logaddexp(total, sinks)
+        sunk = jnp.exp(sinks - total)
+    return scores, jnp.where(seen, scores - total, _UNSEEN), sunk
 
 
-def _squared_change(log_weights: jax.Array, change: jax.Array, token_mask: jax.Array) -> jax.Array:
+def _squared_change(
+    log_weights: jax.Array, change: jax.Array, token_mask: jax.Array, sunk: jax.Array | None = None
+) -> jax.Array:
     """Squared norm of the weights' change [b, h] when scores change by `change` [b, h, t, s], over the queries that
-    count. P (u - z) / (1 + z) with u = expm1(change) and z = sum P u keeps the digits of small changes."""
+    count. sunk [b, h, t, 1]: what a sink takes, whose own score does not change. P
+    (u - z) / (1 + z) with u = expm1(change) and z = sum P u keeps the digits of small changes."""
     weights = jnp.exp(log_weights)
     top = jnp.max(log_weights + change, axis=-1, keepdims=True)
-    change = change - jnp.where(jnp.abs(top) > _NEAR, top, 0.0)
+    shift = jnp.where(jnp.abs(top) > _NEAR, top, 0.0)
+    change = change - shift
     far = jnp.exp(log_weights + change) - weights
     moved = jnp.where(jnp.abs(change) < 0.25, weights * jnp.expm1(change), far)
     total = jnp.sum(moved, axis=-1, keepdims=True)
+    if sunk is not None:
+        total = total + sunk * jnp.expm1(-shift)
     new = (moved - weights * total) / (1.0 + total)
     return jnp.einsum("bhts,bt->bh", jnp.square(new), token_mask)

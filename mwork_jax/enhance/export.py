@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.enhance import Tuned
-from mwork_jax.enhance.neuron_params import parameter_arrays, parameters_of
+from mwork_jax.enhance.neuron_params import parameter_arrays, parameters_of, with_neurons
 from mwork_jax.errors import InputError
 from mwork_jax.families import checkpoint_names, fused_tensors, hf_config
 from mwork_jax.model.decoder import Decoder
@@ -211,7 +211,11 @@ def _with_tuned(name: str, tensor: np.ndarray, rows: tuple[np.ndarray, np.ndarra
         return tensor
     index, values = rows
     here = index[:, 0] == layer
-    if name == "down":
+    if name == "down" and tensor.ndim == 3:  # of experts, [e, out, in]
+        tensor[index[here, 1] // tensor.shape[2], :, index[here, 1] % tensor.shape[2]] = values[here]
+    elif tensor.ndim == 3:
+        tensor.reshape(-1, tensor.shape[-1])[index[here, 1]] = values[here]
+    elif name == "down":
         tensor[:, index[here, 1]] = values[here].T
     else:
         tensor[index[here, 1]] = values[here]
@@ -221,9 +225,9 @@ def _with_tuned(name: str, tensor: np.ndarray, rows: tuple[np.ndarray, np.ndarra
 def _merged_heads(config: ModelConfig, name: str, tensor: np.ndarray) -> np.ndarray:
     """[h, k, m] as [h*k, m], [m, h, k] as [m, h*k], [h, k] as [h*k] but for a norm of each head: as checkpoints have
     them."""
-    if tensor.ndim == 3:
+    if tensor.ndim == 3 and name in ("q", "k", "v", "o"):
         return tensor.reshape(tensor.shape[0], -1) if name == "o" else tensor.reshape(-1, tensor.shape[-1])
-    merged = name.endswith("_bias") or (name in ("q_norm", "k_norm") and config.qk_norm == "width")
+    merged = name in ("q_bias", "k_bias", "v_bias") or (name in ("q_norm", "k_norm") and config.qk_norm == "width")
     return tensor.reshape(-1) if merged else tensor
 
 
@@ -263,11 +267,9 @@ def apply_delta(model: Model, path: str | Path) -> Model:
     rows = _read_delta(model, path)
     arrays = parameter_arrays(model.decoder)
     for name, (index, values) in rows.items():
-        whole = arrays[f"layers.{name}"]
-        matrix = whole.reshape(whole.shape[0], -1, whole.shape[-1])
-        along_rows = parameters_of(model.config)[name][1] == 1
-        at = (index[:, 0], index[:, 1]) if along_rows else (index[:, 0], slice(None), index[:, 1])
-        arrays[f"layers.{name}"] = matrix.at[at].set(jnp.asarray(values).astype(whole.dtype)).reshape(whole.shape)
+        layers, neurons = jnp.asarray(index[:, 0]), jnp.asarray(index[:, 1])
+        axis, whole = parameters_of(model.config)[name][1], arrays[f"layers.{name}"]
+        arrays[f"layers.{name}"] = with_neurons(whole, layers, neurons, jnp.asarray(values), axis)
     return Model(Decoder(model.config, arrays), model.tokenizer, f"{model.source} + {Path(path).name}")
 
 

@@ -74,8 +74,9 @@ def gather(decoder: Decoder, index: NeuronIndex) -> NeuronParams:
     """The values of the neurons at `index`: rows as they are, columns laid down as rows; 0 where there is padding."""
 
     def taken(name: str, group: str, axis: int) -> jax.Array:
-        matrix = _matrix(decoder, name)
-        rows = jnp.swapaxes(matrix, 1, 2) if axis == 2 else matrix
+        array = getattr(decoder.layers, name)[...]
+        rows = jnp.swapaxes(array, -1, -2) if axis == 2 else array
+        rows = rows.reshape(rows.shape[0], -1, rows.shape[-1])
         padded = index[group][:, :, None]
         values = jnp.take_along_axis(rows, padded, axis=1, mode="fill", fill_value=0).astype(jnp.float32)
         return constrain(values, "layers", "tuned", "hidden")
@@ -88,11 +89,7 @@ def scatter(decoder: Decoder, index: NeuronIndex, values: NeuronParams) -> Decod
     arrays = parameter_arrays(decoder)
     layers = jnp.arange(decoder.config.num_layers)[:, None]
     for name, (group, axis) in parameters_of(decoder.config).items():
-        matrix = _matrix(decoder, name)
-        new = values[name].astype(matrix.dtype)
-        at = (layers, index[group]) if axis == 1 else (layers, slice(None), index[group])
-        # An index array on both sides of a slice puts its own axes first: [layers, w, out] for columns too.
-        arrays[f"layers.{name}"] = matrix.at[at].set(new, mode="drop").reshape(arrays[f"layers.{name}"].shape)
+        arrays[f"layers.{name}"] = with_neurons(arrays[f"layers.{name}"], layers, index[group], values[name], axis)
     return Decoder(decoder.config, arrays)
 
 
@@ -107,7 +104,16 @@ def parameter_arrays(decoder: Decoder) -> dict[str, jax.Array]:
     return whole | {f"layers.{n}": p[...] for n, p in vars(decoder.layers).items() if isinstance(p, nnx.Param)}
 
 
-def _matrix(decoder: Decoder, name: str) -> jax.Array:
-    """One parameter of all layers as [layers, out, in], heads merged."""
-    array = getattr(decoder.layers, name)[...]
-    return array.reshape(array.shape[0], -1, array.shape[-1])
+def with_neurons(array: jax.Array, layers: jax.Array, neurons: jax.Array, values: jax.Array, axis: int) -> jax.Array:
+    """A parameter of all layers with the rows (axis 1) or columns (axis 2) of some neurons set to values [..., out or
+    in], which are rounded to its dtype. layers and neurons: int32, of one shape [...] or shapes that broadcast; one
+    beyond the last neuron is left out."""
+    size = array.shape[-1] if axis == 2 else array.shape[-2]
+    with_experts = array.ndim == 4 and axis == 2
+    new = values.astype(array.dtype)
+    if with_experts:  # [layers, experts, out, in]: neurons count through the experts
+        return array.at[layers, neurons // size, :, neurons % size].set(new, mode="drop")
+    matrix = array.reshape(array.shape[0], -1, array.shape[-1])
+    # An index array on both sides of a slice puts its own axes first: [..., out] for columns too.
+    at = (layers, neurons) if axis == 1 else (layers, slice(None), neurons)
+    return matrix.at[at].set(new, mode="drop").reshape(array.shape)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from mwork_jax.config import FULL_ATTENTION, ModelConfig, Rope
 from mwork_jax.errors import InputError
 from mwork_jax.families.reader import ACTIVATIONS, Reader
@@ -45,6 +47,12 @@ LAYER_TENSORS: Mapping[str, str] = {
     **{f"{name}_bias": f"self_attn.{name}_proj.bias" for name in "qkvo"},
     **{name: f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")},
     **{f"{name}_bias": f"mlp.{name}_proj.bias" for name in ("gate", "up", "down")},
+}
+
+# Those of a feed-forward with experts, each with all of them.
+EXPERTS: Mapping[str, str] = {
+    "router": "mlp.gate.weight",
+    **{name: f"mlp.experts.{name}_proj.weight" for name in ("gate", "up", "down")},
 }
 
 MOST_LAYERS = 10_000  # a damaged number would ask for more memory than there is
@@ -123,6 +131,14 @@ Fused = Mapping[str, Mapping[str, FusedRows]]
 
 
 @dataclass(frozen=True)
+class Derived:
+    """A parameter that is computed from other tensors of a checkpoint: their names within a layer, and how."""
+
+    sources: tuple[str, ...]
+    make: Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True)
 class Family:
     """What sets a family of models apart: its attributes in a config.json, its structure, the names of its weights.
 
@@ -149,6 +165,11 @@ class Family:
     layers: what stands before a layer's number in the names of its tensors.
     whole_tensors, layer_tensors: the names of the weights in a checkpoint.
     fused: parameters that a checkpoint keeps in one tensor together, under that tensor's name.
+    expert_tensors: {a tensor of `layer_tensors`: what a checkpoint calls it}, with a place for the expert's number
+    where each expert has one of its own.
+    derived_tensors: {a tensor of `layer_tensors`: what it may be computed from, the first that is there}.
+    rejoined: a layer's tensors as a checkpoint has them, from those of `layer_tensors`: the way back.
+    quantised: the `quant_method`s whose weights are read.
     """
 
     model_type: str
@@ -175,6 +196,10 @@ class Family:
     whole_tensors: Mapping[str, str] = field(default_factory=lambda: WHOLE_TENSORS)
     layer_tensors: Mapping[str, str] = field(default_factory=lambda: LAYER_TENSORS)
     fused: Callable[[ModelConfig], Fused] | None = None
+    expert_tensors: Mapping[str, str] = field(default_factory=dict)
+    derived_tensors: Mapping[str, tuple[Derived, ...]] = field(default_factory=dict)
+    rejoined: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+    quantised: frozenset[str] = frozenset()
 
 
 def completed(hf: Mapping[str, object], family: Family, where: str) -> dict[str, object]:

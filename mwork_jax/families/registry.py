@@ -15,22 +15,34 @@ import numpy as np
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.families.apertus import APERTUS
-from mwork_jax.families.base import COMMON_ATTRIBUTES, Family, Fused, completed, read_config
+from mwork_jax.families.base import (
+    COMMON_ATTRIBUTES,
+    EXPERTS,
+    Derived,
+    Family,
+    Fused,
+    FusedRows,
+    completed,
+    read_config,
+)
 from mwork_jax.families.bloom import BLOOM
 from mwork_jax.families.cohere import COHERE
 from mwork_jax.families.cohere2 import COHERE2
 from mwork_jax.families.gemma import GEMMA
 from mwork_jax.families.gemma2 import GEMMA2
 from mwork_jax.families.gemma3 import GEMMA3
+from mwork_jax.families.gpt_oss import GPT_OSS
 from mwork_jax.families.granite import GRANITE
 from mwork_jax.families.llama import LLAMA
 from mwork_jax.families.ministral3 import MINISTRAL3
 from mwork_jax.families.mistral import MISTRAL
+from mwork_jax.families.mixtral import MIXTRAL
 from mwork_jax.families.olmo2 import OLMO2
 from mwork_jax.families.olmo3 import OLMO3
 from mwork_jax.families.phi3 import PHI3
 from mwork_jax.families.qwen2 import QWEN2
 from mwork_jax.families.qwen3 import QWEN3
+from mwork_jax.families.qwen3_moe import QWEN3_MOE
 from mwork_jax.families.reader import Reader
 from mwork_jax.families.smollm3 import SMOLLM3
 from mwork_jax.families.wrappers import WRAPPERS, unwrapped
@@ -39,7 +51,7 @@ FAMILIES: Mapping[str, Family] = {
     family.model_type: family
     for family in (
         LLAMA, MISTRAL, MINISTRAL3, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, COHERE, COHERE2, SMOLLM3, OLMO2, OLMO3, PHI3,
-        GRANITE, APERTUS, BLOOM,
+        GRANITE, APERTUS, BLOOM, MIXTRAL, QWEN3_MOE, GPT_OSS,
     )
 }  # fmt: skip
 
@@ -110,7 +122,7 @@ def _family(name: object, where: str) -> Family:
 def _config_of(family: Family, hf: Mapping[str, object], defaults: Mapping[str, object], where: str) -> ModelConfig:
     known = COMMON_ATTRIBUTES | family.attributes | family.renamed.keys()
     inert = _WITHOUT_EFFECT_AT | dict.fromkeys(_WITHOUT_EFFECT) | family.inert
-    _refuse_unknown(hf, known, inert, family.model_type, where)
+    _refuse_unknown(hf, known, inert, family.model_type, where, family.quantised)
     return read_config(family, Reader(completed({**defaults, **hf}, family, where), where))
 
 
@@ -120,9 +132,10 @@ def _refuse_unknown(
     without_effect_at: Mapping[str, tuple[object, ...] | None],
     model_type: str,
     where: str,
+    quantised: Collection[str] = (),
 ) -> None:
     for name, value in hf.items():
-        if name in known:
+        if name in known or (name == "quantization_config" and _method(value) in quantised):
             continue
         if name in without_effect_at:
             values = without_effect_at[name]
@@ -132,15 +145,15 @@ def _refuse_unknown(
             continue  # a switch that is off: transformers reads none that it does not know
         if name == "quantization_config":
             raise InputError(
-                f"{where}: the weights are quantised ({_quantisation(value)}); give the checkpoint in float32, float16 "
+                f"{where}: the weights are quantised ({_method(value)!r:.40}); give the checkpoint in float32, float16 "
                 "or bfloat16, or a GGUF file; where they are floats already, remove quantization_config"
             )
         raise InputError(f"{where}: attribute {name!r} = {value!r:.80} is not understood for model_type {model_type!r}")
 
 
-def _quantisation(value: object) -> str:
-    method = value.get("quant_method") if isinstance(value, Mapping) else value
-    return f"{method!r:.40}"
+def _method(value: object) -> object:
+    """How weights are quantised, by the name that a quantization_config has for it."""
+    return value.get("quant_method") if isinstance(value, Mapping) else value
 
 
 def with_generation_config(config: ModelConfig, generation: Any, where: str) -> ModelConfig:
@@ -193,18 +206,54 @@ def checkpoint_names(config: ModelConfig, parameter: str) -> list[str]:
 
 
 def fused_in_layer(config: ModelConfig, layer: int) -> Fused:
-    """`Family.fused` under whole names of a checkpoint's tensors."""
+    """`Family.fused` under whole names of a checkpoint's tensors; experts, which transformers 5 keeps in one tensor in
+    memory, too."""
+    family = FAMILIES[config.family]
+    before = f"{family.layers}{layer}."
+    fused = dict(family.fused(config)) if family.fused is not None else {}
+    if config.num_experts and family.expert_tensors:
+        inner, count = config.intermediate_size, config.num_experts
+        fused["mlp.experts.gate_up_proj"] = {
+            EXPERTS["gate"]: FusedRows(count, 2 * inner, 0, inner),
+            EXPERTS["up"]: FusedRows(count, 2 * inner, inner, 2 * inner),
+        }
+        fused["mlp.experts.down_proj"] = {EXPERTS["down"]: FusedRows(count, config.hidden_size, 0, config.hidden_size)}
+    return {before + name: {before + part: rows for part, rows in parts.items()} for name, parts in fused.items()}
+
+
+def expert_names(config: ModelConfig, layer: int) -> dict[str, list[str]]:
+    """The tensors of one layer that a checkpoint keeps under other names: {name of `checkpoint_names`: the tensor, or
+    one for each expert}."""
     family = FAMILIES[config.family]
     before = f"{family.layers}{layer}."
     return {
-        before + name: {before + part: rows for part, rows in parts.items()}
-        for name, parts in (family.fused(config) if family.fused is not None else {}).items()
+        before + name: [before + own.format(i) for i in range(config.num_experts if "{}" in own else 1)]
+        for name, own in family.expert_tensors.items()
+    }
+
+
+def derived_in_layer(config: ModelConfig, layer: int) -> dict[str, tuple[Derived, ...]]:
+    """`Family.derived_tensors` under whole names of a checkpoint's tensors."""
+    family = FAMILIES[config.family]
+    before = f"{family.layers}{layer}."
+    return {
+        before + name: tuple(Derived(tuple(before + source for source in one.sources), one.make) for one in ways)
+        for name, ways in family.derived_tensors.items()
     }
 
 
 def fused_tensors(config: ModelConfig, layer: int, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """One layer's tensors under `checkpoint_names` as a checkpoint keeps them: those that are fused, in one."""
+    family = FAMILIES[config.family]
+    if family.rejoined is not None:
+        before = f"{family.layers}{layer}."
+        own = family.rejoined({name.removeprefix(before): tensor for name, tensor in tensors.items()})
+        return {before + name: tensor for name, tensor in own.items()}
     kept = dict(tensors)
+    for name, own_names in expert_names(config, layer).items():
+        whole = kept.pop(name)
+        parts = list(whole) if len(own_names) > 1 or whole.ndim == 3 else [whole]
+        kept |= {own: np.ascontiguousarray(part) for own, part in zip(own_names, parts, strict=True)}
     for name, parts in fused_in_layer(config, layer).items():
         own = {part: rows for part, rows in parts.items() if part in kept}
         if not own:

@@ -61,6 +61,10 @@ class SafetensorsFolder:
         self._check(name)
         return self._files[self._file_of[name]].get_tensor(name)
 
+    def as_stored(self, name: str) -> np.ndarray:
+        """One tensor of any type, as it is stored: for those who know what its numbers mean."""
+        return self._files[self._file_of[name]].get_tensor(name)
+
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._files[self._file_of[name]].get_slice(name).get_shape())
 

@@ -30,10 +30,12 @@ def attend(
     dtype: Any,
     now: int | jax.Array = 0,
     documents: jax.Array | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention over rotated q [b, t, h, k] at times now + t, k and v [b, g, s, k] at times s -> [b, t, h, k],
     float32. queries_at [b or 1, t] and keys_at [b or 1, s] are their positions, as in `visible`; documents [b, t], for
-    t and s that are the same times, are numbers that a query and a key must share.
+    t and s that are the same times, are numbers that a query and a key must share. sinks [h]: a score of every head
+    that takes part in softmax without a value.
 
     Heads of a model with ALiBi attend less the further back a key is, by position.
 
@@ -57,7 +59,7 @@ def attend(
         for first, last in ((begin, whole), (whole, end)):
             if last > first:
                 queries = _Queries(q[:, :, :, first:last], queries_at[:, first:last], _up_to(documents, first, last))
-                blocks.append(_attend_in_parts(config, queries, of_keys, window, dtype))
+                blocks.append(_attend_in_parts(config, queries, of_keys, window, dtype, sinks))
     heads = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=3)
     return heads.transpose(0, 3, 1, 2, 4).reshape(batch, time, -1, size)
 
@@ -79,24 +81,28 @@ def _up_to(documents: jax.Array | None, begin: int, end: int) -> jax.Array | Non
     return None if documents is None else documents[:, begin:end]
 
 
-def _attend_in_parts(config: ModelConfig, queries: _Queries, keys: _Keys, window: jax.Array, dtype: Any) -> jax.Array:
+def _attend_in_parts(
+    config: ModelConfig, queries: _Queries, keys: _Keys, window: jax.Array, dtype: Any, sinks: jax.Array | None
+) -> jax.Array:
     """`_attend_block`, in a loop where there are more queries than a block has. The loop's backward pass computes each
     part's attention again."""
     time = queries.q.shape[3]
     if time <= _LONGEST_BLOCK:
-        return _attend_block(config, queries, keys, window, dtype)
+        return _attend_block(config, queries, keys, window, dtype, sinks)
 
     def parts(x: jax.Array, axis: int) -> jax.Array:
         split = x.reshape(*x.shape[:axis], -1, _LONGEST_BLOCK, *x.shape[axis + 1 :])
         return jnp.moveaxis(split, axis, 0)
 
     documents = None if queries.documents is None else parts(queries.documents, 1)
-    one = jax.checkpoint(lambda part: _attend_block(config, part, keys, window, dtype))
+    one = jax.checkpoint(lambda part: _attend_block(config, part, keys, window, dtype, sinks))
     out = jax.lax.map(one, _Queries(parts(queries.q, 3), parts(queries.at, 1), documents))
     return jnp.moveaxis(out, 0, 3).reshape(queries.q.shape)
 
 
-def _attend_block(config: ModelConfig, queries: _Queries, keys: _Keys, window: jax.Array, dtype: Any) -> jax.Array:
+def _attend_block(
+    config: ModelConfig, queries: _Queries, keys: _Keys, window: jax.Array, dtype: Any, sinks: jax.Array | None
+) -> jax.Array:
     """[b, g, queries per group, t, k], float32. Heads come first, so that every product is a plain batched matrix
     product."""
     batch, groups, shared, time, size = queries.q.shape
@@ -108,7 +114,12 @@ def _attend_block(config: ModelConfig, queries: _Queries, keys: _Keys, window: j
     seen = visible(queries.at, keys.at, window)
     if queries.documents is not None and keys.documents is not None:
         seen &= queries.documents[:, :, None] == keys.documents[:, None, :]
-    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -1e30), axis=-1)
+    scores = jnp.where(seen[:, None, None], scores, -1e30)
+    if sinks is not None:
+        beside = jnp.broadcast_to(sinks.reshape(groups, shared, 1, 1), (*scores.shape[:-1], 1))
+        scores = jnp.concatenate([scores, beside], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)
+    weights = weights if sinks is None else weights[..., :-1]
     weights = weights.astype(dtype).reshape(batch, groups, shared * time, -1)
     return product("bgqs,bgsk->bgqk", weights, keys.v).reshape(queries.q.shape)
 

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
 from mwork_jax.model.attention import PositionTables, attend, heads_first, in_halves, position_tables, rotate
 from mwork_jax.model.bfloat16_bits import rows_of
+from mwork_jax.model.experts import expert_products, route
 from mwork_jax.model.operations import normed, product, rms_norm, soft_cap
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.sharding import constrain, num_shards, spec
@@ -76,6 +77,8 @@ def _attention_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
         specs |= dict.fromkeys(("k_bias", "v_bias"), ParameterSpec(keys, of_keys, True))
     if c.attn_out_bias:
         specs["o_bias"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
+    if c.sinks:
+        specs["sinks"] = ParameterSpec((c.num_heads,), ("heads",), True)
     if c.qk_norm == "head":
         specs |= dict.fromkeys(("q_norm", "k_norm"), ParameterSpec((c.head_dim,), ("head_dim",), True))
     elif c.qk_norm is not None:
@@ -85,16 +88,24 @@ def _attention_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
 
 
 def _feed_forward_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
-    inner = ("gate", "up") if c.gated else ("up",)
-    specs = dict.fromkeys(inner, ParameterSpec((c.intermediate_size, c.hidden_size), ("ffn", "hidden")))
-    specs["down"] = ParameterSpec((c.hidden_size, c.intermediate_size), ("hidden", "ffn"))
+    inner, each, of_each, ffn = (("gate", "up") if c.gated else ("up",)), (), (), "ffn"
+    specs = {}
+    if c.num_experts:
+        each, of_each, ffn = (c.num_experts,), ("experts",), "expert_ffn"
+        specs["router"] = ParameterSpec((c.num_experts, c.hidden_size), ("experts", "hidden"), True)
+    if c.router_bias:
+        specs["router_bias"] = ParameterSpec(each, of_each, True)
+    rows, columns = (c.intermediate_size, c.hidden_size), (c.hidden_size, c.intermediate_size)
+    specs |= dict.fromkeys(inner, ParameterSpec((*each, *rows), (*of_each, ffn, "hidden")))
+    specs["down"] = ParameterSpec((*each, *columns), (*of_each, "hidden", ffn))
     if c.pre_norms and not c.parallel:
         specs |= _norm_specs(c, "ffn_norm")
     if c.post_norms:
         specs |= _norm_specs(c, "ffn_post_norm")
     if c.mlp_bias:
-        specs |= {f"{name}_bias": ParameterSpec((c.intermediate_size,), ("ffn",), True) for name in inner}
-        specs["down_bias"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
+        own = ParameterSpec((*each, c.intermediate_size), (*of_each, ffn), True)
+        specs |= {f"{name}_bias": own for name in inner}
+        specs["down_bias"] = ParameterSpec((*each, c.hidden_size), (*of_each, "hidden"), True)
     if c.activation == "xielu":
         specs |= dict.fromkeys(XIELU[:2], ParameterSpec((1,), ("width",), True))
         specs |= dict.fromkeys(XIELU[2:], ParameterSpec((), (), True))
@@ -198,6 +209,8 @@ class LayerRecord(NamedTuple):
     heads: jax.Array  # [b, t, h, k], attention output before W_O
     activated: jax.Array  # [b, t, f], act(gate), or act(up) where there is no gate
     product: jax.Array  # [b, t, f], act(gate) * up
+    experts: jax.Array | None  # int32 [b, t, e], those that a token goes to: then the two before are [b, t, e, f]
+    shares: jax.Array | None  # [b, t, e], of each in the result
     hidden: jax.Array  # [b, t, m], the residual stream after this layer
     weights: dict[str, jax.Array]  # this layer's parameters
 
@@ -232,7 +245,8 @@ def hidden_states(
         def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
             at = (inputs.window, positions, positions)
             k, v = heads_first(k), heads_first(v)
-            return attend(config, q, k, v, *at, decoder.dtype, documents=documents), None
+            sinks = inputs.weights.get("sinks")
+            return attend(config, q, k, v, *at, decoder.dtype, documents=documents, sinks=sinks), None
 
         x, _, record = decoder_layer(config, x, inputs, tables, attention)
         return x, observe(record) if observe is not None else None
@@ -325,9 +339,9 @@ def decoder_layer(
     with jax.named_scope("ffn"):
         if not config.parallel:
             read = norm(after, "ffn_norm") if config.pre_norms else after
-        out, activated, h = _feed_forward(config, read, inputs)
+        out, fed = (_experts if config.num_experts else _feed_forward)(config, read, inputs)
         x = after + config.residual_scale * (norm(out, "ffn_post_norm") if config.post_norms else out)
-    return x, kept, LayerRecord(*attended, activated, h, x, inputs.weights)
+    return x, kept, LayerRecord(*attended, *fed, x, inputs.weights)
 
 
 def _attention(
@@ -361,19 +375,60 @@ def _query_key_norm(config: ModelConfig, x: jax.Array, w: dict[str, jax.Array], 
     return normed(x, w[name], None, config)
 
 
-def _feed_forward(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the feed-forward adds, before a norm [b, t, m]; act(gate), and the product that the neurons are [b, t,
-    f]."""
+# The fields of LayerRecord from `activated` to `shares`.
+Fed = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]
+
+
+def _feed_forward(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, Fed]:
+    """What the feed-forward adds, before a norm [b, t, m], and what it computed."""
     w, mask, changes = inputs.weights, inputs.mask, inputs.changes
 
     def rows(name: str) -> jax.Array:
         x = add_rows(product("btm,fm->btf", read, w[name]), read, changes.get(name), w[name].dtype)
         return x + w[f"{name}_bias"] if config.mlp_bias else x
 
-    activated = _activation(config, w, rows("gate" if config.gated else "up"))
-    h = (activated * rows("up") if config.gated else activated) * (mask.ffn_up * mask.ffn_down)
+    activated, h = _gated(config, w, rows("gate") if config.gated else None, rows("up"))
+    h = h * (mask.ffn_up * mask.ffn_down)
     out = add_columns(product("btf,mf->btm", h, w["down"]), h, changes.get("down"), w["down"].dtype)
-    return (out + w["down_bias"] if config.mlp_bias else out), activated, h
+    return (out + w["down_bias"] if config.mlp_bias else out), (activated, h, None, None)
+
+
+def _experts(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, Fed]:
+    """The same where a router sends each token to a few experts: the sum of what they give, each times its share."""
+    w, mask, changes = inputs.weights, inputs.mask, inputs.changes
+    experts, shares = route(config, read, w)
+    keep = (mask.ffn_up * mask.ffn_down).reshape(config.num_experts, -1)
+    flat, sent = read.reshape(-1, read.shape[-1]), experts.reshape(-1, experts.shape[-1])
+    names = ("gate", "up") if config.gated else ("up",)
+    inner = dict(zip(names, expert_products(flat, sent, tuple(w[name] for name in names)), strict=True))
+
+    def rows(name: str) -> jax.Array:
+        x = inner[name].reshape(*experts.shape, -1)
+        x = add_expert_rows(x, read, experts, changes.get(name), w[name].dtype)
+        return x + w[f"{name}_bias"][experts] if config.mlp_bias else x
+
+    activated, h = _gated(config, w, rows("gate") if config.gated else None, rows("up"))
+    h = h * keep[experts]
+    (out,) = expert_products(h.reshape(-1, h.shape[-1]), experts.reshape(-1, 1), (w["down"],))
+    out = add_expert_columns(out.reshape(*experts.shape, -1), h, experts, changes.get("down"), w["down"].dtype)
+    if config.mlp_bias:
+        out = out + w["down_bias"][experts]
+    return jnp.einsum("btem,bte->btm", out, shares), (activated, h, experts, shares)
+
+
+def _gated(
+    config: ModelConfig, w: dict[str, jax.Array], gate: jax.Array | None, up: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """act(gate), and its product with up; act(up) as both where there is no gate."""
+    if gate is None:
+        activated = _activation(config, w, up)
+        return activated, activated
+    if config.act_limit is not None:
+        gate, up = jnp.minimum(gate, config.act_limit), jnp.clip(up, -config.act_limit, config.act_limit) + 1.0
+        activated = gate * jax.nn.sigmoid(config.act_slope * gate)
+    else:
+        activated = _activation(config, w, gate)
+    return activated, activated * up
 
 
 def _project(
@@ -409,6 +464,28 @@ def add_columns(out: jax.Array, x: jax.Array, change: NeuronChange | None, dtype
         return out
     changed = constrain(jnp.take(x, change.indices, axis=2, mode="fill", fill_value=0), "batch", "time", "tuned")
     return out + product("btw,wm->btm", changed, change.values.astype(dtype))
+
+
+def add_expert_rows(
+    out: jax.Array, x: jax.Array, experts: jax.Array, change: NeuronChange | None, dtype: Any
+) -> jax.Array:
+    """`add_rows` where `out` [b, t, e, f] is of each token's experts [b, t, e]; indices count through all experts."""
+    if change is None:
+        return out
+    added = constrain(product("btm,wm->btw", x, change.values.astype(dtype)), "batch", "time", "tuned")
+    own = change.indices // out.shape[-1] == experts[..., None]  # [b, t, e, w]
+    return out.at[..., change.indices % out.shape[-1]].add(jnp.where(own, added[:, :, None], 0.0))
+
+
+def add_expert_columns(
+    out: jax.Array, x: jax.Array, experts: jax.Array, change: NeuronChange | None, dtype: Any
+) -> jax.Array:
+    """`add_columns` where `out` [b, t, e, m] and x [b, t, e, f] are of each token's experts [b, t, e]."""
+    if change is None:
+        return out
+    own = change.indices // x.shape[-1] == experts[..., None]
+    changed = jnp.where(own, x[..., change.indices % x.shape[-1]], 0.0)
+    return out + product("btew,wm->btem", changed, change.values.astype(dtype))
 
 
 _ACTIVATIONS = {

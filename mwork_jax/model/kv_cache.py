@@ -83,7 +83,8 @@ def extend(
         def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValueCache]:
             written = cache.write(layer, now, heads_first(k), heads_first(v))
             keys, values = written.read(layer)
-            return attend(config, q, keys, values, inputs.window, own, positions, decoder.dtype, now), written
+            at, sinks = (inputs.window, own, positions), inputs.weights.get("sinks")
+            return attend(config, q, keys, values, *at, decoder.dtype, now, sinks=sinks), written
 
         x, cache, _ = decoder_layer(config, x, inputs, tables, attention)
         return x, cache

@@ -9,7 +9,7 @@ import pytest
 import mwork_jax.detect.importance as detect
 from mwork_jax.corpus import measured_token_mask
 from mwork_jax.neurons import GROUPS, group_widths
-from support.slow_deactivation import attention_of, hf_places, layers_of, zero_places
+from support.slow_deactivation import attention_of, layers_of, zero_in_layer
 from support.tiny import DISTINCT, FAMILIES, KV_HEADS, pair, tokens, torch
 
 RELATIVE = 1e-4
@@ -46,7 +46,7 @@ def run(module, call):
 def zeroed(layer, config, group, index):
     """One neuron's rows or column zero within the block, restored after it."""
     before = {k: v.clone() for k, v in layer.state_dict().items()}
-    zero_places(layer, hf_places(config, group, [index]), columns=group == "ffn_down")
+    zero_in_layer(layer, config, group, [index])
     yield
     layer.load_state_dict(before)
 

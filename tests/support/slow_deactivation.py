@@ -19,8 +19,8 @@ def attention_of(layer):
 
 
 def hf_places(config, group, neurons) -> list[tuple[str, np.ndarray]]:
-    """Where neurons (their indices) are in a Hugging Face layer: (module, rows of its weight) each, columns for
-    `ffn_down`."""
+    """Where neurons (their indices), not of experts, are in a Hugging Face layer: (module, rows of its weight) each,
+    columns for `ffn_down`."""
     at = np.asarray(neurons)
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     if config.family == "bloom":
@@ -35,6 +35,27 @@ def hf_places(config, group, neurons) -> list[tuple[str, np.ndarray]]:
         return [(f"self_attn.{group[-1]}_proj", at)]
     inner = ["mlp.gate_proj", "mlp.up_proj"] if config.gated else ["mlp.up_proj"]
     return [(name, at) for name in (inner if group == "ffn_up" else ["mlp.down_proj"])]
+
+
+def zero_in_layer(layer, config, group, neurons) -> None:
+    """Neurons of a layer literally zero: their rows with biases, or their columns."""
+    at = np.asarray(neurons)
+    if not config.num_experts or group.startswith("attn"):
+        return zero_places(layer, hf_places(config, group, neurons), columns=group == "ffn_down")
+    expert, own, experts = at // config.intermediate_size, at % config.intermediate_size, layer.mlp.experts
+    if config.family == "gpt_oss":  # [expert, in, out], gate and up by turns
+        if group == "ffn_down":
+            experts.down_proj.data[expert, own] = 0
+            return None
+        for row in (2 * own, 2 * own + 1):
+            experts.gate_up_proj.data[expert, :, row] = 0
+            experts.gate_up_proj_bias.data[expert, row] = 0
+    elif group == "ffn_down":
+        experts.down_proj.data[expert, :, own] = 0
+    else:
+        for row in (own, config.intermediate_size + own):
+            experts.gate_up_proj.data[expert, row] = 0
+    return None
 
 
 def zero_places(layer, places, columns) -> None:
@@ -59,7 +80,7 @@ def zero_neurons(hf, neurons: NeuronSet, config):
     hf = copy.deepcopy(hf)
     for group, members in neurons.groups.items():
         for layer, row in zip(layers_of(hf), members, strict=True):
-            zero_places(layer, hf_places(config, group, np.flatnonzero(row)), columns=group == "ffn_down")
+            zero_in_layer(layer, config, group, np.flatnonzero(row))
     return hf
 
 

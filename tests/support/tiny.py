@@ -84,12 +84,27 @@ FAMILIES = {
     "apertus": ("Apertus", {"hidden_act": "xielu"}),
     # Tied, a tiny one repeats its last token.
     "bloom": ("Bloom", {"tie_word_embeddings": False}),
+    "gpt-oss": (
+        "GptOss",
+        {
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 5,
+            "rope_parameters": _YARN | {"truncate": False},
+        },
+    ),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {"head_dim": 16, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
+    ),
     "gemma3": ("Gemma3", {**_GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
 }
 # Families that differ in how a neuron acts; the others differ only in RoPE's numbers or in the head.
 DISTINCT = [
     "llama", "llama-biases", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "cohere", "cohere-norm", "cohere2",
-    "smollm3", "olmo2", "olmo3", "phi3-partial", "ministral3", "apertus", "bloom",
+    "smollm3", "olmo2", "olmo3", "phi3-partial", "ministral3", "apertus", "bloom", "mixtral", "qwen3-moe", "gpt-oss",
 ]  # fmt: skip
 # Families that differ in what a cache holds, and in what positions mean.
 POSITIONS = ["llama", "mistral", "qwen3", "gemma3", "cohere2", "olmo2", "phi3-partial", "ministral3", "bloom"]
@@ -130,6 +145,7 @@ def hf_model(family: str, kv_heads: int, **overrides):
     config_name = "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config"
     settings = {**BASE, **extra, "num_key_value_heads": kv_heads, **overrides}
     config = getattr(transformers, config_name)(**settings, attn_implementation="eager")
+    config._experts_implementation = "eager"  # the others have no float64
     hf = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in hf.parameters():
