@@ -127,8 +127,11 @@ GPT_OSS = Family(
         "num_experts_per_tok": 4, "swiglu_limit": 7.0, "swiglu_alpha": 1.702,
     },
     hf_attributes=_hf_attributes,
-    renamed={"num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"},
-    inert={"router_aux_loss_coef": None, "output_router_logits": None, "initial_context_length": (4096,)},
+    renamed={"num_experts": "num_local_experts"},
+    inert={
+        "experts_per_token": None, "router_aux_loss_coef": None, "output_router_logits": None,
+        "initial_context_length": (4096,),
+    },
     windows=_windows,
     ropes=_ropes,
     special=_special,

@@ -23,8 +23,8 @@ MIXTRAL = Family(
     limits="GGUF files",
     attributes=frozenset({"sliding_window", "num_local_experts", "num_experts_per_tok"}),
     defaults={
-        "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
-        "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
+        "max_position_embeddings": 131072, "rope_theta": 1_000_000.0, "rms_norm_eps": 1e-5, "bos_token_id": 1,
+        "eos_token_id": 2, "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
     },
     hf_attributes=lambda c: {
         "sliding_window": hf_window(c), "num_local_experts": c.num_experts, "num_experts_per_tok": c.experts_per_token,

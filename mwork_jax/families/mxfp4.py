@@ -13,7 +13,6 @@ def from_mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """float32 [..., 32 * n] from blocks uint8 [..., n, 16], the lower four bits first, and scales uint8 [..., n].
     Exact in bfloat16 too: three bits of a number and a power of two."""
     pairs = np.stack([_VALUES[blocks & 15], _VALUES[blocks >> 4]], axis=-1)
-    factors = np.ldexp(np.float32(1), scales.astype(np.int32) - _BIAS).astype(np.float32)
-    factors = np.where(scales == 255, np.float32("nan"), factors)
+    factors = np.where(scales == 255, np.nan, np.ldexp(1.0, scales.astype(np.int32) - _BIAS)).astype(np.float32)
     numbers = pairs.reshape(*blocks.shape[:-1], 32) * factors[..., None]
     return numbers.reshape(*blocks.shape[:-2], -1)

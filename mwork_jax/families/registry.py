@@ -191,7 +191,7 @@ def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, object]:
         described["rope_parameters"] = family.hf_ropes(c)
     described |= family.hf_attributes(c)
     follows = family.derived(Reader(described, "")) if family.derived is not None else {}
-    own_names = {common: own for own, common in reversed(family.renamed.items())}
+    own_names = {common: own for own, common in reversed(family.renamed.items()) if common not in family.attributes}
     return {own_names.get(name, name): value for name, value in described.items() if name not in follows}
 
 
