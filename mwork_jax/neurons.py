@@ -65,7 +65,7 @@ class NeuronMask:
                     f"neuron set: {group} has {dropped.shape[0]} layers x {dropped.shape[1]} neurons, "
                     f"the model has {kept.shape[-2]} x {kept.shape[-1]}; the set is of another model"
                 )
-            fields[group] = kept * jnp.asarray(~dropped, jnp.float32)
+            fields[group] = kept * jnp.broadcast_to(jnp.asarray(~dropped, jnp.float32), kept.shape)
         return NeuronMask(**fields)
 
     @staticmethod
