@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.model.buckets import bucket_length
 from mwork_jax.model.model import Model
@@ -86,7 +85,10 @@ def encoded(
         whole = model.encode(document, where=name)
         if whole.size < 2:
             raise InputError(f"{name} has {whole.size} token{'s' * (whole.size != 1)}; at least two are needed")
-        yield Encoded(whole[:longest], _predicted_bytes(model, document, whole, longest))
+        cut = whole[:longest]
+        if model.added_in_front(cut) == cut.size:
+            raise InputError(f"{name} is only the {cut.size} tokens that the tokenizer puts in front; more are needed")
+        yield Encoded(cut, _predicted_bytes(model, document, whole, longest))
     if index < 0:
         raise InputError(f"{where}: no documents; at least one is needed")
 
@@ -97,7 +99,7 @@ def _predicted_bytes(model: Model, document: Document, whole: np.ndarray, max_to
         return 0
     cut = whole.size > max_tokens
     size = byte_count(model.tokenizer, whole[:max_tokens], special=False) if cut else len(document.encode())
-    return size - (0 if whole[0] == model.config.bos_id else byte_count(model.tokenizer, whole[:1], special=True))
+    return size - (0 if model.added_in_front(whole) else byte_count(model.tokenizer, whole[:1], special=True))
 
 
 def stream_batches(documents: Iterable[Encoded], batching: Batching, multiple: int = 1) -> Iterator[Batch]:
@@ -141,15 +143,16 @@ def _pad(documents: list[tuple[int, np.ndarray]], bucket: int, rows: int) -> Bat
     return Batch(tokens, lengths, indices)
 
 
-def measured_token_mask(config: ModelConfig, tokens: np.ndarray, lengths: np.ndarray, include_bos: bool) -> np.ndarray:
+def measured_token_mask(model: Model, tokens: np.ndarray, lengths: np.ndarray, include_bos: bool) -> np.ndarray:
     """Which tokens of a batch are measured: float32 [batch, time], 1 for real tokens, 0 for padding and, without
-    `include_bos`, for a BOS that begins a document.
+    `include_bos`, for a BOS that begins a document, with what else the tokenizer puts in front of a text.
 
     tokens: int32 [batch, time], padded on the right; lengths: int32 [batch].
     """
     token_mask = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
-    if not include_bos and config.bos_id is not None:
-        token_mask[:, 0] &= tokens[:, 0] != config.bos_id
+    if not include_bos:
+        for row, document in enumerate(tokens):
+            token_mask[row, : model.added_in_front(document)] = False
     return token_mask.astype(np.float32)
 
 

@@ -161,7 +161,7 @@ def score_neurons(
     state = OrderStatistics.placed(model.config, kept, mesh)
     count = tokens = counted = 0
     for batch in stream_batches(encoded(model, documents, batching.max_tokens), wide, multiple=shards):
-        token_mask = measured_token_mask(model.config, batch.tokens, batch.lengths, include_bos)
+        token_mask = measured_token_mask(model, batch.tokens, batch.lengths, include_bos)
         is_document = batch.documents >= 0
         with on_mesh_of(model.decoder):
             tokens_on_mesh, mask_on_mesh = put((batch.tokens, token_mask), mesh, "batch", "time")
@@ -243,7 +243,9 @@ def load_or_score(
 
 def scores_key(model: Model, documents: Iterable[Encoded], *, max_tokens: int, include_bos: bool = False) -> str:
     """A fingerprint of everything that determines scores; their provenance and that of selected sets has it."""
-    return fingerprint([DETECTOR_VERSION, model.key, documents_key(documents), max_tokens, include_bos])
+    # Version 0.1 left out the first of several tokens that a tokenizer puts in front, at most.
+    several = model.in_front if len(model.in_front) > 1 else ()
+    return fingerprint([DETECTOR_VERSION, model.key, documents_key(documents), max_tokens, include_bos, *several])
 
 
 def _has_scores(path: Path, key: str, kept: int) -> bool:

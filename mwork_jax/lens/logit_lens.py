@@ -86,7 +86,7 @@ def language_shares(
     table, off = put(jnp.asarray(labels.table()), mesh, None, None), put(mask, mesh, None, None)
     total, done, positions = 0.0, 0, 0
     for batch in stream_batches(encoded(model, documents, batching.max_tokens, where="prompts"), batching):
-        token_mask = measured_token_mask(model.config, batch.tokens, batch.lengths, include_bos=False)
+        token_mask = measured_token_mask(model, batch.tokens, batch.lengths, include_bos=False)
         flat = np.flatnonzero(token_mask)
         flat_positions = np.zeros(-(-token_mask.size // LOGIT_ROWS) * LOGIT_ROWS, np.int32)
         flat_positions[: flat.size] = flat
@@ -288,7 +288,7 @@ def _example(
     """What each layer would predict next along the beginning of a document."""
     tokens = document.tokens[: settings.example_tokens]
     best, probability = top_tokens(model, tokens, NeuronMask.keep_all(model.config), k=1)
-    first = int(tokens[0] == model.config.bos_id)  # what is said after a BOS alone is no matter of language
+    first = model.added_in_front(tokens)  # what is said after a BOS alone is no matter of language
     tokens = tokens[first:]
     best, probability = best[:, first:, 0], probability[:, first:, 0]
     texts = dict(zip(best.ravel().tolist(), _texts(model, best.ravel()), strict=True))

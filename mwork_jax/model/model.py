@@ -15,7 +15,7 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.identity import ModelInfo, fingerprint_of_tokenizer, fingerprint_of_weights
-from mwork_jax.model.tokens import AddedTokens, added_tokens, chat_prompt, encode
+from mwork_jax.model.tokens import AddedTokens, added_tokens, chat_prompt, encode, shared_prefix_length
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,17 @@ class Model:
         tokens = self.encode(prompt, where=where)
         behind = len(self._added_tokens.behind) if isinstance(prompt, str) else 0
         return tokens[: tokens.size - behind]
+
+    @cached_property
+    def in_front(self) -> tuple[int, ...]:
+        """The tokens that a text begins with before its own: those that the tokenizer really puts there or, where it
+        puts none, the configuration's BOS, with which documents of tokens may begin."""
+        bos = self.config.bos_id
+        return self._added_tokens.before or (() if bos is None else (bos,))
+
+    def added_in_front(self, tokens: np.ndarray) -> int:
+        """How many of the tokens, int [time], that a document begins with are not the document's own."""
+        return shared_prefix_length(tokens, np.asarray(self.in_front, np.int32))
 
     @cached_property
     def _added_tokens(self) -> AddedTokens:
