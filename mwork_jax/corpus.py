@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, whole_number
 from mwork_jax.model.buckets import bucket_length
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import Document, byte_count
@@ -55,8 +55,7 @@ class Batching:
 
     def __post_init__(self) -> None:
         for name, least in (("max_tokens", 2), ("tokens_per_batch", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"batching: {name} is {getattr(self, name)}; it must be {least} or more")
+            whole_number(f"batching: {name}", getattr(self, name), least)
 
     def rows(self, bucket: int, multiple: int = 1) -> int:
         return max(1, self.tokens_per_batch // (bucket * multiple)) * multiple

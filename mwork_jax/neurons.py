@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, whole_number
 from mwork_jax.runtime.files import read_json, write_json
 
 GROUPS = ("attn_q", "attn_k", "attn_v", "ffn_up", "ffn_down")
@@ -207,6 +207,7 @@ class NeuronSet:
         the seed and on the set, so that sets of other languages get controls of their own: with one permutation for
         all, the differences between languages would hide how much chance is in a control.
         """
+        seed = whole_number("seed", seed, 0)
         rng = np.random.default_rng([seed, int(self.fingerprint, 16)])
         groups = {g: np.zeros_like(m) for g, m in self.groups.items()}
         for layer in range(self.num_layers):
@@ -219,7 +220,7 @@ class NeuronSet:
             groups["ffn_up"][layer, drawn[: both + only_up]] = True
             groups["ffn_down"][layer, drawn[:both]] = True
             groups["ffn_down"][layer, drawn[both + only_up : both + only_up + only_down]] = True
-        return self._derived(groups, random_seed=int(seed))
+        return self._derived(groups, random_seed=seed)
 
     def save(self, path: str | Path) -> None:
         """Writes the set as JSON, atomically: per group and layer, the sorted indices of its members."""

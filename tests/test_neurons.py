@@ -76,6 +76,12 @@ def test_random_sets_match_layer_and_group_and_the_number_of_products():
     assert a.random_like(0) != a.random_like(1)
 
 
+@pytest.mark.parametrize(("seed", "message"), [(-1, "must be 0 or more"), ("1", "whole number"), (1.0, "whole number")])
+def test_seeds_are_whole_numbers(seed, message):
+    with pytest.raises(InputError, match=f"^seed is .*{message}"):
+        NeuronSet.empty(CONFIG).random_like(seed)
+
+
 def test_languages_have_random_sets_of_their_own():
     """With one seed, two sets of the same size are drawn independently: with one permutation for all, the smaller
     would lie within the larger, and equally large ones would be the same."""

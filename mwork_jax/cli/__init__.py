@@ -10,14 +10,16 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
 
 from mwork_jax.cli import detect, enhance, evaluate, lens, plan, report, run, select
 from mwork_jax.cli.options import Parser, joining_options, log
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.report import printable
 from mwork_jax.runtime.distributed import end_all, several
 from mwork_jax.runtime.jax_process import plain_jax, skip_search_for_tpus
@@ -40,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.typed = arguments
         if changed := plain_jax():
             log(f"without {', '.join(changed)}, which would break or change what is computed")
-        args.command(args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("once", InputWarning)
+            warnings.showwarning = _show_warning
+            args.command(args)
         sys.stdout.flush()
     except InputError as error:
         return _end(2, str(error), args)
@@ -67,6 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = f"interrupted; {_GOES_ON}"
         return _end(_INTERRUPTED, line, args) if several() else _fail(line, _INTERRUPTED)
     return 0
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Ours as one line; those of libraries as Python has them."""
+    if issubclass(category, InputWarning):
+        log(f"warning: {message}")
+    else:
+        print(warnings.formatwarning(message, category, *where[:2]), end="", file=sys.stderr)
 
 
 def _has_devices() -> bool:

@@ -7,6 +7,7 @@ with the number of documents.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from mwork_jax.corpus import Batching, Encoded, documents_key, encoded, measured_token_mask, stream_batches
 from mwork_jax.detect.importance import importance_and_activity
 from mwork_jax.detect.order_statistics import OrderStatistics, merged, with_batch
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, InputWarning, whole_number
 from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import Document
@@ -105,11 +106,14 @@ class NeuronScores:
             if written not in (None, checksum_of({k: v for k, v in metadata.items() if k != "sha256"}, arrays)):
                 raise ValueError("its checksum is another")
             _check(scores)
-            return scores
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: damaged neuron scores ({str(error).splitlines()[0]})") from None
+        if written is None:
+            line = f"{path}: without a checksum, as version 0.1 wrote scores; their values are not verified"
+            warnings.warn(line, InputWarning, stacklevel=2)
+        return scores
 
 
 def _check(scores: NeuronScores) -> None:
@@ -153,8 +157,7 @@ def score_neurons(
     everything. progress is called with the number of documents done after each batch. Raises InputError for an empty
     stream or a document of fewer than two tokens.
     """
-    if kept < 1:
-        raise InputError(f"kept is {kept}; at least 1 is needed")
+    kept = whole_number("kept", kept, 1)
     mesh = mesh_of(model.decoder)
     shards = size_of(mesh, DATA)
     wide = replace(batching, tokens_per_batch=batching.tokens_per_batch * shards)

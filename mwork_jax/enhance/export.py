@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from mwork_jax.config import ModelConfig
 from mwork_jax.enhance import Tuned
 from mwork_jax.enhance.neuron_params import PARAMETERS, parameter_arrays
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.families import checkpoint_names, hf_config
 from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.identity import model_of
@@ -272,7 +272,8 @@ def _read_delta(model: Model, path: str | Path) -> dict[str, tuple[np.ndarray, n
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: cannot be read as a delta file ({str(error).splitlines()[0][:160]})") from None
     if header["format"] == _DELTA_WITHOUT_CHECKSUM:
-        warnings.warn(f"{path}: of version 0.1, without a checksum; its values are not verified", stacklevel=3)
+        line = f"{path}: of version 0.1, without a checksum; its values are not verified"
+        warnings.warn(line, InputWarning, stacklevel=3)
     elif header.get("sha256") != checksum_of({k: v for k, v in header.items() if k != "sha256"}, tensors):
         raise _damaged(path, "its checksum is another")
     rows = {name: (tensors[f"{name}.index"], tensors[f"{name}.values"]) for name in PARAMETERS}

@@ -32,7 +32,7 @@ def select_neurons(
         raise InputError(f"mode {mode!r} is not one of {', '.join(MODES)}")
     if not scores:
         raise InputError("no scores to select from")
-    rule = Rule.parse(rule) if isinstance(rule, str) else rule
+    rule = Rule.of(rule)
     if rule.kind == "lape":
         return lape_neurons(scores, rule)
     if mode == "minus_english" and ENGLISH not in scores:

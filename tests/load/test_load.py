@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import mwork_jax as mw
 from mwork_jax.enhance.neuron_params import parameter_arrays
+from mwork_jax.errors import InputWarning
 from mwork_jax.load import _HUB_FILES, read_config
 from mwork_jax.model.decoder import weight_bytes
 from support.tiny import hf_model, pair, tokens, torch
@@ -379,6 +380,18 @@ def test_it_ends_where_the_generation_config_says(tiny_folder, tmp_path):
     path.write_text('{"eos_token_id": "end"}')
     with pytest.raises(mw.InputError, match=r"generation_config.json: eos_token_id is 'end'; a token id"):
         mw.load_model(tmp_path / "model")
+
+
+def test_penalties_of_the_generation_config_are_named_where_answers_are_made(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    settings = {"repetition_penalty": 1.1, "num_beams": 1, "do_sample": True, "no_repeat_ngram_size": 3}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    model = mw.load_model(tmp_path / "model", dtype="float32")
+    keep = mw.NeuronMask.keep_all(model.config)
+    penalties = r"without its generation_config.json's repetition_penalty 1.1, no_repeat_ngram_size 3$"
+    with pytest.warns(InputWarning, match=penalties), pytest.raises(mw.InputError, match="there are none"):
+        mw.generate(model, [], keep, max_new_tokens=2)
+    assert mw.load_model(tiny_folder).ignored_in_answers == ()
 
 
 def test_a_file_that_is_no_model(tmp_path):
