@@ -6,7 +6,11 @@ is the position in the data too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import jax
 
 from mwork_jax.enhance.train import State
 from mwork_jax.errors import InputError
+from mwork_jax.runtime.files import only_writer
 
 _KEPT = 2  # the newest ones
 
@@ -35,14 +40,21 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp  # slow to import, and only tuning with checkpoints needs it
 
         self.folder, self._identity = Path(folder).absolute(), dict(identity)
+        self._block = ExitStack()
+        self._block.enter_context(only_writer(self.folder))  # a new saver removes what another has half written
+        self._block.enter_context(_without_tracebacks())
         policies, preserved = ocp.training.save_decision_policies, ocp.training.preservation_policies
-        self._saver = ocp.training.Checkpointer(
-            str(self.folder),
-            # Orbax's own policies do not fit the types that its Checkpointer asks for.
-            save_decision_policy=policies.FixedIntervalPolicy(1),  # pyright: ignore[reportArgumentType]
-            preservation_policy=preserved.LatestN(_KEPT),  # pyright: ignore[reportArgumentType]
-            cleanup_tmp_directories=True,
-        )
+        try:
+            self._saver = ocp.training.Checkpointer(
+                str(self.folder),
+                # Orbax's own policies do not fit the types that its Checkpointer asks for.
+                save_decision_policy=policies.FixedIntervalPolicy(1),  # pyright: ignore[reportArgumentType]
+                preservation_policy=preserved.LatestN(_KEPT),  # pyright: ignore[reportArgumentType]
+                cleanup_tmp_directories=True,
+            )
+        except BaseException:
+            self._block.close()
+            raise
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -53,6 +65,8 @@ class Checkpoints:
         except Exception as failure:
             if kind is None:
                 raise _cannot_write(self.folder, failure) from None
+        finally:
+            self._block.close()
 
     @property
     def begun(self) -> bool:
@@ -112,6 +126,23 @@ def _difference(theirs: Any, own: Any) -> str:
     return f"{theirs!r:.60} there, {own!r:.60} here"
 
 
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keeps Orbax from logging, with a traceback from each of its threads, what it raises as well."""
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return "orbax" not in Path(record.pathname).parts
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(of_others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(of_others)
+
+
 def _cannot_write(folder: Path, failure: Exception) -> InputError:
-    reason = " ".join(str(failure).split())[:160]
-    return InputError(f"{folder}: a checkpoint cannot be written ({reason}); is the disk full? The one before is kept")
+    text = " ".join(str(failure).split())
+    reasons = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO))
+    reason = next((reason for reason in reasons if reason in text), text[:160] or type(failure).__name__)
+    return InputError(f"{folder}: a checkpoint cannot be written ({reason}); the one before is kept")

@@ -30,6 +30,11 @@ from safetensors.numpy import save_file
 from mwork_jax.errors import InputError
 from mwork_jax.runtime.distributed import is_first
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _ABANDONED = 3600.0  # seconds since the last byte was written
 _PART = re.compile(r"\..*\.mwork-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.part")  # as `temporary_folder` names them
 _LONGEST_STEM = 100  # bytes of a file's name that its temporary folder's name repeats: names have 255 at most
@@ -83,6 +88,28 @@ def temporary_folder(inside: str | Path, name: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Within the block no other process gets into such a block for the same folder: InputError there. Of several
+    processes of one run the first holds it for all. The system lets go of it where a process is killed. Without effect
+    where there are no such locks: on Windows, and on some network disks."""
+    folder = Path(folder)
+    if not is_first() or fcntl is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another process is writing there; wait for it, or choose another folder"
+            ) from None
+        except OSError:
+            pass  # a disk without locks
+        yield
 
 
 @functools.cache
