@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -23,8 +24,14 @@ from mwork_jax.model.tokens import Document, byte_count
 from mwork_jax.runtime.files import has_rows, read_jsonl, read_rows, read_text
 
 LANGUAGES = ("en", "de", "fr", "es", "ru", "zh", "vi", "th", "ar", "sw")  # of the project's own data set
+_WITHOUT_SIGN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of Unicode
 _BLANK_LINES = re.compile(r"\n\s*\n")
 # An object, or lists of strings or objects, whole or cut; "[1]", "[[link]]" and "{name}" may begin a sentence.
+_MARKED_UP = {
+    re.compile(r"\s*<(\?xml|!doctype|html|doc|tei|tmx)\b", re.IGNORECASE): "markup",
+    re.compile(r"\s*(WEBVTT|1\s*\n\d\d:\d\d:\d\d[,.]\d{3} -->)"): "subtitles",
+    re.compile(r"\s*(---\s*\n)?\s*- \w+:\s"): "YAML",
+}
 _BEGINS_AS_JSON = re.compile(r"""\s*((\[\s*)+["{]|\{\s*")""")
 
 
@@ -184,7 +191,7 @@ def _documents(path: str | Path) -> list[tuple[str, object]]:
         documents = [(_text_of(row, where), row.get("id")) for where, row in read_rows(path)]
     else:
         documents = [(text, None) for text in _plain_documents(path)]
-    documents = [(text, name) for text, name in documents if text.strip()]
+    documents = [(text, name) for text, name in documents if not _is_blank(text)]
     if not documents:
         raise InputError(
             f"{path}: no documents; plain text (blank lines between documents) or JSONL with a 'text' is needed"
@@ -196,14 +203,23 @@ def _plain_documents(path: str | Path) -> list[str]:
     text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     if _BEGINS_AS_JSON.match(text):
         raise InputError(f"{path}: JSON, where plain text is expected; name it .jsonl (an object a line) or .json")
+    for begins, kind in _MARKED_UP.items():
+        if begins.match(text):
+            raise InputError(f"{path}: {kind}, where plain text is expected; take the text out of it")
     if _BLANK_LINES.search(text.strip()):
         return [" ".join(part.split()) for part in _BLANK_LINES.split(text)]
     return [line.strip() for line in text.split("\n")]
 
 
+def _is_blank(text: str) -> bool:
+    """Whether a text has nothing but spaces and characters without a sign, such as U+200B or what ends files of DOS."""
+    return not text.strip() or all(unicodedata.category(c) in _WITHOUT_SIGN for c in text)
+
+
 def _text_of(row: dict, where: str) -> str:
     if not isinstance(row.get("text"), str):
-        raise InputError(f"{where}: no 'text' (a string) in this row")
+        others = ", ".join(f"{name!r:.40}" for name in list(row)[:5])
+        raise InputError(f"{where}: no 'text' (a string) in this row; it has {others or 'nothing'}")
     return row["text"]
 
 

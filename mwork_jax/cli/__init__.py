@@ -33,6 +33,8 @@ _GOES_ON = "what was finished is kept, the same command goes on from there"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0 done, 2 bad input, 130 interrupted, 1 where other processes of
     the run are lost. One of several processes that ends early ends the others too."""
+    # A shell may close them, as with >&-: Python then has none.
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     skip_search_for_tpus()
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = joining_options(arguments)
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _end(2, f"{error.filename or 'file'}: {error.strerror or error}", args)
     except Exception as error:
         wanted = next((f"{name}={os.environ[name]}" for name in _PLATFORM if os.environ.get(name)), None)
-        if wanted and not _has_devices():
+        if wanted and ("Unable to initialize backend" in str(error) or not _has_devices()):
             return _end(2, f"{wanted}: no such device here, or JAX has no support for it installed", args)
         if not several():
             raise

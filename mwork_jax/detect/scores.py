@@ -36,6 +36,7 @@ _FORMAT = "mwork-neuron-scores-2"
 _OLD_FORMAT = "mwork-neuron-scores-1"
 DETECTOR_VERSION = "importance-3"  # of the code that computes scores: those of another version are computed again
 DEFAULT_KEPT = 8  # weakest documents that are remembered per neuron
+_MOST_KEPT = 4096
 DETECTION_COST = 1.5  # time to score a document, in units of evaluating one; for the time left
 _TABLES = ("lowest", "worst_rank", "mean")
 _ACTIVITY = ("active", "activation")
@@ -157,7 +158,8 @@ def score_neurons(
     everything. progress is called with the number of documents done after each batch. Raises InputError for an empty
     stream or a document of fewer than two tokens.
     """
-    kept = whole_number("kept", kept, 1)
+    if whole_number("kept", kept, 1) > _MOST_KEPT:
+        raise InputError(f"kept is {kept}; at most {_MOST_KEPT} documents are remembered for each neuron")
     mesh = mesh_of(model.decoder)
     shards = size_of(mesh, DATA)
     wide = replace(batching, tokens_per_batch=batching.tokens_per_batch * shards)
@@ -178,6 +180,7 @@ def score_neurons(
         host = fetch(merged(state))
     if not all(np.isfinite(total).all() for total in (*host.total.values(), host.activation)):
         raise InputError(f"{model.source}: importances are not finite; are the model's weights sound?")
+    _check_not_zero(model, host.total)
     scored_with = {
         "model": asdict(model.info),
         "include_bos": include_bos,
@@ -196,6 +199,18 @@ def score_neurons(
         tokens=tokens,
         provenance=scored_with,
     )
+
+
+def _check_not_zero(model: Model, totals: Mapping[str, np.ndarray]) -> None:
+    """Raises InputError where no neuron does anything, and warns where those of one layer do not: a rule that ranks
+    them would choose by their place. totals: [layers, width] each."""
+    silent = {group: np.flatnonzero(~total.any(axis=-1)) for group, total in totals.items()}
+    if all(layers.size == len(totals[group]) for group, layers in silent.items()):
+        raise InputError(f"{model.source}: every importance is 0; are the model's weights those that were trained?")
+    for group, layers in silent.items():
+        if layers.size:
+            line = f"{model.source}: layer {layers[0]}: every importance of {group} is 0; ranks say nothing there"
+            warnings.warn(line, InputWarning, stacklevel=3)
 
 
 @partial(jax.jit, donate_argnums=1)

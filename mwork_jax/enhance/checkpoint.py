@@ -7,10 +7,11 @@ is the position in the data too.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,9 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp  # slow to import, and only tuning with checkpoints needs it
 
         self.folder, self._identity = Path(folder).absolute(), dict(identity)
+        _log_no_tracebacks()
         self._block = ExitStack()
         self._block.enter_context(only_writer(self.folder))  # a new saver removes what another has half written
-        self._block.enter_context(_without_tracebacks())
         policies, preserved = ocp.training.save_decision_policies, ocp.training.preservation_policies
         try:
             self._saver = ocp.training.Checkpointer(
@@ -126,19 +127,11 @@ def _difference(theirs: Any, own: Any) -> str:
     return f"{theirs!r:.60} there, {own!r:.60} here"
 
 
-@contextmanager
-def _without_tracebacks() -> Iterator[None]:
-    """Keeps Orbax from logging, with a traceback from each of its threads, what it raises as well."""
-
-    def of_others(record: logging.LogRecord) -> bool:
-        return "orbax" not in Path(record.pathname).parts
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(of_others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(of_others)
+@functools.cache
+def _log_no_tracebacks() -> None:
+    """Keeps Orbax from logging, with a traceback from each of its threads, what it raises as well. For the rest of the
+    process: threads of a saver that failed are heard of after it is closed."""
+    logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in Path(record.pathname).parts))
 
 
 def _cannot_write(folder: Path, failure: Exception) -> InputError:

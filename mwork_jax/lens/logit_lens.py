@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from mwork_jax.corpus import Batching, Document, Encoded, documents_key, encoded, measured_token_mask, stream_batches
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, whole_number
 from mwork_jax.evaluate.likelihood import LOGIT_ROWS
 from mwork_jax.lens.vocabulary import LABELLING_VERSION, VocabularyLabels, label_vocabulary
 from mwork_jax.model.checks import check_mask, check_tokens
@@ -151,7 +151,7 @@ def top_tokens(model: Model, document: Document, mask: NeuronMask, k: int = 10) 
     """What each layer would say next at each position of one document, most likely first: (tokens int32, probabilities
     float32), [layers + 1, time, k] each."""
     tokens = model.encode(document)
-    if tokens.size == 0 or not 1 <= k <= model.config.vocab_size:
+    if tokens.size == 0 or not 1 <= whole_number("k", k, 0) <= model.config.vocab_size:
         raise InputError(f"top tokens: {tokens.size} tokens and k = {k}; at least one of each is needed")
     check_mask(model.config, mask)
     with on_mesh_of(model.decoder):

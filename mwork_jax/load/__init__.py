@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.families import config_from_hf, ignored_in_answers, with_generation_config
 from mwork_jax.load.assemble import assemble, assemble_on
 from mwork_jax.load.bucket import BucketFolder, is_bucket
@@ -48,6 +49,9 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
     checkpoint = _open(str(source))
     tokenizer = checkpoint.read_tokenizer()
     config = _with_bos_of(tokenizer, checkpoint.config)
+    if never := [token for token in config.eos_ids if token >= config.vocab_size]:
+        line = f"{source}: the end token {never[0]} is not in the vocabulary of {config.vocab_size}, so it never comes"
+        warnings.warn(line, InputWarning, stacklevel=2)
     if mesh is None:
         decoder = assemble(config, checkpoint.weights, compute, lambda name, array: jnp.asarray(array))
     else:
@@ -91,6 +95,8 @@ class _Checkpoint:
 
 
 def _open(source: str) -> _Checkpoint:
+    if on_hub := re.match(r"https?://(?:huggingface\.co|hf\.co)/([^/\s]+/[^/?#\s]+)", source):
+        raise InputError(f"{source}: the address of a page; the model's Hub id is {on_hub[1]}")
     if is_bucket(source):
         return _open_bucket(source)
     path = _located(source)
@@ -105,9 +111,14 @@ def _located(source: str) -> Path:
     """The folder or file on this machine, of a packaged model or from the Hub too. Raises InputError for neither."""
     if source in PACKAGED:
         return packaged_gguf(source)
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
+    if not source.strip():
+        raise InputError("the model has no name; is a variable of the shell not set? give a folder, a file or a Hub id")
+    try:
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:  # a name that is too long, the home of a user that is not known
+        raise InputError(f"{source}: no such model ({getattr(error, 'strerror', None) or error})") from None
     if path.suffix.lower() == ".gguf" or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise InputError(
             f"{source}: no such model; give a folder, a .gguf file, a Hub id (owner/name) or {' or '.join(PACKAGED)}"

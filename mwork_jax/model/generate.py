@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from mwork_jax.errors import InputError, InputWarning
+from mwork_jax.errors import InputError, InputWarning, whole_number
 from mwork_jax.model.buckets import bucket_length
 from mwork_jax.model.decoder import Decoder, embedded, logits_of
 from mwork_jax.model.kv_cache import KeyValueCache, extend
@@ -270,11 +270,9 @@ def _check(model: Model, prompts: Sequence[Document], max_new_tokens: int, stop:
         raise InputError("prompts and stop strings come as lists, also when there is only one")
     if not all(isinstance(text, str) for text in stop):
         raise InputError("stop: strings are needed, as the model writes them")
-    if not isinstance(max_new_tokens, int | np.integer):
-        raise InputError(f"max_new_tokens is {max_new_tokens!r:.40}; a whole number is needed")
     if not len(prompts):
         raise InputError("prompts: there are none; at least one is needed")
-    if not 0 < max_new_tokens < model.config.max_length:
+    if not 0 < whole_number("max_new_tokens", max_new_tokens, 0) < model.config.max_length:
         raise InputError(
             f"max_new_tokens is {max_new_tokens}; from 1 to {model.config.max_length - 1} can follow a prompt here"
         )

@@ -112,7 +112,7 @@ def _rendered_with_text(tokenizer: Any, text: str) -> str:
 
 def _rendered(tokenizer: Any, content: str | list[dict[str, str]]) -> str:
     """Raises InputError where the prompt depends on chance, and whatever the template raises."""
-    template = tokenizer.get_chat_template()
+    template = tokenizer.get_chat_template().removeprefix("\ufeff")  # what some editors put in front of a file
     if _computes_powers(template):  # one step that no limit on time ends: 9 ** 9 ** 9 takes minutes
         raise InputError("the model's chat template computes powers (**), which no prompt needs; leave it off")
     # A template for thinking models must begin the answer at once; one that names today's date would make another

@@ -46,8 +46,12 @@ _LFS = b"version https://git-lfs"
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 _WRITTEN_TO = ("cache", "checkpoints", "figures", "labels", "model", "neurons", "scores")  # in an output folder
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_STATED_SEPARATOR = re.compile(r"sep=(.)\r?\n")
+_SEMICOLONS = re.compile(r'[^\n,]*;?"?text"?(;[^\n,]*)?\r?\n')  # where numbers have commas, Excel writes these in .csv
 _LONGEST_CELL = 2**31 - 1  # characters: the largest limit that the csv module takes on every system
 _CELL_LIMIT = threading.Lock()
+_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip (as .xlsx and .docx are)", b"PAR1": "Parquet", b"BZh": "bzip2"}
+_PACKED |= {b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"%PDF": "PDF", b"ARROW1": "Arrow", b"SQLite": "SQLite"}
 _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -202,10 +206,13 @@ def checksum_of(header: Mapping[str, str], tensors: Mapping[str, np.ndarray]) ->
 
 
 def read_text(path: str | Path) -> str:
-    """The file's text. Raises InputError where it is missing, a folder, unreadable, not UTF-8 or holds NUL, as UTF-16
-    without a mark at its beginning does when it is read as UTF-8."""
+    """The file's text, without the mark that UTF-8 files of Windows begin with, which stands within a file too where
+    several were put together. Raises InputError where it is missing, a folder, unreadable, not UTF-8 or holds NUL, as
+    UTF-16 without a mark at its beginning does when it is read as UTF-8."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        content = Path(path).read_bytes()  # once, as it may be a pipe
+        _refuse_packed(content, path)
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read().replace("\n\ufeff", "\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -215,6 +222,12 @@ def read_text(path: str | Path) -> str:
     if "\0" in text:
         raise InputError(f"{path}: holds NUL characters; is it UTF-16? save it as UTF-8")
     return text
+
+
+def _refuse_packed(content: bytes, path: str | Path) -> None:
+    kind = next((kind for magic, kind in _PACKED.items() if content.startswith(magic)), None)
+    if kind is not None:
+        raise InputError(f"{path}: {kind}, where text is needed; unpack or convert it")
 
 
 def read_json(path: str | Path) -> Any:
@@ -341,6 +354,10 @@ def cells_of_any_length() -> Iterator[None]:
 @cells_of_any_length()
 def _table_rows(path: str | Path, separator: str) -> list[tuple[str, dict]]:
     text = read_text(path)
+    if stated := _STATED_SEPARATOR.match(text):  # by Excel, for itself
+        text, separator = text[stated.end() :], stated[1]
+    elif separator == "," and _SEMICOLONS.match(text):
+        separator = ";"
     try:
         names, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     except (csv.Error, ValueError) as error:
@@ -365,6 +382,8 @@ def refuse_links(folder: str | Path) -> None:
 
 def output_folder(path: str | Path) -> Path:
     """The path, if a folder is or can be made there and written to; else InputError. Makes nothing yet."""
+    if not str(path).strip():
+        raise InputError("the output folder has no name; is a variable of the shell not set? give one with --out")
     path = Path(path)
     refuse_links(path)
     existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())

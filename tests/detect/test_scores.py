@@ -214,6 +214,18 @@ def test_scores_without_a_checksum_are_not_verified_and_a_warning_says_so(stream
         NeuronScores.load(path)
 
 
+def test_importances_that_are_all_0_say_nothing(recwarn):
+    """As of weights that a failed conversion left at 0."""
+    model = pair("gemma3", 2).model
+    ones = np.ones((3, 4), np.float32)
+    detect._check_not_zero(model, {"attn_q": ones, "ffn_up": ones})
+    assert not recwarn.list
+    with pytest.warns(InputWarning, match="tiny: layer 1: every importance of ffn_up is 0"):
+        detect._check_not_zero(model, {"attn_q": ones, "ffn_up": ones * [[1], [0], [1]]})
+    with pytest.raises(InputError, match="tiny: every importance is 0; are the model's weights"):
+        detect._check_not_zero(model, {"attn_q": ones * 0, "ffn_up": ones * 0})
+
+
 def test_what_cannot_be_scored():
     model = pair("llama", 2).model
     with pytest.raises(InputError, match="document 2 has 1 token; at least two"):

@@ -352,6 +352,10 @@ def test_only_the_files_that_are_read_come_from_the_hub():
         ("nothing.gguf", "no such model"),
         ("just-a-name", "no such model"),
         ("owner/name", "the Hub could not give it"),
+        ("", "the model has no name; is a variable of the shell not set"),
+        (f"{'x' * 300}/folder", "no such model .*too long"),
+        ("~nobody-has-this-name/x", "no such model"),
+        ("https://huggingface.co/owner/name/tree/main", "address of a page; the model's Hub id is owner/name$"),
     ],
 )
 def test_models_that_are_not_there(source, message):
@@ -377,6 +381,9 @@ def test_it_ends_where_the_generation_config_says(tiny_folder, tmp_path):
     path = tmp_path / "model" / "generation_config.json"
     path.write_text(json.dumps({"eos_token_id": [7, config["eos_token_id"]], "temperature": 0.6}))
     assert mw.load_model(tmp_path / "model").config.eos_ids == (config["eos_token_id"], 7)
+    path.write_text('{"eos_token_id": 99999}')
+    with pytest.warns(InputWarning, match="the end token 99999 is not in the vocabulary of 259"):
+        mw.load_model(tmp_path / "model")
     path.write_text('{"eos_token_id": "end"}')
     with pytest.raises(mw.InputError, match=r"generation_config.json: eos_token_id is 'end'; a token id"):
         mw.load_model(tmp_path / "model")

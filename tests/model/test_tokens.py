@@ -217,6 +217,11 @@ def test_a_template_that_cannot_be_used_is_one_line(template, message, tokenizer
     assert "\n" not in str(error.value)
 
 
+def test_a_mark_in_front_of_a_template_is_no_part_of_the_prompt(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", "\ufeff" + CHAT)
+    assert chat_prompt(tokenizer, "Q") == "[user] Q\n[model] "
+
+
 def test_the_template_s_own_bos_is_not_a_second_one(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", "{{ bos_token }}" + CHAT)
     assert chat_prompt(tokenizer, "Q") == "[user] Q\n[model] "

@@ -91,6 +91,14 @@ def test_what_is_no_rule_is_refused(make):
 
 
 @pytest.mark.parametrize(
+    ("scores", "message"), [(["en"], "scores are a list"), ({"en": "en.safetensors"}, "scores of 'en' are a str")]
+)
+def test_what_is_no_table_of_scores_is_refused(scores, message):
+    with pytest.raises(InputError, match=message):
+        select_neurons(scores)
+
+
+@pytest.mark.parametrize(
     "text", ["top_fraction:0.05@0.66666666", "epsilon:0.12345678", "top_k:7", "top_fraction:1e-05"]
 )
 def test_a_printed_rule_is_the_rule(text):
