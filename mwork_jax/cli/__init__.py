@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  what is left in it must not fail again at the end
         return _PIPE_CLOSED
     except OSError as error:  # a full disk, a folder taken away: the files written so far are whole
-        return _end(2, f"{error.filename or 'file'}: {error.strerror or error}", args)
+        return _end(2, f"{error.filename or 'standard output'}: {error.strerror or error}", args)
     except Exception as error:
         wanted = next((f"{name}={os.environ[name]}" for name in _PLATFORM if os.environ.get(name)), None)
         if wanted and ("Unable to initialize backend" in str(error) or not _has_devices()):

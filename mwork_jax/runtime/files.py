@@ -65,7 +65,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield Path(folder) / path.name
         return
     # In a folder of its own, because writers such as safetensors have temporary files themselves.
-    with temporary_folder(path.parent, path.name) as folder:
+    with _naming(path), temporary_folder(path.parent, path.name) as folder:
         temporary = folder / path.name
         # The kernel applies the umask, which this process cannot read without changing it for its other threads.
         handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -76,6 +76,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.chmod(temporary, mode)  # safetensors puts a file of its own in the place of this one
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Adds the path to an error of the system that names none, as that of a write to a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 @contextlib.contextmanager

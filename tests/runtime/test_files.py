@@ -2,6 +2,7 @@
 one line."""
 
 import csv
+import errno
 import json
 import os
 import stat
@@ -243,3 +244,9 @@ def test_two_do_not_write_to_one_folder(tmp_path):
             pass
     with only_writer(folder):
         pass
+
+
+def test_a_disk_that_is_full_is_said_with_the_path(tmp_path):
+    with pytest.raises(OSError, match="No space left on device") as error, atomic_path(tmp_path / "x.json"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert error.value.filename == str(tmp_path / "x.json")
