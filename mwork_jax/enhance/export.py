@@ -69,6 +69,7 @@ def save_folder(
     without `config.json`, which no reader takes for a model.
     """
     folder = Path(folder)
+    _check_tuned(tuned)
     if dtype not in _DTYPES:
         raise InputError(f"dtype {dtype!r} is not supported; use {' or '.join(_DTYPES)}")
     check_folder(folder)
@@ -87,6 +88,11 @@ def save_folder(
         write_json(new / _CONFIG, hf_config(tuned.config, dtype))
         check_folder(folder, new)
         _put_in_place(new, folder)
+
+
+def _check_tuned(tuned: Any) -> None:
+    if not isinstance(tuned, Tuned):
+        raise InputError(f"a {type(tuned).__name__} cannot be saved; what `fine_tune` returns, a tuned model, can")
 
 
 def check_folder(folder: str | Path, new: Path | None = None) -> None:
@@ -229,6 +235,7 @@ def tuned_rows(tuned: Tuned) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def save_delta(tuned: Tuned, path: str | Path) -> None:
     """Writes the tuned rows and columns alone, with the base model's identity and a checksum in the header:
     megabytes."""
+    _check_tuned(tuned)
     tensors = {}
     for name, (index, values) in tuned_rows(tuned).items():
         tensors[f"{name}.index"], tensors[f"{name}.values"] = index, np.ascontiguousarray(values)

@@ -439,6 +439,12 @@ def test_again_it_computes_nothing(finished, tiny_folder, monkeypatch):
     assert (finished / "results.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("save", [mw.save_folder, mw.save_delta])
+def test_a_model_that_was_not_tuned_is_refused(save, tmp_path):
+    with pytest.raises(mw.InputError, match="a Model cannot be saved; what `fine_tune` returns"):
+        save(mw.Model(None, None, "plain"), tmp_path / "x")
+
+
 def without_command(results):
     """Results of the same work in another folder, which the command names."""
     return replace(results, provenance=replace(results.provenance, command=()))
