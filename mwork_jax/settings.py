@@ -120,7 +120,7 @@ class TuneSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, SupportsFloat):
                 raise InputError(f"tuning: {name} is {value!r:.40}; a number is needed")
-            if not low < value <= high or value == math.inf:
+            if not low < float(value) <= high or value == math.inf:
                 raise InputError(f"tuning: {name} is {value}; it must be above {max(low, 0):g} and at most {high:g}")
         if self.batch % self.accumulate:
             raise InputError(f"tuning: a batch of {self.batch} rows does not split into {self.accumulate} equal parts")

@@ -21,6 +21,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mwork_jax.errors import InputError
 
+_PROMOTION = (
+    ("jax_numpy_rank_promotion", "allow", jax.numpy_rank_promotion),
+    ("jax_numpy_dtype_promotion", "standard", jax.numpy_dtype_promotion),
+)
 DATA, MODEL, MASK = MESH_AXES = ("data", "model", "mask")
 
 # The logical axes and the mesh axis that shares each out; None where every device holds the whole axis.
@@ -129,15 +133,14 @@ def mesh_of(tree: Any) -> Mesh | None:
 def on_mesh_of(tree: Any) -> Iterator[None]:
     """A block for programs over these arrays: `constrain` means their mesh, where they have one, and ranks and dtypes
     are promoted as our programs are written, whatever the caller has JAX refuse in programs of its own."""
-    mesh, config = mesh_of(tree), jax.config
+    mesh = mesh_of(tree)
     with ExitStack() as block:
         if mesh is not None:
             block.enter_context(jax.set_mesh(mesh))
         # Only where they are otherwise: JAX compiles anew for a setting that is made explicitly.
-        if config.jax_numpy_rank_promotion != "allow":
-            block.enter_context(jax.numpy_rank_promotion("allow"))
-        if config.jax_numpy_dtype_promotion != "standard":
-            block.enter_context(jax.numpy_dtype_promotion("standard"))
+        for flag, usual, setting in _PROMOTION:
+            if getattr(jax.config, flag) != usual:
+                block.enter_context(setting(usual))
         yield
 
 

@@ -17,6 +17,7 @@ WRONG = {
     "learning_rate": (lambda: mw.TuneSettings(learning_rate="1e-4"), "tuning: learning_rate is '1e-4'; a number"),
     "at_once": (lambda: mw.EnhanceSettings(at_once=0), "tuning: at_once is 0; it must be 1 or more"),
     "batching": (lambda: mw.Batching(max_tokens=None), "batching: max_tokens is None; a whole number is needed"),
+    "too many": (lambda: mw.score_neurons(None, [], kept=10**9), "kept is 1000000000; at most 1048576"),
     "scores": (lambda: mw.score_neurons(None, [], kept="8"), "kept is '8'; a whole number is needed"),
 }
 

@@ -46,7 +46,7 @@ _LFS = b"version https://git-lfs"
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 _WRITTEN_TO = ("cache", "checkpoints", "figures", "labels", "model", "neurons", "scores")  # in an output folder
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_STATED_SEPARATOR = re.compile(r"sep=(.)\r?\n")
+_STATED_SEPARATOR = re.compile(r"sep=([,;|\t])\r?\n")
 _SEMICOLONS = re.compile(r'[^\n,]*;?"?text"?(;[^\n,]*)?\r?\n')  # where numbers have commas, Excel writes these in .csv
 _LONGEST_CELL = 2**31 - 1  # characters: the largest limit that the csv module takes on every system
 _CELL_LIMIT = threading.Lock()
