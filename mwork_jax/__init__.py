@@ -9,6 +9,9 @@ Find the language-specific neurons of a model from unlabelled text, switch them 
     logits = mw.forward(model, tokens, mw.NeuronMask.keep_all(model.config).drop(german))
 """
 
+import mwork_jax.runtime.jax_import  # noqa: F401  before whatever else imports JAX
+
+# isort: split
 import jax
 
 from mwork_jax.analysis import Overlap, overlap, threshold_curves

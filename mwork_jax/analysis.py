@@ -39,6 +39,9 @@ def overlap(sets: Mapping[str, NeuronSet]) -> Overlap:
     languages = tuple(sets)
     if not languages:
         raise InputError("overlap: no neuron sets; at least one is needed")
+    for language, own in sets.items():
+        if not isinstance(own, NeuronSet):
+            raise InputError(f"overlap: {language!r:.40} is a {type(own).__name__}; a NeuronSet is needed")
     members = np.stack([np.concatenate([sets[lang].groups[g].ravel() for g in GROUPS]) for lang in languages])
     counts = members.astype(np.float32) @ members.T.astype(np.float32)  # whole numbers below 2^24, exact
     sizes = np.diag(counts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,16 +17,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mwork_jax.config import ModelConfig
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, whole_number
 from mwork_jax.model.buckets import bucket_length
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import Document, byte_count
 from mwork_jax.runtime.files import has_rows, read_jsonl, read_rows, read_text
 
 LANGUAGES = ("en", "de", "fr", "es", "ru", "zh", "vi", "th", "ar", "sw")  # of the project's own data set
+_WITHOUT_SIGN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of Unicode
 _BLANK_LINES = re.compile(r"\n\s*\n")
 # An object, or lists of strings or objects, whole or cut; "[1]", "[[link]]" and "{name}" may begin a sentence.
+_MARKED_UP = {
+    re.compile(r"\s*<(\?xml|!doctype|html|doc|tei|tmx)\b", re.IGNORECASE): "markup",
+    re.compile(r"\s*(WEBVTT|1\s*\n\d\d:\d\d:\d\d[,.]\d{3} -->)"): "subtitles",
+    re.compile(r"\s*(---\s*\n)?\s*- \w+:\s"): "YAML",
+}
 _BEGINS_AS_JSON = re.compile(r"""\s*((\[\s*)+["{]|\{\s*")""")
 
 
@@ -56,8 +62,7 @@ class Batching:
 
     def __post_init__(self) -> None:
         for name, least in (("max_tokens", 2), ("tokens_per_batch", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"batching: {name} is {getattr(self, name)}; it must be {least} or more")
+            whole_number(f"batching: {name}", getattr(self, name), least)
 
     def rows(self, bucket: int, multiple: int = 1) -> int:
         return max(1, self.tokens_per_batch // (bucket * multiple)) * multiple
@@ -86,7 +91,10 @@ def encoded(
         whole = model.encode(document, where=name)
         if whole.size < 2:
             raise InputError(f"{name} has {whole.size} token{'s' * (whole.size != 1)}; at least two are needed")
-        yield Encoded(whole[:longest], _predicted_bytes(model, document, whole, longest))
+        cut = whole[:longest]
+        if model.added_in_front(cut) == cut.size:
+            raise InputError(f"{name} is only the {cut.size} tokens that the tokenizer puts in front; more are needed")
+        yield Encoded(cut, _predicted_bytes(model, document, whole, longest))
     if index < 0:
         raise InputError(f"{where}: no documents; at least one is needed")
 
@@ -97,7 +105,7 @@ def _predicted_bytes(model: Model, document: Document, whole: np.ndarray, max_to
         return 0
     cut = whole.size > max_tokens
     size = byte_count(model.tokenizer, whole[:max_tokens], special=False) if cut else len(document.encode())
-    return size - (0 if whole[0] == model.config.bos_id else byte_count(model.tokenizer, whole[:1], special=True))
+    return size - (0 if model.added_in_front(whole) else byte_count(model.tokenizer, whole[:1], special=True))
 
 
 def stream_batches(documents: Iterable[Encoded], batching: Batching, multiple: int = 1) -> Iterator[Batch]:
@@ -141,15 +149,16 @@ def _pad(documents: list[tuple[int, np.ndarray]], bucket: int, rows: int) -> Bat
     return Batch(tokens, lengths, indices)
 
 
-def measured_token_mask(config: ModelConfig, tokens: np.ndarray, lengths: np.ndarray, include_bos: bool) -> np.ndarray:
+def measured_token_mask(model: Model, tokens: np.ndarray, lengths: np.ndarray, include_bos: bool) -> np.ndarray:
     """Which tokens of a batch are measured: float32 [batch, time], 1 for real tokens, 0 for padding and, without
-    `include_bos`, for a BOS that begins a document.
+    `include_bos`, for a BOS that begins a document, with what else the tokenizer puts in front of a text.
 
     tokens: int32 [batch, time], padded on the right; lengths: int32 [batch].
     """
     token_mask = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
-    if not include_bos and config.bos_id is not None:
-        token_mask[:, 0] &= tokens[:, 0] != config.bos_id
+    if not include_bos:
+        for row, document in enumerate(tokens):
+            token_mask[row, : model.added_in_front(document)] = False
     return token_mask.astype(np.float32)
 
 
@@ -182,7 +191,7 @@ def _documents(path: str | Path) -> list[tuple[str, object]]:
         documents = [(_text_of(row, where), row.get("id")) for where, row in read_rows(path)]
     else:
         documents = [(text, None) for text in _plain_documents(path)]
-    documents = [(text, name) for text, name in documents if text.strip()]
+    documents = [(text, name) for text, name in documents if not _is_blank(text)]
     if not documents:
         raise InputError(
             f"{path}: no documents; plain text (blank lines between documents) or JSONL with a 'text' is needed"
@@ -194,14 +203,23 @@ def _plain_documents(path: str | Path) -> list[str]:
     text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     if _BEGINS_AS_JSON.match(text):
         raise InputError(f"{path}: JSON, where plain text is expected; name it .jsonl (an object a line) or .json")
+    for begins, kind in _MARKED_UP.items():
+        if begins.match(text):
+            raise InputError(f"{path}: {kind}, where plain text is expected; take the text out of it")
     if _BLANK_LINES.search(text.strip()):
         return [" ".join(part.split()) for part in _BLANK_LINES.split(text)]
     return [line.strip() for line in text.split("\n")]
 
 
+def _is_blank(text: str) -> bool:
+    """Whether a text has nothing but spaces and characters without a sign, such as U+200B or what ends files of DOS."""
+    return not text.strip() or all(unicodedata.category(c) in _WITHOUT_SIGN for c in text)
+
+
 def _text_of(row: dict, where: str) -> str:
     if not isinstance(row.get("text"), str):
-        raise InputError(f"{where}: no 'text' (a string) in this row")
+        others = ", ".join(f"{name!r:.40}" for name in list(row)[:5])
+        raise InputError(f"{where}: no 'text' (a string) in this row; it has {others or 'nothing'}")
     return row["text"]
 
 

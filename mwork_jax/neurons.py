@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, whole_number
 from mwork_jax.runtime.files import read_json, write_json
 
 GROUPS = ("attn_q", "attn_k", "attn_v", "ffn_up", "ffn_down")
@@ -29,6 +29,21 @@ ATTENTION_GROUPS = GROUPS[:3]
 FFN_GROUPS = GROUPS[3:]
 _WIDEST = 1 << 20  # neurons of a group in a layer: more than any model has, and few enough for any machine
 _FORMAT = "mwork-neuron-set-1"
+
+
+def files_of_languages(folder: Path, suffix: str) -> dict[str, Path]:
+    """{language: LANG.suffix} of a folder of scores or neurons, sorted. Hidden files are left out, such as those that
+    macOS puts beside others."""
+    return {p.stem: p for p in sorted(folder.glob(f"*{suffix}")) if not p.name.startswith(".")}
+
+
+def check_language(path: Path, provenance: Mapping[str, object]) -> None:
+    """Raises InputError where a file of one language's scores or neurons has the name of another's."""
+    language = provenance.get("language")
+    if isinstance(language, str) and language != path.stem:
+        raise InputError(
+            f"{path}: of {language!r:.40} by what it says, of {path.stem!r:.40} by its name; which one holds?"
+        )
 
 
 def group_widths(config: ModelConfig) -> dict[str, int]:
@@ -57,7 +72,9 @@ class NeuronMask:
         return cls(**{g: jnp.ones((config.num_layers, w), jnp.float32) for g, w in group_widths(config).items()})
 
     def drop(self, neurons: NeuronSet) -> NeuronMask:
-        """This mask with `neurons` switched off as well. Raises InputError where the set is of another shape."""
+        """This mask with `neurons` switched off as well. Raises InputError for what is no set, or of another shape."""
+        if not isinstance(neurons, NeuronSet):
+            raise InputError(f"a {type(neurons).__name__} cannot be switched off; a NeuronSet is needed")
         fields = {}
         for group in GROUPS:
             kept, dropped = getattr(self, group), neurons.groups[group]
@@ -66,7 +83,7 @@ class NeuronMask:
                     f"neuron set: {group} has {dropped.shape[0]} layers x {dropped.shape[1]} neurons, "
                     f"the model has {kept.shape[-2]} x {kept.shape[-1]}; the set is of another model"
                 )
-            fields[group] = kept * jnp.asarray(~dropped, jnp.float32)
+            fields[group] = kept * jnp.broadcast_to(jnp.asarray(~dropped, jnp.float32), kept.shape)
         return NeuronMask(**fields)
 
     @staticmethod
@@ -75,8 +92,11 @@ class NeuronMask:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *masks)
 
 
-def _frozen(array: np.ndarray) -> np.ndarray:
-    array = np.array(array, dtype=bool)
+def _frozen(array: Any, group: str) -> np.ndarray:
+    given = np.asarray(array)
+    if given.dtype != bool and not (given.dtype.kind in "iuf" and np.isin(given, (0, 1)).all()):
+        raise InputError(f"neuron set: {group} is {given.dtype}; True or False for each neuron is needed, not indices")
+    array = np.array(given, dtype=bool)
     array.setflags(write=False)
     return array
 
@@ -113,7 +133,7 @@ class NeuronSet:
     def __post_init__(self) -> None:
         if set(self.groups) != set(GROUPS):
             raise InputError(f"neuron set: groups must be {', '.join(GROUPS)}, not {', '.join(map(str, self.groups))}")
-        frozen = {g: _frozen(self.groups[g]) for g in GROUPS}
+        frozen = {g: _frozen(self.groups[g], g) for g in GROUPS}
         for group, members in frozen.items():
             if members.ndim != 2 or members.shape[0] != frozen[GROUPS[0]].shape[0]:
                 raise InputError(
@@ -185,11 +205,12 @@ class NeuronSet:
 
     def in_layers(self, start: int, stop: int) -> NeuronSet:
         """The members in layers start <= layer < stop. Raises InputError for a range outside the model."""
-        if not 0 <= start <= stop <= self.num_layers:
+        start, stop = whole_number("start", start, 0), whole_number("stop", stop, 0)
+        if not start <= stop <= self.num_layers:
             raise InputError(f"layers [{start}, {stop}) are outside the model, which has {self.num_layers} layers")
         inside = np.zeros((self.num_layers, 1), bool)
         inside[start:stop] = True
-        return self._derived({g: m & inside for g, m in self.groups.items()}, layers=[int(start), int(stop)])
+        return self._derived({g: m & inside for g, m in self.groups.items()}, layers=[start, stop])
 
     def in_groups(self, *names: str) -> NeuronSet:
         """The members in the groups named."""
@@ -208,6 +229,7 @@ class NeuronSet:
         the seed and on the set, so that sets of other languages get controls of their own: with one permutation for
         all, the differences between languages would hide how much chance is in a control.
         """
+        seed = whole_number("seed", seed, 0)
         rng = np.random.default_rng([seed, int(self.fingerprint, 16)])
         groups = {g: np.zeros_like(m) for g, m in self.groups.items()}
         for layer in range(self.num_layers):
@@ -220,7 +242,7 @@ class NeuronSet:
             groups["ffn_up"][layer, drawn[: both + only_up]] = True
             groups["ffn_down"][layer, drawn[:both]] = True
             groups["ffn_down"][layer, drawn[both + only_up : both + only_up + only_down]] = True
-        return self._derived(groups, random_seed=int(seed))
+        return self._derived(groups, random_seed=seed)
 
     def save(self, path: str | Path) -> None:
         """Writes the set as JSON, atomically: per group and layer, the sorted indices of its members."""
@@ -262,6 +284,8 @@ class NeuronSet:
         return {g: m.shape for g, m in self.groups.items()}
 
     def _combine(self, other: NeuronSet, operation: Any, name: str) -> NeuronSet:
+        if not isinstance(other, NeuronSet):
+            raise InputError(f"a neuron set and a {type(other).__name__} cannot be combined; two sets can")
         if self._shapes() != other._shapes():
             raise InputError(
                 f"neuron sets of different models cannot be combined: {self._shapes()} and {other._shapes()}"

@@ -30,7 +30,7 @@ from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, StageSplit
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.model.identity import model_of
 from mwork_jax.model.model import Model
-from mwork_jax.neurons import NeuronSet
+from mwork_jax.neurons import NeuronSet, files_of_languages
 from mwork_jax.results import (
     Change,
     DataInfo,
@@ -181,7 +181,8 @@ def documents_of_run(corpora: Mapping[str, Corpus], settings: RunSettings) -> di
 
 def refuse_other_models(out: Path, model: Model, languages: Sequence[str]) -> None:
     """Raises InputError where scores or neurons of another model would stand beside those of these languages."""
-    for path in (*(out / "scores").glob("*.safetensors"), *(out / "neurons").glob("*.json")):
+    scores, neurons = (files_of_languages(out / f, s) for f, s in (("scores", ".safetensors"), ("neurons", ".json")))
+    for path in (*scores.values(), *neurons.values()):
         if path.stem not in languages:
             kept = NeuronScores.load(path) if path.suffix == ".safetensors" else NeuronSet.load(path)
             of = model_of(kept.provenance, str(path))
@@ -224,7 +225,7 @@ def _write(out: Path, results: RunResults, neurons: Mapping[str, NeuronSet]) -> 
     for language, own in neurons.items():
         own.save(out / "neurons" / f"{language}.json")
     rules = {(own.provenance.get("rule"), own.provenance.get("mode")) for own in neurons.values()}
-    for path in (out / "neurons").glob("*.json") if is_first() else ():
+    for path in files_of_languages(out / "neurons", ".json").values() if is_first() else ():
         if path.stem not in neurons:  # of a language that this run does not have
             other = NeuronSet.load(path).provenance
             if (other.get("rule"), other.get("mode")) not in rules:

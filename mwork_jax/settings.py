@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import SupportsFloat
 
 from mwork_jax.corpus import LANGUAGES
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, whole_number
 from mwork_jax.metrics import MIN_SEEDS
 from mwork_jax.select.rules import DEFAULT_RULE
 
@@ -19,6 +20,9 @@ class DetectSettings:
     max_tokens: int = 512
     kept: int = 8
     include_bos: bool = False
+
+    def __post_init__(self) -> None:
+        _check_whole_numbers("detection", self, max_tokens=2, kept=1)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class RunSettings:
     n1: int | None = None
     n2: int | None = None
     max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        _check_whole_numbers("run", self, documents=0, held_out=0, seeds=0, n1=0, n2=0, max_tokens=2)
 
     def quick(self) -> RunSettings:
         """A first look in about a minute: few documents, two random seeds."""
@@ -57,6 +64,9 @@ class TableSettings:
     chat: bool = False
     n1: tuple[int, ...] = ()
     n2: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_whole_numbers("table", self, items=0, shots=0, seeds=0)
 
 
 @dataclass(frozen=True)
@@ -100,19 +110,17 @@ class TuneSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("epochs", 1), ("batch", 1), ("accumulate", 1), ("max_tokens", 2), ("validate_every", 1), ("patience", 1),
-            ("steps", 1), ("seed", 0),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"tuning: {name} is {value}; it must be {least} or more")
+        _check_whole_numbers(
+            "tuning", self, epochs=1, batch=1, accumulate=1, max_tokens=2, validate_every=1, patience=1, steps=1, seed=0
+        )
         for name, low, high in (
             ("learning_rate", 0.0, math.inf), ("clip", 0.0, math.inf), ("weight_decay", -1e-9, math.inf),
             ("warmup", -1e-9, 1.0), ("validation", 0.0, 0.5),
         ):  # fmt: skip
             value = getattr(self, name)
-            if not low < value <= high or value == math.inf:
+            if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+                raise InputError(f"tuning: {name} is {value!r:.40}; a number is needed")
+            if not low < float(value) <= high or value == math.inf:
                 raise InputError(f"tuning: {name} is {value}; it must be above {max(low, 0):g} and at most {high:g}")
         if self.batch % self.accumulate:
             raise InputError(f"tuning: a batch of {self.batch} rows does not split into {self.accumulate} equal parts")
@@ -128,3 +136,15 @@ class EnhanceSettings:
     seeds: int = 1
     at_once: int = 8
     tune: TuneSettings = field(default_factory=TuneSettings)
+
+    def __post_init__(self) -> None:
+        _check_whole_numbers("tuning", self, seeds=0, at_once=1)
+
+
+def _check_whole_numbers(where: str, settings: object, **least: int) -> None:
+    """Raises InputError where one of these fields is no whole number or too small. A field may be None where that is
+    its default."""
+    for name, smallest in least.items():
+        value = getattr(settings, name)
+        if value is not None or getattr(type(settings), name) is not None:
+            whole_number(f"{where}: {name}", value, smallest)

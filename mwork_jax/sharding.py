@@ -11,7 +11,7 @@ GSPMD does the rest: programs are written for whole arrays, and the compiler add
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from math import prod
 from typing import Any
 
@@ -21,6 +21,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mwork_jax.errors import InputError
 
+_PROMOTION = (
+    ("jax_numpy_rank_promotion", "allow", jax.numpy_rank_promotion),
+    ("jax_numpy_dtype_promotion", "standard", jax.numpy_dtype_promotion),
+)
 DATA, MODEL, MASK = MESH_AXES = ("data", "model", "mask")
 
 # The logical axes and the mesh axis that shares each out; None where every device holds the whole axis.
@@ -127,10 +131,19 @@ def mesh_of(tree: Any) -> Mesh | None:
     return None
 
 
-def on_mesh_of(tree: Any) -> AbstractContextManager[Any]:
-    """A block in which `constrain` means the mesh of these arrays; nothing changes where there is none."""
+@contextmanager
+def on_mesh_of(tree: Any) -> Iterator[None]:
+    """A block for programs over these arrays: `constrain` means their mesh, where they have one, and ranks and dtypes
+    are promoted as our programs are written, whatever the caller has JAX refuse in programs of its own."""
     mesh = mesh_of(tree)
-    return nullcontext() if mesh is None else jax.set_mesh(mesh)
+    with ExitStack() as block:
+        if mesh is not None:
+            block.enter_context(jax.set_mesh(mesh))
+        # Only where they are otherwise: JAX compiles anew for a setting that is made explicitly.
+        for flag, usual, setting in _PROMOTION:
+            if getattr(jax.config, flag) != usual:
+                block.enter_context(setting(usual))
+        yield
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -12,6 +12,11 @@ from support.made_results import LANGUAGES, WIDTHS, made_scores
 VALUES = {"top_fraction": (0.01, 0.1, 0.25, 0.5, 1.0), "epsilon": (0.001, 0.3, 1.0, 2.5)}
 
 
+def test_overlap_is_of_sets():
+    with pytest.raises(InputError, match="overlap: 'de' is a str; a NeuronSet is needed"):
+        overlap({"de": "neurons/de.json"})
+
+
 @pytest.fixture(scope="module")
 def scores():
     return made_scores()

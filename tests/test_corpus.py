@@ -1,6 +1,7 @@
 """Text on its way in: files, documents, tokens, batches; and finished cells on their way back."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -56,6 +57,10 @@ FORMS = {
     "x.json": json.dumps(ROWS, indent=1),
     "y.json": LINES,
     "x.csv": 'id,text\n1,"a, b"\n2,"say ""c""\nd"\n3,  \n',
+    "semicolons.csv": 'id;text\r\n1;"a, b"\r\n2;"say ""c""\nd"\r\n',
+    "text first.csv": 'text;id\r\na, b;1\r\n"say ""c""\nd";2\r\n',
+    "stated.csv": 'sep=;\r\nid;text\r\n1;a, b\r\n2;"say ""c""\nd"\r\n',
+    "put together.jsonl": "\ufeff" + LINES.replace("\n", "\n\ufeff", 1),
     "x.tsv": 'text\tid\na, b\t1\n"say ""c""\nd"\t2\n\n',
 }
 
@@ -86,6 +91,12 @@ def test_a_list_of_strings_is_documents(tmp_path):
         ("x.txt", '{"text": "a"}{"text": "b"}', "JSON, where plain text is expected"),
         ("x.txt", '{"text": "a"},\n{"text": "b"},\n', "JSON, where plain text is expected"),
         ("x", '{\n "text": "a"\n}\n{\n "text": "b"\n}', "JSON, where plain text is expected"),
+        ("x.txt", '<?xml version="1.0"?>\n<TEI/>', "markup, where plain text is expected"),
+        ("x", "\n<!DOCTYPE html>\n<html/>", "markup, where plain text"),
+        ("x.txt", '<doc id="12" title="Wiki">\nText\n</doc>', "markup, where plain text"),
+        ("x.srt", "1\n00:00:01,000 --> 00:00:02,000\nHello\n", "subtitles, where plain text"),
+        ("x.yaml", "---\n- text: hello\n", "YAML, where plain text"),
+        ("x.csv", "Text,ID\na,1\n", r"row 2: no 'text' \(a string\) in this row; it has 'Text', 'ID'$"),
         ("x.csv", "id,text,text\n1,a,b\n", r"x\.csv, row 1: 'text' names two columns"),
         ("x.tsv", "text\tid\tid\na\t1\t2\n", r"x\.tsv, row 1: 'id' names two columns"),
         ("x.json", "[1]", r"x\.json, entry 1: a JSON object or a string is needed"),
@@ -116,6 +127,32 @@ def test_documents_of_another_form_are_one_line(name, text, message, tmp_path):
 def test_prose_may_begin_with_a_bracket(text, tmp_path):
     (tmp_path / "x.txt").write_text(text)
     assert read_corpus(tmp_path / "x.txt") == [text]
+
+
+@pytest.mark.parametrize(
+    ("begin", "kind"), [(b"\x1f\x8b\x08", "gzip"), (b"PK\x03\x04", r"zip \(as \.xlsx"), (b"PAR1\0", "Parquet")]
+)
+def test_packed_files_are_named(begin, kind, tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(begin + bytes(range(256)))
+    with pytest.raises(InputError, match=rf"x\.jsonl: {kind}.*, where text is needed"):
+        read_corpus(tmp_path / "x.jsonl")
+
+
+def test_texts_without_a_sign_are_no_documents(tmp_path):
+    (tmp_path / "x.jsonl").write_text(
+        '{"text": "\u200b"}\n{"text": "\ufeff \u00ad"}\n{"text": "a"}\n', encoding="utf-8"
+    )
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfa\r\n\xef\xbb\xbfb\r\n\x1a")
+    assert read_corpus(tmp_path / "x.jsonl") == ["a"]
+    assert read_corpus(tmp_path / "x.txt") == ["a", "b"]
+
+
+def test_documents_may_come_through_a_pipe():
+    read, write = os.pipe()
+    os.write(write, b"a\nb\n")
+    os.close(write)
+    assert read_corpus(f"/dev/fd/{read}") == ["a", "b"]
+    os.close(read)
 
 
 def test_columns_without_a_name_are_nobody_s(tmp_path):

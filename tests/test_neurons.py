@@ -9,7 +9,16 @@ import pytest
 
 from mwork_jax.errors import InputError
 from mwork_jax.families import config_from_hf
-from mwork_jax.neurons import ATTENTION_GROUPS, FFN_GROUPS, GROUPS, NeuronMask, NeuronSet, group_widths
+from mwork_jax.neurons import (
+    ATTENTION_GROUPS,
+    FFN_GROUPS,
+    GROUPS,
+    NeuronMask,
+    NeuronSet,
+    check_language,
+    files_of_languages,
+    group_widths,
+)
 
 CONFIG = config_from_hf(
     {
@@ -74,6 +83,40 @@ def test_random_sets_match_layer_and_group_and_the_number_of_products():
             np.testing.assert_array_equal(r.counts()[group], counts)
         np.testing.assert_array_equal(r.groups["ffn_up"], r.groups["ffn_down"])
     assert a.random_like(0) != a.random_like(1)
+
+
+@pytest.mark.parametrize(("seed", "message"), [(-1, "must be 0 or more"), ("1", "whole number"), (1.0, "whole number")])
+def test_seeds_are_whole_numbers(seed, message):
+    with pytest.raises(InputError, match=f"^seed is .*{message}"):
+        NeuronSet.empty(CONFIG).random_like(seed)
+
+
+@pytest.mark.parametrize("members", [[[3, 5], [1, 2]], np.full((2, 3), np.nan), [["no", "yes"]] * 2])
+def test_what_is_no_table_of_members_is_refused(members):
+    """Indices would be taken for True."""
+    with pytest.raises(InputError, match=r"attn_q is .*; True or False for each neuron is needed"):
+        NeuronSet(dict.fromkeys(GROUPS, members))
+    assert NeuronSet({group: [[0, 1], [1, 1]] for group in GROUPS}).count() == 15
+
+
+def test_what_is_no_set_is_refused():
+    empty, keep = NeuronSet.empty(CONFIG), NeuronMask.keep_all(CONFIG)
+    with pytest.raises(InputError, match="a dict cannot be switched off; a NeuronSet is needed"):
+        keep.drop({"de": empty})
+    with pytest.raises(InputError, match="a neuron set and a NeuronMask cannot be combined"):
+        empty | keep
+    with pytest.raises(InputError, match=r"start is 0\.5; a whole number"):
+        empty.in_layers(0.5, 2)
+
+
+def test_files_of_languages(tmp_path):
+    for name in ("de.json", "._de.json", "en.json", "x.txt"):
+        (tmp_path / name).touch()
+    assert list(files_of_languages(tmp_path, ".json")) == ["de", "en"]
+    check_language(tmp_path / "de.json", {"language": "de"})
+    check_language(tmp_path / "de.json", {})
+    with pytest.raises(InputError, match=r"de \(1\)\.json: of 'de' by what it says, of 'de \(1\)' by its name"):
+        check_language(tmp_path / "de (1).json", {"language": "de"})
 
 
 def test_languages_have_random_sets_of_their_own():

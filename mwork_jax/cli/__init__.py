@@ -10,14 +10,16 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
 
 from mwork_jax.cli import detect, enhance, evaluate, lens, models, plan, report, run, select
 from mwork_jax.cli.options import Parser, joining_options, log
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.report import printable
 from mwork_jax.runtime.distributed import end_all, several
 from mwork_jax.runtime.jax_process import plain_jax, skip_search_for_tpus
@@ -31,6 +33,8 @@ _GOES_ON = "what was finished is kept, the same command goes on from there"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0 done, 2 bad input, 130 interrupted, 1 where other processes of
     the run are lost. One of several processes that ends early ends the others too."""
+    # A shell may close them, as with >&-: Python then has none.
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     skip_search_for_tpus()
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = joining_options(arguments)
@@ -40,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.typed = arguments
         if changed := plain_jax():
             log(f"without {', '.join(changed)}, which would break or change what is computed")
-        args.command(args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("once", InputWarning)
+            warnings.showwarning = _show_warning
+            args.command(args)
         sys.stdout.flush()
     except InputError as error:
         return _end(2, str(error), args)
@@ -48,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  what is left in it must not fail again at the end
         return _PIPE_CLOSED
     except OSError as error:  # a full disk, a folder taken away: the files written so far are whole
-        return _end(2, f"{error.filename or 'file'}: {error.strerror or error}", args)
+        return _end(2, f"{error.filename or 'standard output'}: {error.strerror or error}", args)
     except Exception as error:
         wanted = next((f"{name}={os.environ[name]}" for name in _PLATFORM if os.environ.get(name)), None)
-        if wanted and not _has_devices():
+        if wanted and ("Unable to initialize backend" in str(error) or not _has_devices()):
             return _end(2, f"{wanted}: no such device here, or JAX has no support for it installed", args)
         if not several():
             raise
@@ -67,6 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = f"interrupted; {_GOES_ON}"
         return _end(_INTERRUPTED, line, args) if several() else _fail(line, _INTERRUPTED)
     return 0
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Ours as one line; those of libraries as Python has them."""
+    if issubclass(category, InputWarning):
+        log(f"warning: {message}")
+    else:
+        print(warnings.formatwarning(message, category, *where[:2]), end="", file=sys.stderr)
 
 
 def _has_devices() -> bool:

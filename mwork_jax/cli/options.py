@@ -18,7 +18,7 @@ from mwork_jax.load import default_dtype, load_model, read_config
 from mwork_jax.model.decoder import weight_bytes
 from mwork_jax.model.identity import model_of
 from mwork_jax.model.model import Model
-from mwork_jax.neurons import NeuronSet
+from mwork_jax.neurons import NeuronSet, check_language
 from mwork_jax.report import printable
 from mwork_jax.results import FORMAT, FORMATS_OF_0_1
 from mwork_jax.runtime.distributed import agreed, is_first, meet, several, start
@@ -166,7 +166,10 @@ def neurons_of(folder: str | Path, languages: Sequence[str], *, needed: bool = T
     missing = [path for path in paths.values() if not path.exists()]
     if missing and (needed or len(missing) == len(paths)):
         raise InputError(f"{missing[0]}: no such file; `mwork run` and `mwork select` write it, --neurons says where")
-    return {lang: NeuronSet.load(path) for lang, path in paths.items() if path.exists()}
+    sets = {lang: NeuronSet.load(path) for lang, path in paths.items() if path.exists()}
+    for language, own in sets.items():
+        check_language(paths[language], own.provenance)
+    return sets
 
 
 def check_sets(args: argparse.Namespace, model: Model, neurons: Mapping[str, NeuronSet]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from mwork_jax.cli.options import add_rule, command, print_result
 from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.errors import InputError
+from mwork_jax.neurons import check_language, files_of_languages
 from mwork_jax.results import RunResults, read_results
 from mwork_jax.runtime.files import refuse_links
 from mwork_jax.select.modes import select_neurons
@@ -26,12 +27,15 @@ def add(commands: Any) -> None:
 
 def _select(args: argparse.Namespace) -> None:
     folder = Path(args.folder)
-    paths = sorted((folder / "scores").glob("*.safetensors"))
+    paths = files_of_languages(folder / "scores", ".safetensors")
     if not paths:
         raise InputError(f"{folder}: no scores/LANG.safetensors in it; `mwork detect` or `mwork run` writes them")
     refuse_links(folder)
     _refuse_other_rule(folder, str(Rule.parse(args.rule)), args.mode)
-    selected = select_neurons({p.stem: NeuronScores.load(p) for p in paths}, args.rule, args.mode)
+    scores = {language: NeuronScores.load(path) for language, path in paths.items()}
+    for language, path in paths.items():
+        check_language(path, scores[language].provenance)
+    selected = select_neurons(scores, args.rule, args.mode)
     written = {}
     for language, neurons in selected.items():
         path = folder / "neurons" / f"{language}.json"

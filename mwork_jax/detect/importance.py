@@ -27,7 +27,7 @@ def importance(model: Model, document: Document, *, include_bos: bool = False) -
     beyond the model's context is left out."""
     (ready,) = encoded(model, [document], max_tokens=model.config.max_length, where="importance")
     (batch,) = list_batches([ready], Batching(max_tokens=model.config.max_length))
-    token_mask = measured_token_mask(model.config, batch.tokens, batch.lengths, include_bos)
+    token_mask = measured_token_mask(model, batch.tokens, batch.lengths, include_bos)
     with on_mesh_of(model.decoder):
         scores = fetch(importance_batch(model.decoder, batch.tokens, token_mask))
     return {g: s[0] for g, s in scores.items()}

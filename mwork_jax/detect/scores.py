@@ -7,6 +7,7 @@ with the number of documents.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from mwork_jax.corpus import Batching, Encoded, documents_key, encoded, measured_token_mask, stream_batches
 from mwork_jax.detect.importance import importance_and_activity
 from mwork_jax.detect.order_statistics import OrderStatistics, merged, with_batch
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, InputWarning, whole_number
 from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import Document
@@ -35,6 +36,7 @@ _FORMAT = "mwork-neuron-scores-2"
 _OLD_FORMAT = "mwork-neuron-scores-1"
 DETECTOR_VERSION = "importance-3"  # of the code that computes scores: those of another version are computed again
 DEFAULT_KEPT = 8  # weakest documents that are remembered per neuron
+_MOST_KEPT = 1 << 20  # far more than a device has room for
 DETECTION_COST = 1.5  # time to score a document, in units of evaluating one; for the time left
 _TABLES = ("lowest", "worst_rank", "mean")
 _ACTIVITY = ("active", "activation")
@@ -105,11 +107,14 @@ class NeuronScores:
             if written not in (None, checksum_of({k: v for k, v in metadata.items() if k != "sha256"}, arrays)):
                 raise ValueError("its checksum is another")
             _check(scores)
-            return scores
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: damaged neuron scores ({str(error).splitlines()[0]})") from None
+        if written is None:
+            line = f"{path}: without a checksum, as version 0.1 wrote scores; their values are not verified"
+            warnings.warn(line, InputWarning, stacklevel=2)
+        return scores
 
 
 def _check(scores: NeuronScores) -> None:
@@ -153,15 +158,15 @@ def score_neurons(
     everything. progress is called with the number of documents done after each batch. Raises InputError for an empty
     stream or a document of fewer than two tokens.
     """
-    if kept < 1:
-        raise InputError(f"kept is {kept}; at least 1 is needed")
+    if whole_number("kept", kept, 1) > _MOST_KEPT:
+        raise InputError(f"kept is {kept}; at most {_MOST_KEPT} documents are remembered for each neuron")
     mesh = mesh_of(model.decoder)
     shards = size_of(mesh, DATA)
     wide = replace(batching, tokens_per_batch=batching.tokens_per_batch * shards)
     state = OrderStatistics.placed(model.config, kept, mesh)
     count = tokens = counted = 0
     for batch in stream_batches(encoded(model, documents, batching.max_tokens), wide, multiple=shards):
-        token_mask = measured_token_mask(model.config, batch.tokens, batch.lengths, include_bos)
+        token_mask = measured_token_mask(model, batch.tokens, batch.lengths, include_bos)
         is_document = batch.documents >= 0
         with on_mesh_of(model.decoder):
             tokens_on_mesh, mask_on_mesh = put((batch.tokens, token_mask), mesh, "batch", "time")
@@ -175,6 +180,7 @@ def score_neurons(
         host = fetch(merged(state))
     if not all(np.isfinite(total).all() for total in (*host.total.values(), host.activation)):
         raise InputError(f"{model.source}: importances are not finite; are the model's weights sound?")
+    _check_not_zero(model, host.total)
     scored_with = {
         "model": asdict(model.info),
         "include_bos": include_bos,
@@ -193,6 +199,18 @@ def score_neurons(
         tokens=tokens,
         provenance=scored_with,
     )
+
+
+def _check_not_zero(model: Model, totals: Mapping[str, np.ndarray]) -> None:
+    """Raises InputError where no neuron does anything, and warns where those of one layer do not: a rule that ranks
+    them would choose by their place. totals: [layers, width] each."""
+    silent = {group: np.flatnonzero(~total.any(axis=-1)) for group, total in totals.items()}
+    if all(layers.size == len(totals[group]) for group, layers in silent.items()):
+        raise InputError(f"{model.source}: every importance is 0; are the model's weights those that were trained?")
+    for group, layers in silent.items():
+        if layers.size:
+            line = f"{model.source}: layer {layers[0]}: every importance of {group} is 0; ranks say nothing there"
+            warnings.warn(line, InputWarning, stacklevel=3)
 
 
 @partial(jax.jit, donate_argnums=1)
@@ -243,7 +261,9 @@ def load_or_score(
 
 def scores_key(model: Model, documents: Iterable[Encoded], *, max_tokens: int, include_bos: bool = False) -> str:
     """A fingerprint of everything that determines scores; their provenance and that of selected sets has it."""
-    return fingerprint([DETECTOR_VERSION, model.key, documents_key(documents), max_tokens, include_bos])
+    # Version 0.1 left out the first of several tokens that a tokenizer puts in front, at most.
+    several = model.in_front if len(model.in_front) > 1 else ()
+    return fingerprint([DETECTOR_VERSION, model.key, documents_key(documents), max_tokens, include_bos, *several])
 
 
 def _has_scores(path: Path, key: str, kept: int) -> bool:

@@ -6,7 +6,12 @@ is the position in the data too.
 
 from __future__ import annotations
 
+import errno
+import functools
+import logging
+import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,7 @@ import jax
 
 from mwork_jax.enhance.train import State
 from mwork_jax.errors import InputError
+from mwork_jax.runtime.files import only_writer
 
 _KEPT = 2  # the newest ones
 
@@ -35,14 +41,21 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp  # slow to import, and only tuning with checkpoints needs it
 
         self.folder, self._identity = Path(folder).absolute(), dict(identity)
+        _log_no_tracebacks()
+        self._block = ExitStack()
+        self._block.enter_context(only_writer(self.folder))  # a new saver removes what another has half written
         policies, preserved = ocp.training.save_decision_policies, ocp.training.preservation_policies
-        self._saver = ocp.training.Checkpointer(
-            str(self.folder),
-            # Orbax's own policies do not fit the types that its Checkpointer asks for.
-            save_decision_policy=policies.FixedIntervalPolicy(1),  # pyright: ignore[reportArgumentType]
-            preservation_policy=preserved.LatestN(_KEPT),  # pyright: ignore[reportArgumentType]
-            cleanup_tmp_directories=True,
-        )
+        try:
+            self._saver = ocp.training.Checkpointer(
+                str(self.folder),
+                # Orbax's own policies do not fit the types that its Checkpointer asks for.
+                save_decision_policy=policies.FixedIntervalPolicy(1),  # pyright: ignore[reportArgumentType]
+                preservation_policy=preserved.LatestN(_KEPT),  # pyright: ignore[reportArgumentType]
+                cleanup_tmp_directories=True,
+            )
+        except BaseException:
+            self._block.close()
+            raise
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -53,6 +66,8 @@ class Checkpoints:
         except Exception as failure:
             if kind is None:
                 raise _cannot_write(self.folder, failure) from None
+        finally:
+            self._block.close()
 
     @property
     def begun(self) -> bool:
@@ -112,6 +127,15 @@ def _difference(theirs: Any, own: Any) -> str:
     return f"{theirs!r:.60} there, {own!r:.60} here"
 
 
+@functools.cache
+def _log_no_tracebacks() -> None:
+    """Keeps Orbax from logging, with a traceback from each of its threads, what it raises as well. For the rest of the
+    process: threads of a saver that failed are heard of after it is closed."""
+    logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in Path(record.pathname).parts))
+
+
 def _cannot_write(folder: Path, failure: Exception) -> InputError:
-    reason = " ".join(str(failure).split())[:160]
-    return InputError(f"{folder}: a checkpoint cannot be written ({reason}); is the disk full? The one before is kept")
+    text = " ".join(str(failure).split())
+    reasons = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO))
+    reason = next((reason for reason in reasons if reason in text), text[:160] or type(failure).__name__)
+    return InputError(f"{folder}: a checkpoint cannot be written ({reason}); the one before is kept")

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from mwork_jax.config import ModelConfig
 from mwork_jax.enhance import Tuned
 from mwork_jax.enhance.neuron_params import parameter_arrays, parameters_of, with_neurons
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.families import checkpoint_names, fused_tensors, hf_config
 from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.identity import model_of
@@ -69,6 +69,7 @@ def save_folder(
     without `config.json`, which no reader takes for a model.
     """
     folder = Path(folder)
+    _check_tuned(tuned)
     if dtype not in _DTYPES:
         raise InputError(f"dtype {dtype!r} is not supported; use {' or '.join(_DTYPES)}")
     check_folder(folder)
@@ -87,6 +88,11 @@ def save_folder(
         write_json(new / _CONFIG, hf_config(tuned.config, dtype))
         check_folder(folder, new)
         _put_in_place(new, folder)
+
+
+def _check_tuned(tuned: Any) -> None:
+    if not isinstance(tuned, Tuned):
+        raise InputError(f"a {type(tuned).__name__} cannot be saved; what `fine_tune` returns, a tuned model, can")
 
 
 def check_folder(folder: str | Path, new: Path | None = None) -> None:
@@ -247,6 +253,7 @@ def tuned_rows(tuned: Tuned) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def save_delta(tuned: Tuned, path: str | Path) -> None:
     """Writes the tuned rows and columns alone, with the base model's identity and a checksum in the header:
     megabytes."""
+    _check_tuned(tuned)
     tensors = {}
     for name, (index, values) in tuned_rows(tuned).items():
         tensors[f"{name}.index"], tensors[f"{name}.values"] = index, np.ascontiguousarray(values)
@@ -288,7 +295,8 @@ def _read_delta(model: Model, path: str | Path) -> dict[str, tuple[np.ndarray, n
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: cannot be read as a delta file ({str(error).splitlines()[0][:160]})") from None
     if header["format"] == _DELTA_WITHOUT_CHECKSUM:
-        warnings.warn(f"{path}: of version 0.1, without a checksum; its values are not verified", stacklevel=3)
+        line = f"{path}: of version 0.1, without a checksum; its values are not verified"
+        warnings.warn(line, InputWarning, stacklevel=3)
     elif header.get("sha256") != checksum_of({k: v for k, v in header.items() if k != "sha256"}, tensors):
         raise _damaged(path, "its checksum is another")
     rows = {name: (tensors[f"{name}.index"], tensors[f"{name}.values"]) for name in parameters_of(model.config)}

@@ -88,7 +88,8 @@ class TuningResult:
     def merged(self, model: Model) -> Tuned:
         """The model with the tuned neurons in their places; every other weight is the same, bit for bit."""
         decoder = jax.jit(scatter)(model.decoder, self.index, self.values)
-        return Tuned(decoder, model.tokenizer, f"{model.source} ({self.run.name})", base=model, result=self)
+        name, ignored = f"{model.source} ({self.run.name})", model.ignored_in_answers
+        return Tuned(decoder, model.tokenizer, name, None, ignored, base=model, result=self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from mwork_jax.families.registry import (
     config_from_hf,
     fused_tensors,
     hf_config,
+    ignored_in_answers,
     with_generation_config,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "config_from_hf",
     "fused_tensors",
     "hf_config",
+    "ignored_in_answers",
     "with_generation_config",
 ]

@@ -70,18 +70,8 @@ _WITHOUT_EFFECT = {
     "max_length", "do_sample", "early_stopping", "temperature", "top_k", "top_p", "typical_p", "length_penalty",
     "num_return_sequences", "output_scores", "return_dict_in_generate", "remove_invalid_values",
 }  # fmt: skip
-# These have no effect only at the values given here.
-_WITHOUT_EFFECT_AT = {
-    "use_bidirectional_attention": (None, False),
-    "rope_interleaved": (None, False),
-    "partial_rotary_factor": (None, 1.0),
-    "is_decoder": (None, False, True),
-    "is_causal": (None, True),  # False: transformers lets tokens see what follows
-    "add_cross_attention": (None, False),
-    "pruned_heads": (None, {}),
-    "no_rope_layers": (None, []),
-    "attention_multiplier": (None,),
-    # what would change the likeliest tokens that `generate` of transformers writes
+# These would change the likeliest tokens that `generate` of transformers writes, except at these values.
+_WITHOUT_EFFECT_ON_ANSWERS_AT = {
     "min_length": (None, 0),
     "num_beams": (None, 1),
     "num_beam_groups": (None, 1),
@@ -95,6 +85,19 @@ _WITHOUT_EFFECT_AT = {
     "exponential_decay_length_penalty": (None,),
     "suppress_tokens": (None,),
     "begin_suppress_tokens": (None,),
+}
+# These have no effect only at the values given here.
+_WITHOUT_EFFECT_AT = {
+    "use_bidirectional_attention": (None, False),
+    "rope_interleaved": (None, False),
+    "partial_rotary_factor": (None, 1.0),
+    "is_decoder": (None, False, True),
+    "is_causal": (None, True),  # False: transformers lets tokens see what follows
+    "add_cross_attention": (None, False),
+    "pruned_heads": (None, {}),
+    "no_rope_layers": (None, []),
+    "attention_multiplier": (None,),
+    **_WITHOUT_EFFECT_ON_ANSWERS_AT,
 }
 
 
@@ -163,6 +166,16 @@ def with_generation_config(config: ModelConfig, generation: Any, where: str) -> 
         raise InputError(f"{where}: a JSON object is needed")
     ids = Reader(generation, where).ids("eos_token_id")
     return replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *ids))))
+
+
+def ignored_in_answers(generation: Mapping[str, object]) -> tuple[str, ...]:
+    """What a generation_config.json asks for that would change the likeliest tokens, as `name value`: answers here are
+    those tokens as they are."""
+    return tuple(
+        f"{name} {generation[name]!r:.40}"
+        for name, without_effect in _WITHOUT_EFFECT_ON_ANSWERS_AT.items()
+        if name in generation and generation[name] not in without_effect
+    )
 
 
 def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, object]:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from mwork_jax.corpus import Batching, Document, Encoded, documents_key, encoded, measured_token_mask, stream_batches
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, whole_number
 from mwork_jax.evaluate.likelihood import LOGIT_ROWS
 from mwork_jax.lens.vocabulary import LABELLING_VERSION, VocabularyLabels, label_vocabulary
 from mwork_jax.model.checks import check_mask, check_tokens
@@ -86,7 +86,7 @@ def language_shares(
     table, off = put(jnp.asarray(labels.table()), mesh, None, None), put(mask, mesh, None, None)
     total, done, positions = 0.0, 0, 0
     for batch in stream_batches(encoded(model, documents, batching.max_tokens, where="prompts"), batching):
-        token_mask = measured_token_mask(model.config, batch.tokens, batch.lengths, include_bos=False)
+        token_mask = measured_token_mask(model, batch.tokens, batch.lengths, include_bos=False)
         flat = np.flatnonzero(token_mask)
         flat_positions = np.zeros(-(-token_mask.size // LOGIT_ROWS) * LOGIT_ROWS, np.int32)
         flat_positions[: flat.size] = flat
@@ -151,7 +151,7 @@ def top_tokens(model: Model, document: Document, mask: NeuronMask, k: int = 10) 
     """What each layer would say next at each position of one document, most likely first: (tokens int32, probabilities
     float32), [layers + 1, time, k] each."""
     tokens = model.encode(document)
-    if tokens.size == 0 or not 1 <= k <= model.config.vocab_size:
+    if tokens.size == 0 or not 1 <= whole_number("k", k, 0) <= model.config.vocab_size:
         raise InputError(f"top tokens: {tokens.size} tokens and k = {k}; at least one of each is needed")
     check_mask(model.config, mask)
     with on_mesh_of(model.decoder):
@@ -288,7 +288,7 @@ def _example(
     """What each layer would predict next along the beginning of a document."""
     tokens = document.tokens[: settings.example_tokens]
     best, probability = top_tokens(model, tokens, NeuronMask.keep_all(model.config), k=1)
-    first = int(tokens[0] == model.config.bos_id)  # what is said after a BOS alone is no matter of language
+    first = model.added_in_front(tokens)  # what is said after a BOS alone is no matter of language
     tokens = tokens[first:]
     best, probability = best[:, first:, 0], probability[:, first:, 0]
     texts = dict(zip(best.ravel().tolist(), _texts(model, best.ravel()), strict=True))

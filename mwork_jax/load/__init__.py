@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.errors import InputError
-from mwork_jax.families import config_from_hf, with_generation_config
+from mwork_jax.errors import InputError, InputWarning
+from mwork_jax.families import config_from_hf, ignored_in_answers, with_generation_config
 from mwork_jax.load.assemble import assemble, assemble_on
 from mwork_jax.load.bucket import BucketFolder, is_bucket
 from mwork_jax.load.flax_checkpoint import FlaxCheckpoint
@@ -50,11 +51,14 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
     checkpoint = _open(str(source))
     tokenizer = checkpoint.read_tokenizer()
     config = _with_bos_of(tokenizer, checkpoint.config)
+    if never := [token for token in config.eos_ids if token >= config.vocab_size]:
+        line = f"{source}: the end token {never[0]} is not in the vocabulary of {config.vocab_size}, so it never comes"
+        warnings.warn(line, InputWarning, stacklevel=2)
     if mesh is None:
         decoder = assemble(config, checkpoint.weights, compute, lambda name, array: jnp.asarray(array))
     else:
         decoder = assemble_on(config, checkpoint.weights, compute, mesh)
-    return Model(decoder, tokenizer, str(source), checkpoint.revision)
+    return Model(decoder, tokenizer, str(source), checkpoint.revision, checkpoint.ignored_in_answers)
 
 
 def _with_bos_of(tokenizer: Any | None, config: ModelConfig) -> ModelConfig:
@@ -83,15 +87,18 @@ def default_dtype() -> str:
 @dataclass(frozen=True)
 class _Checkpoint:
     """An opened model of which no weight has been read: where its weights are, its configuration, a function that reads
-    its tokenizer, and the commit, where it is from the Hub."""
+    its tokenizer, the commit, where it is from the Hub, and what its generation_config.json asks for in vain."""
 
     weights: WeightSource
     config: ModelConfig
     read_tokenizer: Callable[[], Any | None]
     revision: str | None = None
+    ignored_in_answers: tuple[str, ...] = ()
 
 
 def _open(source: str) -> _Checkpoint:
+    if on_hub := re.match(r"https?://(?:huggingface\.co|hf\.co)/([^/\s]+/[^/?#\s]+)", source):
+        raise InputError(f"{source}: the address of a page; the model's Hub id is {on_hub[1]}")
     if is_bucket(source):
         return _open_bucket(source)
     path = _located(source)
@@ -106,9 +113,14 @@ def _located(source: str) -> Path:
     """The folder or file on this machine, of a packaged model or from the Hub too. Raises InputError for neither."""
     if source in PACKAGED:
         return packaged_gguf(source)
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
+    if not source.strip():
+        raise InputError("the model has no name; is a variable of the shell not set? give a folder, a file or a Hub id")
+    try:
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:  # a name that is too long, the home of a user that is not known
+        raise InputError(f"{source}: no such model ({getattr(error, 'strerror', None) or error})") from None
     repository, at, revision = source.partition("@")
     if path.suffix.lower() == ".gguf" or repository.count("/") != 1 or source.startswith((".", "/", "~")):
         raise InputError(
@@ -127,14 +139,17 @@ def _open_gguf(path: Path) -> _Checkpoint:
 def _open_bucket(url: str) -> _Checkpoint:
     bucket = BucketFolder(url)
     config = _config_of(bucket.json("config.json"), f"{bucket.where}/config.json")
+    ignored: tuple[str, ...] = ()
     if bucket.holds(_GENERATION):
-        config = with_generation_config(config, bucket.json(_GENERATION), f"{bucket.where}/{_GENERATION}")
+        generation = bucket.json(_GENERATION)
+        config = with_generation_config(config, generation, f"{bucket.where}/{_GENERATION}")
+        ignored = ignored_in_answers(generation)
 
     def tokenizer() -> Any | None:
         with bucket.without_weights() as folder:
             return folder_tokenizer(folder)
 
-    return _Checkpoint(bucket, config, tokenizer)
+    return _Checkpoint(bucket, config, tokenizer, ignored_in_answers=ignored)
 
 
 def _config_of(hf: Any, where: str) -> ModelConfig:
@@ -149,8 +164,11 @@ def _open_folder(folder: Path) -> _Checkpoint:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json; a model folder in Hugging Face layout has one")
     config = _config_of(read_json(folder / "config.json"), str(folder / "config.json"))
+    ignored: tuple[str, ...] = ()
     if (folder / _GENERATION).is_file():
-        config = with_generation_config(config, read_json(folder / _GENERATION), str(folder / _GENERATION))
+        generation = read_json(folder / _GENERATION)
+        config = with_generation_config(config, generation, str(folder / _GENERATION))
+        ignored = ignored_in_answers(generation)
     if SafetensorsFolder.holds(folder):
         weights: WeightSource = SafetensorsFolder(folder)
     elif FlaxCheckpoint.holds(folder):
@@ -160,7 +178,7 @@ def _open_folder(folder: Path) -> _Checkpoint:
             f"{folder}: no weights; model.safetensors (whole or in shards) or flax_model.msgpack is needed"
             + (_CONVERT.format(folder) if list(folder.glob("pytorch_model*.bin")) else "")
         )
-    return _Checkpoint(weights, config, lambda: folder_tokenizer(folder), _commit(folder))
+    return _Checkpoint(weights, config, lambda: folder_tokenizer(folder), _commit(folder), ignored)
 
 
 def _commit(folder: Path) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +63,8 @@ class GGUFFile:
         self.metadata: dict[str, Any] = {}
         for _ in range(key_count):
             key = self._string()
+            if key in self.metadata:
+                raise InputError(f"{self.where}: metadata {key!r:.80} is there twice; which of the two holds?")
             self.metadata[key] = self._value(key)
         self.tensors = self._read_tensors(tensor_count)
 
@@ -148,6 +151,10 @@ class GGUFFile:
 
     def _read_tensors(self, count: int) -> dict[str, Tensor]:
         listed = [(self._string(), *self._tensor_info()) for _ in range(count)]
+        names = Counter(name for name, *_ in listed)
+        if len(names) < len(listed):
+            twice = names.most_common(1)[0][0]
+            raise InputError(f"{self.where}: tensor {twice!r:.80} is there twice; which of the two holds?")
         alignment = self.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise InputError(f"{self.where}: general.alignment is {alignment!r}; a positive whole number is needed")

@@ -6,6 +6,7 @@ masks, the number of new tokens and the prompts are traced: one program per shap
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, InputWarning, whole_number
 from mwork_jax.model.buckets import bucket_length
 from mwork_jax.model.decoder import Decoder, embedded, logits_of
 from mwork_jax.model.kv_cache import KeyValueCache, extend
@@ -62,8 +63,9 @@ def generate(
 
     prompts: str, or int32 [time] as they are. A row ends with an EOS token of the configuration, before the first of
     the `stop` strings, or after `max_new_tokens`; a generation_config.json's sampling and penalties do not count, as
-    they would mix with what the neurons do. What prompts begin with alike is computed once. tokens_per_batch
-    bounds rows x (prompt + new tokens), and with it the cache; progress is called with the number of prompts done.
+    they would mix with what the neurons do; an InputWarning names penalties. What prompts begin with alike is computed
+    once. tokens_per_batch bounds rows x (prompt + new tokens), and with it the cache; progress is called with the
+    number of prompts done.
     Returns texts in the order of the prompts, without special tokens; where the model has no tokenizer, int32 [new
     tokens] each, EOS included.
 
@@ -86,6 +88,10 @@ def generations(
 ) -> list[list]:
     """`generate` under each mask, side by side. progress is called with the number of prompts done, those of all masks
     counted together."""
+    if model.ignored_in_answers:
+        ignored = ", ".join(model.ignored_in_answers)
+        line = f"{model.source}: answers are the likeliest tokens, without its generation_config.json's {ignored}"
+        warnings.warn(line, InputWarning, stacklevel=2)
     _check(model, prompts, max_new_tokens, stop)
     room = bucket_length(max_new_tokens, model.config.max_length)
     ready = list(_encoded_prompts(model, prompts, max_new_tokens))
@@ -264,11 +270,9 @@ def _check(model: Model, prompts: Sequence[Document], max_new_tokens: int, stop:
         raise InputError("prompts and stop strings come as lists, also when there is only one")
     if not all(isinstance(text, str) for text in stop):
         raise InputError("stop: strings are needed, as the model writes them")
-    if not isinstance(max_new_tokens, int | np.integer):
-        raise InputError(f"max_new_tokens is {max_new_tokens!r:.40}; a whole number is needed")
     if not len(prompts):
         raise InputError("prompts: there are none; at least one is needed")
-    if not 0 < max_new_tokens < model.config.max_length:
+    if not 0 < whole_number("max_new_tokens", max_new_tokens, 0) < model.config.max_length:
         raise InputError(
             f"max_new_tokens is {max_new_tokens}; from 1 to {model.config.max_length - 1} can follow a prompt here"
         )

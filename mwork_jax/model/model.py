@@ -15,13 +15,14 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.identity import ModelInfo, fingerprint_of_tokenizer, fingerprint_of_weights
-from mwork_jax.model.tokens import AddedTokens, added_tokens, chat_prompt, encode
+from mwork_jax.model.tokens import AddedTokens, added_tokens, chat_prompt, encode, shared_prefix_length
 
 
 @dataclass(frozen=True)
 class Model:
     """A loaded model: `decoder` (parameters, a pytree), its `config`, its `tokenizer` (or None), and where it came
-    from: the `source` that it was loaded by and, from the Hub, the commit (`revision`).
+    from: the `source` that it was loaded by and, from the Hub, the commit (`revision`). ignored_in_answers: what its
+    generation_config.json asks for that `generate` leaves out, such as penalties.
 
     A pytree whose leaves are the parameters, so it can be an argument of jit, and grad with respect to it is a Model.
     """
@@ -30,6 +31,7 @@ class Model:
     tokenizer: Any | None
     source: str
     revision: str | None = None
+    ignored_in_answers: tuple[str, ...] = ()
 
     @property
     def config(self) -> ModelConfig:
@@ -48,6 +50,17 @@ class Model:
         tokens = self.encode(prompt, where=where)
         behind = len(self._added_tokens.behind) if isinstance(prompt, str) else 0
         return tokens[: tokens.size - behind]
+
+    @cached_property
+    def in_front(self) -> tuple[int, ...]:
+        """The tokens that a text begins with before its own: those that the tokenizer really puts there or, where it
+        puts none, the configuration's BOS, with which documents of tokens may begin."""
+        bos = self.config.bos_id
+        return self._added_tokens.before or (() if bos is None else (bos,))
+
+    def added_in_front(self, tokens: np.ndarray) -> int:
+        """How many of the tokens, int [time], that a document begins with are not the document's own."""
+        return shared_prefix_length(tokens, np.asarray(self.in_front, np.int32))
 
     @cached_property
     def _added_tokens(self) -> AddedTokens:
@@ -83,18 +96,18 @@ class _Static:
     """What a Model has besides its parameters, as jit compares it: tokenizers by identity, as they have no equality."""
 
     def __init__(self, model: Model):
-        self.tokenizer, self.origin = model.tokenizer, (model.source, model.revision)
+        self.tokenizer, self.rest = model.tokenizer, (model.source, model.revision, model.ignored_in_answers)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self.tokenizer is other.tokenizer and self.origin == other.origin
+        return isinstance(other, _Static) and self.tokenizer is other.tokenizer and self.rest == other.rest
 
     def __hash__(self) -> int:
-        return hash((id(self.tokenizer), self.origin))
+        return hash((id(self.tokenizer), self.rest))
 
 
 def _from_leaves(static: _Static, children: Iterable[Any]) -> Model:
     (decoder,) = children
-    return Model(decoder, static.tokenizer, *static.origin)
+    return Model(decoder, static.tokenizer, *static.rest)
 
 
 jax.tree_util.register_pytree_with_keys(

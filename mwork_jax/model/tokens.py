@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mwork_jax.errors import InputError
-from mwork_jax.runtime.time_limit import time_limit
+from mwork_jax.runtime.time_limit import memory_limit, time_limit
 
 CHAT_DATE = datetime(2024, 7, 26)  # the day that chat templates are told, the one that Llama 3's own falls back to
 _DATE_CALL = re.compile(r"""(?<![\w.])strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])((?:(?!\1)[^\\])*)\1\s*\)""")
 _DATE_CODES = "aAbBcCdDeFgGhHIjmMpRsSTuUVwWxXyYzZ"
 _DRAWS = 20
-_TEMPLATE_SECONDS = 10
+_TEMPLATE_SECONDS, _TEMPLATE_BYTES = 10, 1 << 28
+_ADDED_CHARACTERS = 1 << 20  # by a template, at most: the longest of real models' add thousands
 _UNDECODED = "\ufffd"
 Document = str | np.ndarray  # text, or int32 [time]
 _LAST = int(np.iinfo(np.int32).max)
@@ -79,12 +80,12 @@ def chat_prompt(tokenizer: Any | None, text: str) -> str:
     without a chat template, and for a template that fails, takes long, leaves the text out or draws by chance."""
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise InputError("the model has no chat template (models tuned to follow instructions have one); leave it off")
-    with time_limit(_TEMPLATE_SECONDS, f"the model's chat template takes over {_TEMPLATE_SECONDS} s; leave it off"):
+    too_long = f"the model's chat template takes over {_TEMPLATE_SECONDS} s; leave it off"
+    with time_limit(_TEMPLATE_SECONDS, too_long), memory_limit(_TEMPLATE_BYTES + 100 * len(text)):
         rendered = _rendered_with_text(tokenizer, text)
-    bos: str | None = tokenizer.bos_token
-    # `encode` adds the tokens that a text begins with; the template's own BOS would be a second one.
-    if bos is not None and added_tokens(tokenizer).before[:1] == (tokenizer.bos_token_id,):
-        return rendered.removeprefix(bos)
+    # `encode` adds the tokens that a text begins with; the template's own would be there twice.
+    for token in tokenizer.convert_ids_to_tokens(added_tokens(tokenizer).before):
+        rendered = rendered.removeprefix(token)
     return rendered
 
 
@@ -100,6 +101,9 @@ def _rendered_with_text(tokenizer: Any, text: str) -> str:
         except Exception as error:  # a template is a program: it can fail in any way
             reasons.append(f"fails ({' '.join(str(error).split())[:160] or type(error).__name__})")
             continue
+        if len(rendered) > len(text) + _ADDED_CHARACTERS:
+            reasons.append(f"adds {len(rendered) - len(text)} characters to the prompt")
+            continue
         if text.strip() in rendered and str(parts) not in rendered:  # not the list itself, printed as Python has it
             return rendered
         reasons.append("leaves the prompt out, or changes it")
@@ -108,7 +112,9 @@ def _rendered_with_text(tokenizer: Any, text: str) -> str:
 
 def _rendered(tokenizer: Any, content: str | list[dict[str, str]]) -> str:
     """Raises InputError where the prompt depends on chance, and whatever the template raises."""
-    template = tokenizer.get_chat_template()
+    template = tokenizer.get_chat_template().removeprefix("\ufeff")  # what some editors put in front of a file
+    if _computes_powers(template):  # one step that no limit on time ends: 9 ** 9 ** 9 takes minutes
+        raise InputError("the model's chat template computes powers (**), which no prompt needs; leave it off")
     # A template for thinking models must begin the answer at once; one that names today's date would make another
     # prompt every day. Other templates ignore these options.
     options = {"enable_thinking": False, "date_string": f"{CHAT_DATE:%d %b %Y}"}
@@ -127,6 +133,17 @@ def _rendered(tokenizer: Any, content: str | list[dict[str, str]]) -> str:
     if len(rendered) > 1:
         raise InputError("the model's chat template makes another prompt each time, by chance; leave it off")
     return rendered.pop()
+
+
+def _computes_powers(template: str) -> bool:
+    import jinja2  # models without a chat template never pay for it
+
+    before = ""
+    for _, kind, part in jinja2.Environment().lex(template):
+        if (kind, part) == ("operator", "**") and before not in ("(", ","):  # as in f(**options)
+            return True
+        before = before if kind == "whitespace" else part
+    return False
 
 
 def _on_chat_date(template: str) -> str:

@@ -13,7 +13,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.model.identity import model_of
-from mwork_jax.neurons import NeuronSet
+from mwork_jax.neurons import NeuronSet, check_language, files_of_languages
 from mwork_jax.report.names import check_distinct
 from mwork_jax.results import (
     AnyResults,
@@ -108,8 +108,11 @@ def load_results(folder: str | Path) -> LoadedResults:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one that `mwork run`, `evaluate`, `detect` or `lens` wrote")
     files = list(_result_files(folder))
-    neurons = {p.stem: NeuronSet.load(p) for p in sorted((folder / "neurons").glob("*.json"))}
-    scores = {p.stem: NeuronScores.load(p) for p in sorted((folder / "scores").glob("*.safetensors"))}
+    neurons = {lang: NeuronSet.load(p) for lang, p in files_of_languages(folder / "neurons", ".json").items()}
+    scores = {lang: NeuronScores.load(p) for lang, p in files_of_languages(folder / "scores", ".safetensors").items()}
+    for kind, parts, suffix in (("neurons", neurons, "json"), ("scores", scores, "safetensors")):
+        for language, part in parts.items():
+            check_language(folder / kind / f"{language}.{suffix}", part.provenance)
     models = {str(path): results.provenance.model for path, results in files}
     for kind, parts in (("neurons", neurons), ("scores", scores)):
         models |= _models_of(folder / kind, parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from mwork_jax.errors import InputError
 from mwork_jax.report.figures import (
     ENGLISH_COLOUR,
     GRID,
@@ -50,12 +52,14 @@ class Drawing:
 
 def draw(name: str, label: str, alt: str, size: tuple[float, float], *plots: Callable[[Any], None]) -> Drawing:
     """Each plot on an axis of `size` inches, one below the other."""
-    import matplotlib
+    matplotlib = _matplotlib()
     from matplotlib.figure import Figure
 
     out = io.StringIO()
     style: Any = {**STYLE, "svg.hashsalt": name}  # matplotlib's type lists every name there is
-    with warnings.catch_warnings(), matplotlib.rc_context(style):
+    with warnings.catch_warnings(), matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a matplotlibrc of the user's would make other figures of the same files
+        matplotlib.rcParams.update(style)
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts draw the text, not matplotlib's
         width, height = size
         figure = Figure(figsize=(width, height * len(plots)), layout="constrained")
@@ -70,6 +74,15 @@ def draw(name: str, label: str, alt: str, size: tuple[float, float], *plots: Cal
     plain = ET.tostring(root, encoding="unicode")
     inline = re.sub(r"#[0-9a-f]{6}\b", lambda m: _themed(m[0]), plain)
     return Drawing(name, label, alt, plain, inline)
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ValueError:  # it looks at the variable when it is imported
+        backend = os.environ.get("MPLBACKEND", "")
+        raise InputError(f"MPLBACKEND={backend}: no such backend of matplotlib; unset it") from None
+    return matplotlib
 
 
 def _themed(colour: str) -> str:

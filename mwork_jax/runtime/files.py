@@ -30,6 +30,11 @@ from safetensors.numpy import save_file
 from mwork_jax.errors import InputError
 from mwork_jax.runtime.distributed import is_first
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _ABANDONED = 3600.0  # seconds since the last byte was written
 _PART = re.compile(r"\..*\.mwork-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.part")  # as `temporary_folder` names them
 _LONGEST_STEM = 100  # bytes of a file's name that its temporary folder's name repeats: names have 255 at most
@@ -41,8 +46,12 @@ _LFS = b"version https://git-lfs"
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 _WRITTEN_TO = ("cache", "checkpoints", "figures", "labels", "model", "neurons", "scores")  # in an output folder
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_STATED_SEPARATOR = re.compile(r"sep=([,;|\t])\r?\n")
+_SEMICOLONS = re.compile(r'[^\n,]*;?"?text"?(;[^\n,]*)?\r?\n')  # where numbers have commas, Excel writes these in .csv
 _LONGEST_CELL = 2**31 - 1  # characters: the largest limit that the csv module takes on every system
 _CELL_LIMIT = threading.Lock()
+_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip (as .xlsx and .docx are)", b"PAR1": "Parquet", b"BZh": "bzip2"}
+_PACKED |= {b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"%PDF": "PDF", b"ARROW1": "Arrow", b"SQLite": "SQLite"}
 _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -56,7 +65,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield Path(folder) / path.name
         return
     # In a folder of its own, because writers such as safetensors have temporary files themselves.
-    with temporary_folder(path.parent, path.name) as folder:
+    with _naming(path), temporary_folder(path.parent, path.name) as folder:
         temporary = folder / path.name
         # The kernel applies the umask, which this process cannot read without changing it for its other threads.
         handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -67,6 +76,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.chmod(temporary, mode)  # safetensors puts a file of its own in the place of this one
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Adds the path to an error of the system that names none, as that of a write to a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 @contextlib.contextmanager
@@ -83,6 +103,28 @@ def temporary_folder(inside: str | Path, name: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Within the block no other process gets into such a block for the same folder: InputError there. Of several
+    processes of one run the first holds it for all. The system lets go of it where a process is killed. Without effect
+    where there are no such locks: on Windows, and on some network disks."""
+    folder = Path(folder)
+    if not is_first() or fcntl is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another process is writing there; wait for it, or choose another folder"
+            ) from None
+        except OSError:
+            pass  # a disk without locks
+        yield
 
 
 @functools.cache
@@ -175,10 +217,13 @@ def checksum_of(header: Mapping[str, str], tensors: Mapping[str, np.ndarray]) ->
 
 
 def read_text(path: str | Path) -> str:
-    """The file's text. Raises InputError where it is missing, a folder, unreadable, not UTF-8 or holds NUL, as UTF-16
-    without a mark at its beginning does when it is read as UTF-8."""
+    """The file's text, without the mark that UTF-8 files of Windows begin with, which stands within a file too where
+    several were put together. Raises InputError where it is missing, a folder, unreadable, not UTF-8 or holds NUL, as
+    UTF-16 without a mark at its beginning does when it is read as UTF-8."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        content = Path(path).read_bytes()  # once, as it may be a pipe
+        _refuse_packed(content, path)
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read().replace("\n\ufeff", "\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -188,6 +233,12 @@ def read_text(path: str | Path) -> str:
     if "\0" in text:
         raise InputError(f"{path}: holds NUL characters; is it UTF-16? save it as UTF-8")
     return text
+
+
+def _refuse_packed(content: bytes, path: str | Path) -> None:
+    kind = next((kind for magic, kind in _PACKED.items() if content.startswith(magic)), None)
+    if kind is not None:
+        raise InputError(f"{path}: {kind}, where text is needed; unpack or convert it")
 
 
 def read_json(path: str | Path) -> Any:
@@ -314,6 +365,10 @@ def cells_of_any_length() -> Iterator[None]:
 @cells_of_any_length()
 def _table_rows(path: str | Path, separator: str) -> list[tuple[str, dict]]:
     text = read_text(path)
+    if stated := _STATED_SEPARATOR.match(text):  # by Excel, for itself
+        text, separator = text[stated.end() :], stated[1]
+    elif separator == "," and _SEMICOLONS.match(text):
+        separator = ";"
     try:
         names, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     except (csv.Error, ValueError) as error:
@@ -338,6 +393,8 @@ def refuse_links(folder: str | Path) -> None:
 
 def output_folder(path: str | Path) -> Path:
     """The path, if a folder is or can be made there and written to; else InputError. Makes nothing yet."""
+    if not str(path).strip():
+        raise InputError("the output folder has no name; is a variable of the shell not set? give one with --out")
     path = Path(path)
     refuse_links(path)
     existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())

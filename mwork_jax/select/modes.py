@@ -30,9 +30,14 @@ def select_neurons(
     """
     if mode not in MODES:
         raise InputError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    if not isinstance(scores, Mapping):
+        raise InputError(f"scores are a {type(scores).__name__}; {{language: NeuronScores}} is needed")
     if not scores:
         raise InputError("no scores to select from")
-    rule = Rule.parse(rule) if isinstance(rule, str) else rule
+    for language, given in scores.items():
+        if not isinstance(given, NeuronScores):
+            raise InputError(f"the scores of {language!r:.40} are a {type(given).__name__}; NeuronScores are needed")
+    rule = Rule.of(rule)
     if rule.kind == "lape":
         return lape_neurons(scores, rule)
     if mode == "minus_english" and ENGLISH not in scores:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from mwork_jax.detect.scores import DEFAULT_KEPT, NeuronScores
 from mwork_jax.errors import InputError
@@ -15,6 +16,10 @@ from mwork_jax.neurons import GROUPS, NeuronSet
 
 KINDS = ("epsilon", "top_k", "top_fraction", "lape")
 DEFAULT_RULE = "top_fraction:0.05"
+_FORMS = (
+    "epsilon:X, top_k:K (whole), top_fraction:F (up to 1), each with @SHARE where fewer documents suffice, "
+    "and lape:F (up to 1)"
+)
 
 
 @dataclass(frozen=True)
@@ -30,25 +35,30 @@ class Rule:
     value: float
     share: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not self._makes_sense():
+            raise InputError(f"rule {self.kind!r:.40}, {self.value!r:.40}, {self.share!r:.40} is not one of {_FORMS}")
+
     @classmethod
     def parse(cls, text: str) -> Rule:
         """Reads `kind:value` or `kind:value@share`, as in `top_fraction:0.25@0.9`. Raises InputError for anything
         else."""
-        kind, _, rest = text.partition(":")
-        value, _, share = rest.partition("@")
         try:
-            rule = cls(kind, float(value), float(share or 1.0))
-        except ValueError:
-            rule = cls("", math.nan)
-        if not rule._makes_sense():
-            forms = (
-                "epsilon:X, top_k:K (whole), top_fraction:F (up to 1), each with @SHARE where fewer documents suffice, "
-                "and lape:F (up to 1)"
-            )
-            raise InputError(f"rule {text!r} is not one of {forms}")
-        return rule
+            kind, _, rest = text.partition(":")
+            value, _, share = rest.partition("@")
+            return cls(kind, float(value), float(share or 1.0))
+        except (AttributeError, ValueError):
+            raise InputError(f"rule {text!r:.80} is not one of {_FORMS}") from None
+
+    @classmethod
+    def of(cls, rule: str | Rule) -> Rule:
+        """The rule, parsed where it is a text."""
+        return rule if isinstance(rule, Rule) else cls.parse(rule)
 
     def _makes_sense(self) -> bool:
+        numbers = (self.value, self.share)
+        if any(isinstance(number, bool) or not isinstance(number, Real) for number in numbers):
+            return False
         if self.kind not in KINDS or not (0 < self.value < math.inf and 0 < self.share <= 1):
             return False
         return {
@@ -73,7 +83,7 @@ def activated(scores: NeuronScores, rule: str | Rule) -> NeuronSet:
     At most floor((1 - share) * documents) documents may miss a neuron; the order statistic after them decides. Raises
     InputError where more may miss it than the scores remember.
     """
-    rule = Rule.parse(rule) if isinstance(rule, str) else rule
+    rule = Rule.of(rule)
     if rule.kind == "lape":
         raise InputError(f"rule {rule} compares languages; use it with select_neurons")
     missing = rule.missing(scores.documents)
@@ -99,5 +109,5 @@ def activated(scores: NeuronScores, rule: str | Rule) -> NeuronSet:
 def kept_needed(rule: str | Rule, documents: int) -> int:
     """How many documents scores must remember per neuron so that a rule can be applied to so many documents; at least
     DEFAULT_KEPT."""
-    rule = Rule.parse(rule) if isinstance(rule, str) else rule
+    rule = Rule.of(rule)
     return max(DEFAULT_KEPT, rule.missing(documents) + 1)

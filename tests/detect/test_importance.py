@@ -103,7 +103,7 @@ def test_a_padded_batch_scores_like_each_document_alone(family):
     both = pair(family, 2)
     ids = tokens(3, 16)
     lengths = np.asarray([16, 9, 5], np.int32)
-    token_mask = measured_token_mask(both.config, ids, lengths, include_bos=False)
+    token_mask = measured_token_mask(both.model, ids, lengths, include_bos=False)
     together = detect.importance_batch(both.decoder, jnp.asarray(ids), token_mask)
     for row, length in enumerate(lengths):
         alone = detect.importance(both.model, ids[row, :length])

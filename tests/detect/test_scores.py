@@ -13,7 +13,7 @@ import mwork_jax.model.decoder
 from mwork_jax.corpus import Batching, Encoded
 from mwork_jax.detect.importance import importance
 from mwork_jax.detect.scores import NeuronScores, score_neurons
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.neurons import GROUPS
 from mwork_jax.runtime.files import checksum_of
 from mwork_jax.runtime.progress import Progress
@@ -200,6 +200,30 @@ def test_a_changed_number_is_noticed_by_its_checksum(streamed, tmp_path):
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(InputError, match=r"damaged neuron scores \(its checksum is another\)"):
         NeuronScores.load(path)
+
+
+def test_scores_without_a_checksum_are_not_verified_and_a_warning_says_so(streamed, tmp_path, recwarn):
+    path = tmp_path / "de.safetensors"
+    streamed[0].save(path)
+    NeuronScores.load(path)
+    assert not [warning for warning in recwarn if warning.category is InputWarning]
+    with safe_open(path, framework="numpy") as file:
+        header, tensors = file.metadata()["mwork"], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata={"mwork": header})
+    with pytest.warns(InputWarning, match="de.safetensors: without a checksum, as version 0.1"):
+        NeuronScores.load(path)
+
+
+def test_importances_that_are_all_0_say_nothing(recwarn):
+    """As of weights that a failed conversion left at 0."""
+    model = pair("gemma3", 2).model
+    ones = np.ones((3, 4), np.float32)
+    detect._check_not_zero(model, {"attn_q": ones, "ffn_up": ones})
+    assert not recwarn.list
+    with pytest.warns(InputWarning, match="tiny: layer 1: every importance of ffn_up is 0"):
+        detect._check_not_zero(model, {"attn_q": ones, "ffn_up": ones * [[1], [0], [1]]})
+    with pytest.raises(InputError, match="tiny: every importance is 0; are the model's weights"):
+        detect._check_not_zero(model, {"attn_q": ones * 0, "ffn_up": ones * 0})
 
 
 def test_what_cannot_be_scored():

@@ -439,6 +439,12 @@ def test_again_it_computes_nothing(finished, tiny_folder, monkeypatch):
     assert (finished / "results.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("save", [mw.save_folder, mw.save_delta])
+def test_a_model_that_was_not_tuned_is_refused(save, tmp_path):
+    with pytest.raises(mw.InputError, match="a Model cannot be saved; what `fine_tune` returns"):
+        save(mw.Model(None, None, "plain"), tmp_path / "x")
+
+
 def without_command(results):
     """Results of the same work in another folder, which the command names."""
     return replace(results, provenance=replace(results.provenance, command=()))
@@ -455,7 +461,7 @@ def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(kilobytes, finished
     command = [sys.executable, "-c", script, "enhance", *map(str, asked)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr[-2000:]
-    assert done.stderr.strip().splitlines()[-1].startswith("mwork: ")
+    assert all(line.startswith("mwork: ") for line in done.stderr.strip().splitlines()), done.stderr[:2000]
     assert not list(tmp_path.rglob("*.part"))
     enhance(*asked)
     assert without_command(results_in(tmp_path)) == without_command(results_in(finished))

@@ -215,6 +215,22 @@ def test_metadata_that_cannot_be_used(changed, said, llama, tmp_path):
     assert said in message_of(write_gguf(tmp_path / "m.gguf", arch, merged, tensors))
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (b"general.author_", b"general.version", "metadata 'general.version' is there twice"),
+        (b"blk.1.attn_q.weight", b"blk.0.attn_q.weight", "tensor 'blk.0.attn_q.weight' is there twice"),
+    ],
+)
+def test_what_is_there_twice_is_refused(before, after, said, llama, tmp_path):
+    metadata, tensors = llama
+    path = write_gguf(
+        tmp_path / "m.gguf", "llama", metadata | {"general.author_": "a", "general.version": "b"}, tensors
+    )
+    path.write_bytes(path.read_bytes().replace(before, after))
+    assert said in message_of(path)
+
+
 def test_metadata_that_changes_nothing_is_accepted(llama, tmp_path):
     metadata, tensors = llama
     extra = {"llama.expert_count": 0, "llama.attention.causal": True, "llama.attention.head_count_kv": [2, 2, 2]}

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import mwork_jax as mw
 from mwork_jax.enhance.neuron_params import parameter_arrays
+from mwork_jax.errors import InputWarning
 from mwork_jax.load import _HUB_FILES, read_config
 from mwork_jax.model.decoder import weight_bytes
 from support.tiny import hf_model, pair, tokens, torch
@@ -351,6 +352,10 @@ def test_only_the_files_that_are_read_come_from_the_hub():
         ("nothing.gguf", "no such model"),
         ("just-a-name", "no such model"),
         ("owner/name", "the Hub could not give it"),
+        ("", "the model has no name; is a variable of the shell not set"),
+        (f"{'x' * 300}/folder", "no such model .*too long"),
+        ("~nobody-has-this-name/x", "no such model"),
+        ("https://huggingface.co/owner/name/tree/main", "address of a page; the model's Hub id is owner/name$"),
     ],
 )
 def test_models_that_are_not_there(source, message):
@@ -386,9 +391,24 @@ def test_it_ends_where_the_generation_config_says(tiny_folder, tmp_path):
     path = tmp_path / "model" / "generation_config.json"
     path.write_text(json.dumps({"eos_token_id": [7, config["eos_token_id"]], "temperature": 0.6}))
     assert mw.load_model(tmp_path / "model").config.eos_ids == (config["eos_token_id"], 7)
+    path.write_text('{"eos_token_id": 99999}')
+    with pytest.warns(InputWarning, match="the end token 99999 is not in the vocabulary of 259"):
+        mw.load_model(tmp_path / "model")
     path.write_text('{"eos_token_id": "end"}')
     with pytest.raises(mw.InputError, match=r"generation_config.json: eos_token_id is 'end'; a token id"):
         mw.load_model(tmp_path / "model")
+
+
+def test_penalties_of_the_generation_config_are_named_where_answers_are_made(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    settings = {"repetition_penalty": 1.1, "num_beams": 1, "do_sample": True, "no_repeat_ngram_size": 3}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    model = mw.load_model(tmp_path / "model", dtype="float32")
+    keep = mw.NeuronMask.keep_all(model.config)
+    penalties = r"without its generation_config.json's repetition_penalty 1.1, no_repeat_ngram_size 3$"
+    with pytest.warns(InputWarning, match=penalties), pytest.raises(mw.InputError, match="there are none"):
+        mw.generate(model, [], keep, max_new_tokens=2)
+    assert mw.load_model(tiny_folder).ignored_in_answers == ()
 
 
 def test_a_file_that_is_no_model(tmp_path):

@@ -88,8 +88,9 @@ def test_every_function_refuses_what_is_no_mask(entry, model):
             calls[entry](wrong)
 
 
-def test_programs_that_count_with_64_bits_get_the_same(model):
-    """Whoever composes this package may need float64 elsewhere."""
+def test_programs_that_set_flags_of_jax_get_the_same(model):
+    """Whoever composes this package may need float64 elsewhere, or have JAX refuse promotion in programs of their
+    own."""
     ids, keep = list(tokens(2, 9)), NeuronMask.keep_all(model.config)
 
     def results():
@@ -100,7 +101,7 @@ def test_programs_that_count_with_64_bits_get_the_same(model):
         )
 
     before = results()
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         scores, nats, new = results()
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, before[0], rtol=1e-5, atol=1e-6)

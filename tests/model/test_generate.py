@@ -299,6 +299,7 @@ def test_the_last_context_position_is_used():
         ({"stop": [1]}, "stop: strings are needed"),
         ({"stop": None}, "come as lists"),
         ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; a whole number"),
+        ({"max_new_tokens": True}, "max_new_tokens is True; a whole number"),
         ({"prompts": {"a": "b"}}, "come as lists"),
         ({"stop": ["a"]}, "no tokenizer to find stop strings with"),
     ],

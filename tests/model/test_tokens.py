@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mwork_jax as mw
-from mwork_jax.corpus import encoded
+from mwork_jax.corpus import encoded, measured_token_mask
 from mwork_jax.load.gguf_tokenizer import build_tokenizer
 from mwork_jax.model import tokens
 from mwork_jax.model.tokens import added_tokens, byte_count, chat_prompt
@@ -89,6 +89,20 @@ def test_the_bos_is_the_one_that_the_tokenizer_adds(tiny_folder, tmp_path):
     other = changed(tiny_folder, tmp_path / "model", "<s> $A", bos_token_id=0)
     assert other.config == plain.config
     assert other.key["weights"] == plain.key["weights"]
+
+
+def test_no_token_that_the_tokenizer_puts_in_front_is_the_document_s(tiny_folder, tmp_path, monkeypatch):
+    model = changed(tiny_folder, tmp_path / "model", "<s> </s> $A")
+    (document,) = encoded(model, ["hello"], 64)
+    assert document.tokens[:2].tolist() == [BOS, EOS]
+    assert document.bytes == 5
+    rows = np.stack([document.tokens, np.roll(document.tokens, -1), np.append(BOS, document.tokens[2:]).repeat(2)[:7]])
+    mask = measured_token_mask(model, rows, np.asarray([7, 7, 6]), include_bos=False)
+    assert mask.tolist() == [[0, 0, 1, 1, 1, 1, 1], [1] * 7, [0, 1, 1, 1, 1, 1, 0]]
+    with pytest.raises(mw.InputError, match="document 1 is only the 2 tokens that the tokenizer puts in front"):
+        list(encoded(model, ["hello"], 2))
+    monkeypatch.setattr(model.tokenizer, "chat_template", "{{ bos_token }}</s>" + CHAT)
+    assert model.chat_prompt("Q") == "[user] Q\n[model] "
 
 
 CHAT = "[user] {{ messages[0]['content'] }}\n[model] "
@@ -190,6 +204,9 @@ def test_chance_that_changes_nothing_is_allowed(tokenizer, monkeypatch):
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
             "the model's chat template takes over 1 s",
         ),
+        ("{{ 'a' * 10000000000 }}{{ messages[0].content }}", r"fails \(MemoryError\)"),
+        ("{{ 'a'.center(2000000) }}{{ messages[0].content }}", "adds 2000000 characters"),
+        ("{{ 9 ** 9 ** 9 > 1 }}{{ messages[0].content }}", r"computes powers \(\*\*\)"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_one_line(template, message, tokenizer, monkeypatch):
@@ -198,6 +215,11 @@ def test_a_template_that_cannot_be_used_is_one_line(template, message, tokenizer
     with pytest.raises(mw.InputError, match=message) as error:
         chat_prompt(tokenizer, "Why?")
     assert "\n" not in str(error.value)
+
+
+def test_a_mark_in_front_of_a_template_is_no_part_of_the_prompt(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", "\ufeff" + CHAT)
+    assert chat_prompt(tokenizer, "Q") == "[user] Q\n[model] "
 
 
 def test_the_template_s_own_bos_is_not_a_second_one(tokenizer, monkeypatch):

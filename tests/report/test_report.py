@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -13,9 +14,11 @@ from xml.etree import ElementTree
 import pytest
 
 from mwork_jax.cli import main
+from mwork_jax.errors import InputError
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.report import Table, load_results, read_report
 from mwork_jax.report.figures import plot_layer_languages, plot_overlap
+from mwork_jax.report.svg import draw
 from mwork_jax.report.tables import against_random, delta_table, lens_sentence, tuning_tables
 from mwork_jax.results import BeyondRandom, read_results, write_results
 from mwork_jax.select.rules import activated
@@ -279,6 +282,27 @@ def test_the_sentence_says_what_is_seen_and_no_more():
     assert "holds for German" in mixed
     assert "outweighs the prompt's own language in 1 of 2" in mixed
     assert "holds for none of them" in lens_sentence(made_lens({"th": never}))
+
+
+def test_figures_are_the_same_whatever_the_user_s_matplotlibrc_says(monkeypatch):
+    import matplotlib
+
+    def plot(ax):
+        ax.plot([1, 2], label="a")
+
+    plain = draw("name", "label", "alt", (3, 2), plot)
+    for name, value in (("font.size", 30.0), ("text.usetex", True), ("lines.linewidth", 9.0)):
+        monkeypatch.setitem(matplotlib.rcParams, name, value)
+    assert draw("name", "label", "alt", (3, 2), plot) == plain
+    assert matplotlib.rcParams["font.size"] == 30.0
+
+
+def test_a_backend_that_matplotlib_does_not_have_is_one_line(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "banana")
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(InputError, match=r"^MPLBACKEND=banana: no such backend"):
+        draw("name", "label", "alt", (3, 2), lambda ax: None)
 
 
 def test_plots_take_an_axis_of_one_s_own(whole):

@@ -2,6 +2,7 @@
 one line."""
 
 import csv
+import errno
 import json
 import os
 import stat
@@ -17,6 +18,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.runtime import files
 from mwork_jax.runtime.files import (
     atomic_path,
+    only_writer,
     read_json,
     read_jsonl,
     read_rows,
@@ -231,3 +233,20 @@ def test_cells_may_be_longer_than_the_csv_module_takes(name, separator, tmp_path
     (tmp_path / name).write_text(f"id{separator}text\n1{separator}{long}\n")
     assert [row["text"] for _, row in read_rows(tmp_path / name)] == [long]
     assert csv.field_size_limit() == before
+
+
+def test_two_do_not_write_to_one_folder(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    with only_writer(folder):
+        with pytest.raises(InputError, match="folder: another process is writing there"), only_writer(folder):
+            pass
+        with only_writer(tmp_path / "other"):
+            pass
+    with only_writer(folder):
+        pass
+
+
+def test_a_disk_that_is_full_is_said_with_the_path(tmp_path):
+    with pytest.raises(OSError, match="No space left on device") as error, atomic_path(tmp_path / "x.json"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert error.value.filename == str(tmp_path / "x.json")

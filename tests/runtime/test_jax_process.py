@@ -86,6 +86,23 @@ def test_flags_of_the_shell_change_no_result(tiny_folder, tmp_path):
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize(
+    ("start", "status", "begin"),
+    [
+        (("-m", "mwork_jax.cli", "report"), 2, "mwork: JAX_ENABLE_X64=banana: JAX does not take this"),
+        (("-c", "import mwork_jax"), 1, "mwork_jax.errors.InputError: JAX_ENABLE_X64=banana: JAX does not take this"),
+    ],
+    ids=["command", "import"],
+)
+def test_a_flag_that_jax_refuses_is_one_line(start, status, begin):
+    environment = {**os.environ, "JAX_ENABLE_X64": "banana"}
+    done = subprocess.run([sys.executable, *start], env=environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(begin)
+    assert status == 1 or len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("variable", ["JAX_PLATFORMS", "JAX_PLATFORM_NAME"])
 def test_a_device_that_is_not_there_is_one_line(variable, tiny_folder, tmp_path):
     script = "import sys; from mwork_jax.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -74,6 +74,31 @@ def test_rules_that_make_no_sense(text):
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Rule("top_p", 0.05),  # once taken for top_fraction
+        lambda: Rule("top_k", "5"),
+        lambda: Rule("top_k", 5, None),
+        lambda: Rule("top_k", True),
+        lambda: Rule.parse(5),
+        lambda: activated(scores_of(per_document(0)), None),
+        lambda: select_neurons({"en": scores_of(per_document(0))}, 0.05),
+    ],
+)
+def test_what_is_no_rule_is_refused(make):
+    with pytest.raises(InputError, match="is not one of epsilon:X, top_k:K"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"), [(["en"], "scores are a list"), ({"en": "en.safetensors"}, "scores of 'en' are a str")]
+)
+def test_what_is_no_table_of_scores_is_refused(scores, message):
+    with pytest.raises(InputError, match=message):
+        select_neurons(scores)
+
+
+@pytest.mark.parametrize(
     "text", ["top_fraction:0.05@0.66666666", "epsilon:0.12345678", "top_k:7", "top_fraction:1e-05"]
 )
 def test_a_printed_rule_is_the_rule(text):

@@ -70,10 +70,18 @@ def _read(path: Path, language: str) -> tuple[Item, ...]:
         where, fields = f"{path}:{number}", line.split("\t")
         if len(fields) != 2 or not all(field.strip() for field in fields):
             raise InputError(f"{where}: {len(fields)} fields; a question, a tab and an answer are needed on each line")
-        question, gold = one_line(fields[0]), str(plain_number(fields[1], where))
+        question, gold = one_line(_unquoted(fields[0])), str(plain_number(fields[1], where))
         worked = f"{_announcement(language)} {gold}"
         items.append(Item(str(number), language, question=question, references=(gold,), worked=worked))
     return tuple(items)
+
+
+def _unquoted(field: str) -> str:
+    """A field without the quotes that Excel puts around one in which quotes stand, and doubles those; others as they
+    are."""
+    inner = field.strip()[1:-1]
+    quoted = field.strip() == f'"{inner}"' and '""' in inner and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else field
 
 
 def _hub_item(row: dict[str, object], language: str, where: str) -> Item:

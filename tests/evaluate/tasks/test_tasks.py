@@ -77,6 +77,13 @@ def test_xquad_file(tmp_path):
         item.context = ""
 
 
+def test_mgsm_as_excel_saves_it(tmp_path):
+    path = tmp_path / "mgsm_en.tsv"
+    path.write_text('\ufeff"She said ""yes"". How many?"\t5\r\n"A" and "B"?\t6\r\n', encoding="utf-8")
+    items = questions(TASKS["mgsm"], "en", path).items
+    assert [item.question for item in items] == ['She said "yes". How many?', '"A" and "B"?']
+
+
 def test_mgsm_file(tmp_path):
     path = tmp_path / "mgsm_zh.tsv"
     path.write_text("还剩多少？\t2,125\r\n\n温度\u2028是多少？\t-7.5", encoding="utf-8-sig")
