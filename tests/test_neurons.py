@@ -104,7 +104,7 @@ def test_what_is_no_set_is_refused():
     with pytest.raises(InputError, match="a dict cannot be switched off; a NeuronSet is needed"):
         keep.drop({"de": empty})
     with pytest.raises(InputError, match="a neuron set and a NeuronMask cannot be combined"):
-        empty | keep
+        _ = empty | keep
     with pytest.raises(InputError, match=r"start is 0\.5; a whole number"):
         empty.in_layers(0.5, 2)
 

@@ -21,9 +21,12 @@ def layer_activity(
     documents of a shard are side by side.
     """
     positive = (record.activated > 0).astype(jnp.int32)
-    active = neuron_sums(config, record, positive, token_mask)
-    activation = neuron_sums(config, record, record.product, token_mask)
-    return tuple(x.reshape(shards, -1, x.shape[-1]).sum(axis=1, dtype=x.dtype) for x in (active, activation))
+
+    def by_shard(x: jax.Array) -> jax.Array:
+        of_documents = neuron_sums(config, record, x, token_mask)
+        return of_documents.reshape(shards, -1, of_documents.shape[-1]).sum(axis=1, dtype=x.dtype)
+
+    return by_shard(positive), by_shard(record.product)
 
 
 def neuron_sums(config: ModelConfig, record: LayerRecord, x: jax.Array, token_mask: jax.Array) -> jax.Array:

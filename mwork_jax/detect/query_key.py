@@ -94,7 +94,8 @@ def _with_alibi(
     added_k = jnp.broadcast_to(jnp.pad(added_k, ((0, 0), (0, 0), (0, 1)))[None], (*k.shape[:3], 2))
     added_q = jnp.broadcast_to(jnp.asarray([1.0, 0.0]), (*q.shape[:3], 2))
     ones, zeros = jnp.ones((*cos.shape[:2], 2)), jnp.zeros((*sin.shape[:2], 2))
-    return tuple(jnp.concatenate(pair, axis=-1) for pair in ((q, added_q), (k, added_k), (cos, ones), (sin, zeros)))
+    longer = [jnp.concatenate(pair, axis=-1) for pair in ((q, added_q), (k, added_k), (cos, ones), (sin, zeros))]
+    return longer[0], longer[1], longer[2], longer[3]
 
 
 def _norm_gain(raw: jax.Array, config: ModelConfig) -> jax.Array:
@@ -157,7 +158,7 @@ def _neuron_by_neuron(config: ModelConfig, token_mask: jax.Array, record: LayerR
         return of_q, of_k.reshape(-1, groups, config.queries_per_group).sum(axis=-1)
 
     of_q, of_k = jax.lax.map(of_entry, jnp.arange(config.head_dim))  # [k, b, h], [k, b, g]
-    return tuple(jnp.sqrt(jnp.moveaxis(x, 0, -1)) for x in (of_q, of_k))
+    return jnp.sqrt(jnp.moveaxis(of_q, 0, -1)), jnp.sqrt(jnp.moveaxis(of_k, 0, -1))
 
 
 def _turned(config: ModelConfig, record: LayerRecord, x: jax.Array) -> jax.Array:

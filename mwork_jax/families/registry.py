@@ -124,7 +124,7 @@ def _family(name: object, where: str) -> Family:
 
 def _config_of(family: Family, hf: Mapping[str, object], defaults: Mapping[str, object], where: str) -> ModelConfig:
     known = COMMON_ATTRIBUTES | family.attributes | family.renamed.keys()
-    inert = _WITHOUT_EFFECT_AT | dict.fromkeys(_WITHOUT_EFFECT) | family.inert
+    inert = {**_WITHOUT_EFFECT_AT, **dict.fromkeys(_WITHOUT_EFFECT), **family.inert}
     _refuse_unknown(hf, known, inert, family.model_type, where, family.quantised)
     return read_config(family, Reader(completed({**defaults, **hf}, family, where), where))
 
@@ -204,7 +204,9 @@ def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, object]:
         described["rope_parameters"] = family.hf_ropes(c)
     described |= family.hf_attributes(c)
     follows = family.derived(Reader(described, "")) if family.derived is not None else {}
-    own_names = {common: own for own, common in reversed(family.renamed.items()) if common not in family.attributes}
+    own_names = {
+        common: own for own, common in reversed(list(family.renamed.items())) if common not in family.attributes
+    }
     return {own_names.get(name, name): value for name, value in described.items() if name not in follows}
 
 

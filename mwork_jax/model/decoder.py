@@ -341,14 +341,27 @@ def decoder_layer(
             read = norm(after, "ffn_norm") if config.pre_norms else after
         out, fed = (_experts if config.num_experts else _feed_forward)(config, read, inputs)
         x = after + config.residual_scale * (norm(out, "ffn_post_norm") if config.post_norms else out)
-    return x, kept, LayerRecord(*attended, *fed, x, inputs.weights)
+    return x, kept, LayerRecord(**attended._asdict(), **fed._asdict(), hidden=x, weights=inputs.weights)
+
+
+class _Attended(NamedTuple):
+    """What attention computed: fields of LayerRecord."""
+
+    q_raw: jax.Array
+    k_raw: jax.Array
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    cos: jax.Array
+    sin: jax.Array
+    window: jax.Array
+    heads: jax.Array
 
 
 def _attention(
     config: ModelConfig, read: jax.Array, inputs: LayerInputs, tables: PositionTables, attention: Attention
-) -> tuple[jax.Array, Any, tuple[jax.Array, ...]]:
-    """What attention adds, before a norm [b, t, m]; what it keeps; the fields of LayerRecord from `q_raw` to
-    `heads`."""
+) -> tuple[jax.Array, Any, _Attended]:
+    """What attention adds, before a norm [b, t, m]; what it keeps; what it computed."""
     w, mask, changes = inputs.weights, inputs.mask, inputs.changes
     cos, sin, query_scale = tables.of(inputs.rope)
     q_raw = _project(read, w, "q", changes, mask.attn_q, config.head_dim)
@@ -357,12 +370,12 @@ def _attention(
     q, k = (_query_key_norm(config, x, w, name) for x, name in ((q_raw, "q_norm"), (k_raw, "k_norm")))
     if query_scale is not None:
         q = q * query_scale[:, :, None, None]
-    turned = (q, k) if config.alibi else (rotate(in_halves(config, x), cos, sin) for x in (q, k))
-    heads, kept = attention(*turned, v)
+    turned_q, turned_k = (q, k) if config.alibi else (rotate(in_halves(config, x), cos, sin) for x in (q, k))
+    heads, kept = attention(turned_q, turned_k, v)
     out = product("btf,mf->btm", heads.reshape(*heads.shape[:2], -1), w["o"].reshape(w["o"].shape[0], -1))
     if config.attn_out_bias:
         out = out + w["o_bias"]
-    return out, kept, (q_raw, k_raw, q, k, v, cos, sin, inputs.window, heads)
+    return out, kept, _Attended(q_raw, k_raw, q, k, v, cos, sin, inputs.window, heads)
 
 
 def _query_key_norm(config: ModelConfig, x: jax.Array, w: dict[str, jax.Array], name: str) -> jax.Array:
@@ -375,11 +388,16 @@ def _query_key_norm(config: ModelConfig, x: jax.Array, w: dict[str, jax.Array], 
     return normed(x, w[name], None, config)
 
 
-# The fields of LayerRecord from `activated` to `shares`.
-Fed = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]
+class _Fed(NamedTuple):
+    """What the feed-forward computed: fields of LayerRecord."""
+
+    activated: jax.Array
+    product: jax.Array
+    experts: jax.Array | None = None
+    shares: jax.Array | None = None
 
 
-def _feed_forward(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, Fed]:
+def _feed_forward(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, _Fed]:
     """What the feed-forward adds, before a norm [b, t, m], and what it computed."""
     w, mask, changes = inputs.weights, inputs.mask, inputs.changes
 
@@ -390,17 +408,19 @@ def _feed_forward(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> 
     activated, h = _gated(config, w, rows("gate") if config.gated else None, rows("up"))
     h = h * (mask.ffn_up * mask.ffn_down)
     out = add_columns(product("btf,mf->btm", h, w["down"]), h, changes.get("down"), w["down"].dtype)
-    return (out + w["down_bias"] if config.mlp_bias else out), (activated, h, None, None)
+    return (out + w["down_bias"] if config.mlp_bias else out), _Fed(activated, h)
 
 
-def _experts(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, Fed]:
+def _experts(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, _Fed]:
     """The same where a router sends each token to a few experts: the sum of what they give, each times its share."""
     w, mask, changes = inputs.weights, inputs.mask, inputs.changes
     experts, shares = route(config, read, w)
     keep = (mask.ffn_up * mask.ffn_down).reshape(config.num_experts, -1)
     flat, sent = read.reshape(-1, read.shape[-1]), experts.reshape(-1, experts.shape[-1])
-    names = ("gate", "up") if config.gated else ("up",)
-    inner = dict(zip(names, expert_products(flat, sent, tuple(w[name] for name in names)), strict=True))
+    names: tuple[str, ...] = ("gate", "up") if config.gated else ("up",)
+    inner: dict[str, jax.Array] = dict(
+        zip(names, expert_products(flat, sent, tuple(w[name] for name in names)), strict=True)
+    )
 
     def rows(name: str) -> jax.Array:
         x = inner[name].reshape(*experts.shape, -1)
@@ -413,7 +433,7 @@ def _experts(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> tuple
     out = add_expert_columns(out.reshape(*experts.shape, -1), h, experts, changes.get("down"), w["down"].dtype)
     if config.mlp_bias:
         out = out + w["down_bias"][experts]
-    return jnp.einsum("btem,bte->btm", out, shares), (activated, h, experts, shares)
+    return jnp.einsum("btem,bte->btm", out, shares), _Fed(activated, h, experts, shares)
 
 
 def _gated(

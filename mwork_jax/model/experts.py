@@ -57,7 +57,7 @@ def _backward(transposed: bool, kept: Any, above: tuple[jax.Array, ...]) -> tupl
     of_x = jnp.zeros_like(x)
     for matrix, gradient in zip(matrices, above, strict=True):
         rows = gradient.reshape(-1, gradient.shape[-1])
-        (back,) = _products(not transposed, rows, experts.reshape(-1, 1), (matrix,))
+        (back,) = expert_products(rows, experts.reshape(-1, 1), (matrix,), not transposed)
         of_x = of_x + back.reshape(*experts.shape, -1).sum(axis=1).astype(x.dtype)
     return of_x, None, tuple(_of_matrix(transposed, x, experts, m, g) for m, g in zip(matrices, above, strict=True))
 
@@ -82,7 +82,7 @@ def _batched(transposed: bool) -> Any:
     op = jax.custom_batching.custom_vmap(partial(_sorted_products, transposed))
 
     def rule(size: int, batched: Any, x: jax.Array, experts: jax.Array, matrices: Any) -> tuple[Any, Any]:
-        of_x, of_experts, of_matrices = batched
+        of_x, of_experts, of_matrices = batched  # whether each has an axis of several
         if any(of_matrices):
             given = ((x, of_x), (experts, of_experts), *zip(matrices, of_matrices, strict=True))
             spread = [v if b else jnp.broadcast_to(v[None], (size, *v.shape)) for v, b in given]
