@@ -20,7 +20,9 @@ def folder_tokenizer(folder: Path) -> Any | None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds for damaged files
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # transformers raises many kinds for damaged files, and panics are no Exception
         raise InputError(f"{folder}: the tokenizer cannot be read ({_line(error)})") from None
     check_usable(tokenizer, str(folder))
     _check_as_written(tokenizer, folder / "tokenizer.json")
