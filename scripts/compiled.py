@@ -125,7 +125,7 @@ def step(target: str, batch: int, time: int) -> dict[str, Any]:
 def layer_weights(config: ModelConfig) -> int:
     """Entries of one layer's matrices."""
     attention = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
-    return config.hidden_size * (attention + 3 * config.intermediate_size)
+    return config.hidden_size * (attention + (3 if config.gated else 2) * config.intermediate_size)
 
 
 class Loop(NamedTuple):

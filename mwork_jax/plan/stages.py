@@ -198,9 +198,10 @@ def own_operations(stage: str, config: ModelConfig, size: Size) -> float:
     `Plan.tokens`."""
     c = config
     heads, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    weights = c.num_layers * (
-        2 * c.hidden_size * heads + 2 * c.hidden_size * keys + 3 * c.hidden_size * c.intermediate_size
-    )
+    # Of a token's feed-forward: of its experts alone, where there are any, and of their router.
+    inner = max(1, c.experts_per_token) * c.intermediate_size
+    feed_forward = (3 if c.gated else 2) * inner + c.num_experts
+    weights = c.num_layers * c.hidden_size * (2 * heads + 2 * keys + feed_forward)
     head = 2.0 * c.vocab_size * c.hidden_size
     seen = sum(_keys_seen(size.length, window) for window in c.windows)
     layers = 2.0 * weights + 4.0 * heads * seen
@@ -219,7 +220,7 @@ def own_operations(stage: str, config: ModelConfig, size: Size) -> float:
     # Forward, forward again in the backward pass (remat) as far as it is needed, which the last product of a layer is
     # not, and backward with respect to the activations: frozen weights have no gradient. The head's logits are made
     # once, and their gradient.
-    last = 2.0 * c.num_layers * c.hidden_size * c.intermediate_size
+    last = 2.0 * c.num_layers * c.hidden_size * inner
     return 3 * layers - last + 4.0 * heads * seen + 2 * head + 4 * 2.0 * tuned
 
 
