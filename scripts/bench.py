@@ -11,9 +11,16 @@ import argparse
 import json
 import sys
 
-from benchmarks import detect, enhance, forward, kernels, sweep
+from benchmarks import detect, enhance, families, forward, kernels, sweep
 
-BENCHMARKS = {"forward": forward, "detect": detect, "kernels": kernels, "sweep": sweep, "enhance": enhance}
+BENCHMARKS = {
+    "forward": forward,
+    "families": families,
+    "detect": detect,
+    "kernels": kernels,
+    "sweep": sweep,
+    "enhance": enhance,
+}
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ def _refuse_unknown(
     quantised: Collection[str] = (),
 ) -> None:
     for name, value in hf.items():
-        if name in known or (name == "quantization_config" and _method(value) in quantised):
+        if name in known or (name == "quantization_config" and _is_read(value, quantised)):
             continue
         if name in without_effect_at:
             values = without_effect_at[name]
@@ -152,6 +152,19 @@ def _refuse_unknown(
                 "or bfloat16, or a GGUF file; where they are floats already, remove quantization_config"
             )
         raise InputError(f"{where}: attribute {name!r} = {value!r:.80} is not understood for model_type {model_type!r}")
+
+
+def _is_read(quantisation: object, own: Collection[str]) -> bool:
+    """Whether weights that are quantised so are read: those of a family's `own` methods, and floats of eight bits."""
+    method = _method(quantisation)
+    if method != "compressed-tensors" or not isinstance(quantisation, Mapping):
+        return method == "fp8" or method in own
+    groups = quantisation.get("config_groups")
+    groups = list(groups.values()) if isinstance(groups, Mapping) else []
+    weights = [group.get("weights") if isinstance(group, Mapping) else None for group in groups]
+    return bool(weights) and all(
+        isinstance(w, Mapping) and w.get("type") == "float" and w.get("num_bits") == 8 for w in weights
+    )
 
 
 def _method(value: object) -> object:

@@ -20,6 +20,7 @@ from mwork_jax.families import config_from_hf, ignored_in_answers, with_generati
 from mwork_jax.load.assemble import assemble, assemble_on
 from mwork_jax.load.bucket import BucketFolder, is_bucket
 from mwork_jax.load.flax_checkpoint import FlaxCheckpoint
+from mwork_jax.load.float8 import with_float8
 from mwork_jax.load.gguf_file import GGUFCheckpoint
 from mwork_jax.load.hf_folder import SafetensorsFolder
 from mwork_jax.load.packaged import PACKAGED, packaged_gguf
@@ -163,14 +164,15 @@ def _open_folder(folder: Path) -> _Checkpoint:
         raise InputError(f"{folder}: a LoRA adapter, not a model; merge it into its base model and save that")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json; a model folder in Hugging Face layout has one")
-    config = _config_of(read_json(folder / "config.json"), str(folder / "config.json"))
+    hf = read_json(folder / "config.json")
+    config = _config_of(hf, str(folder / "config.json"))
     ignored: tuple[str, ...] = ()
     if (folder / _GENERATION).is_file():
         generation = read_json(folder / _GENERATION)
         config = with_generation_config(config, generation, str(folder / _GENERATION))
         ignored = ignored_in_answers(generation)
     if SafetensorsFolder.holds(folder):
-        weights: WeightSource = SafetensorsFolder(folder)
+        weights: WeightSource = with_float8(SafetensorsFolder(folder), hf)
     elif FlaxCheckpoint.holds(folder):
         weights = FlaxCheckpoint(folder)
     else:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path, PurePath
 from typing import Any
 
-import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors then uses
+import ml_dtypes  # registers bfloat16 with numpy, which safetensors then uses
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -15,6 +16,7 @@ from mwork_jax.runtime.files import read_json, refuse_pointer
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _LONGEST_NAME = 255  # bytes, on any file system
+_FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors names them
 
 
@@ -63,7 +65,9 @@ class SafetensorsFolder:
 
     def as_stored(self, name: str) -> np.ndarray:
         """One tensor of any type, as it is stored: for those who know what its numbers mean."""
-        return self._files[self._file_of[name]].get_tensor(name)
+        path = self._file_of[name]
+        stored = self._files[path].get_slice(name).get_dtype()
+        return _float8(path, name, _FLOAT8[stored]) if stored in _FLOAT8 else self._files[path].get_tensor(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._files[self._file_of[name]].get_slice(name).get_shape())
@@ -105,3 +109,14 @@ def _open(path: Path):  # noqa: ANN202  safetensors does not export the handle's
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: damaged or cut short ({reason}); download or copy the file again") from None
+
+
+def _float8(path: Path, name: str, dtype: type) -> np.ndarray:
+    """A tensor of eight-bit floats, for which safetensors has no NumPy type: its bytes out of the file, whose header
+    has been checked."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+        begin, end = entry["data_offsets"]
+        file.seek(8 + length + begin)
+        return np.frombuffer(file.read(end - begin), dtype).reshape(entry["shape"])

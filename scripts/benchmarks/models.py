@@ -64,6 +64,21 @@ def torch_model(config: ModelConfig, decoder: Decoder, dtype: str) -> Any:
     return hf.eval().to(_device(), getattr(torch, dtype))  # pyright: ignore[reportArgumentType]  # wrapped without types
 
 
+class HuggingFaceSource:
+    """A Hugging Face model's weights, as a checkpoint has them."""
+
+    where = "transformers"
+
+    def __init__(self, hf: Any):
+        self._tensors = {name: tensor.detach().numpy() for name, tensor in hf.state_dict().items()}
+
+    def names(self) -> set[str]:
+        return set(self._tensors)
+
+    def read(self, name: str, dtype: Any = np.float32) -> np.ndarray:
+        return self._tensors[name]
+
+
 def torch_checkpoint(path: Path, dtype: str = "float32") -> Any:
     """The weights of a GGUF file in Hugging Face PyTorch."""
     import torch
