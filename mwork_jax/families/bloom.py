@@ -47,6 +47,7 @@ BLOOM = Family(
     hf_class="BloomForCausalLM",
     about="BLOOM and BLOOMZ: ALiBi, norms with biases, no gate",
     limits="GGUF files",
+    checkpoints=("bigscience/bloom-560m", "bigscience/bloom-3b"),
     attributes=frozenset(),
     # Its context is not in the class; every published model was trained on 2,048 tokens.
     defaults={

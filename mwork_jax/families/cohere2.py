@@ -38,6 +38,7 @@ COHERE2 = replace(
     hf_class="Cohere2ForCausalLM",
     about="Command R7B, Tiny Aya: Cohere with windows, and full layers that rotate nothing",
     limits="GGUF files",
+    checkpoints=("CohereLabs/tiny-aya-global",),
     attributes=frozenset({"attention_bias", "logit_scale", "sliding_window", "layer_types", "sliding_window_pattern"}),
     defaults={
         **{name: value for name, value in COHERE.defaults.items() if name != "use_qk_norm"},
@@ -52,6 +53,8 @@ COHERE2 = replace(
         "order_of_interleaved_layers": ("local_attn_first",), "use_embedding_sharing": (True,),
         "use_gated_activation": (True,), "use_parallel_block": (True,), "use_parallel_embedding": (False,),
         "use_qk_norm": (False,), "head_dim": None,
+        # Tiny Aya: the pattern under two more names, beside layer_types, which transformers goes by
+        "layer_switch": (4,), "_sliding_window_pattern": None,
     },
     derived=lambda read: {"head_dim": None},  # transformers computes it, whatever is written
     windows=_windows,

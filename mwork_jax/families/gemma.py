@@ -21,6 +21,7 @@ GEMMA = Family(
     hf_class="GemmaForCausalLM",
     about="Gemma 1: scaled embeddings, norms that count from 1",
     limits="GGUF files",
+    checkpoints=("google/gemma-7b-it", "google/gemma-7b"),
     attributes=frozenset({"attention_bias"}),
     defaults={
         "num_key_value_heads": 16, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "bos_token_id": 2,

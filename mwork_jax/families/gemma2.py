@@ -58,6 +58,7 @@ GEMMA2 = Family(
     model_type="gemma2",
     hf_class="Gemma2ForCausalLM",
     about="Gemma 2: soft caps, norms on both ends, a window in every other layer",
+    checkpoints=("google/gemma-2-2b-it", "google/gemma-2-2b", "google/gemma-2-9b", "cjvt/GaMS-9B-Instruct"),
     attributes=frozenset({
         "hidden_activation", "query_pre_attn_scalar", "sliding_window", "layer_types", "attention_bias",
         "attn_logit_softcapping", "final_logit_softcapping",
@@ -69,6 +70,7 @@ GEMMA2 = Family(
         "final_logit_softcapping": 30.0,
     },
     hf_attributes=_hf_attributes,
+    inert={"sliding_window_size": None},  # beside sliding_window in Gemma 2 9B; transformers does not read it
     windows=_windows,
     head_dim_may_be_null=False,
     kv_heads_may_be_null=False,

@@ -40,6 +40,9 @@ GEMMA3 = replace(
     model_type="gemma3_text",
     hf_class="Gemma3ForCausalLM",
     about="Gemma 3: a norm on queries and keys, a rotary embedding for each kind of layer",
+    checkpoints=(
+        "google/gemma-3-4b-it", "google/gemma-3-1b-it", "google/gemma-3-27b-it", "google/gemma-3-270m",
+    ),
     attributes=GEMMA2.attributes | {"rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"},
     defaults={**GEMMA2.defaults, **_OWN_DEFAULTS},
     windows=_windows,

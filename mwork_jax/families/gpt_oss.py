@@ -117,6 +117,7 @@ GPT_OSS = Family(
     hf_class="GptOssForCausalLM",
     about="gpt-oss 20B and 120B, in bfloat16 and MXFP4: experts, attention sinks, windows",
     limits="GGUF files; queries and keys are scored neuron by neuron, slowly, because of the sinks",
+    checkpoints=("openai/gpt-oss-20b",),
     attributes=frozenset({
         "attention_bias", "sliding_window", "layer_types", "num_local_experts", "num_experts_per_tok", "swiglu_limit",
         "swiglu_alpha",

@@ -35,6 +35,7 @@ GRANITE = Family(
     hf_class="GraniteForCausalLM",
     about="Granite 3: multipliers on embeddings, attention, residual stream and logits",
     limits="GGUF files",
+    checkpoints=("ibm-granite/granite-3.3-8b-instruct",),
     attributes=frozenset({
         "attention_bias", "mlp_bias", "embedding_multiplier", "attention_multiplier", "residual_multiplier",
         "logits_scaling",

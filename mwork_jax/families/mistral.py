@@ -8,11 +8,16 @@ MISTRAL = Family(
     model_type="mistral",
     hf_class="MistralForCausalLM",
     about="Mistral 7B, Nemo, Small 3: one sliding window for all layers",
+    checkpoints=(
+        "mistralai/Mistral-7B-Instruct-v0.3", "mistralai/Mistral-7B-Instruct-v0.1",
+        "mistralai/Mistral-Nemo-Base-2407", "dicta-il/dictalm2.0-instruct",
+    ),
     attributes=frozenset({"sliding_window"}),
     defaults={
         "max_position_embeddings": 131072, "bos_token_id": 1, "eos_token_id": 2,
         "num_key_value_heads": 8, "sliding_window": 4096,
     },
     hf_attributes=lambda c: {"sliding_window": hf_window(c)},
+    inert={"document_attention": None},  # how DictaLM 2 was trained; transformers does not read it
     windows=one_window,
 )  # fmt: skip

@@ -21,6 +21,7 @@ MIXTRAL = Family(
     hf_class="MixtralForCausalLM",
     about="Mixtral 8x7B, 8x22B: Mistral with experts",
     limits="GGUF files",
+    checkpoints=("mistralai/Mixtral-8x7B-v0.1",),
     attributes=frozenset({"sliding_window", "num_local_experts", "num_experts_per_tok"}),
     defaults={
         "max_position_embeddings": 131072, "rope_theta": 1_000_000.0, "rms_norm_eps": 1e-5, "bos_token_id": 1,

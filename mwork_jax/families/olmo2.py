@@ -20,6 +20,7 @@ OLMO2 = Family(
     hf_class="Olmo2ForCausalLM",
     about="OLMo 2: norms after the blocks, and over the whole width of queries and keys",
     limits="GGUF files; a query or key neuron rescales every head, so scoring one takes longer",
+    checkpoints=("allenai/OLMo-2-1124-7B-Instruct",),
     attributes=frozenset({"attention_bias"}),
     defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "eos_token_id": 50279},
     hf_attributes=lambda c: {"attention_bias": c.qkv_bias},

@@ -48,6 +48,7 @@ OLMO3 = replace(
     hf_class="Olmo3ForCausalLM",
     about="OLMo 3: OLMo 2 with a window in three of four layers",
     limits="GGUF files; as OLMo 2",
+    checkpoints=("allenai/Olmo-3.1-32B-Instruct",),
     attributes=OLMO2.attributes | {"sliding_window", "layer_types"},
     defaults={**OLMO2.defaults, "rope_theta": _THETA, "sliding_window": 4096},
     hf_attributes=lambda c: {

@@ -80,6 +80,10 @@ PHI3 = Family(
     hf_class="Phi3ForCausalLM",
     about="Phi 3, 3.5, 4 and 4-mini: fused matrices, partial and stretched rotary embeddings",
     limits="GGUF files; texts beyond the context before it was stretched (4,096 tokens in Phi-3-mini-128k)",
+    checkpoints=(
+        "microsoft/Phi-4-mini-instruct", "microsoft/phi-4", "microsoft/Phi-3.5-mini-instruct",
+        "microsoft/Phi-3-mini-128k-instruct",
+    ),
     attributes=frozenset({"sliding_window", "original_max_position_embeddings", "partial_rotary_factor"}),
     defaults={
         "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,

@@ -11,6 +11,7 @@ QWEN3 = replace(
     model_type="qwen3",
     hf_class="Qwen3ForCausalLM",
     about="Qwen 3: a norm on queries and keys",
+    checkpoints=("Qwen/Qwen3-8B", "Qwen/Qwen3-32B", "Qwen/Qwen3-14B", "Qwen/Qwen3-Embedding-0.6B"),
     attributes=QWEN2.attributes | {"attention_bias"},
     defaults={**QWEN2.defaults, "head_dim": 128},
     hf_attributes=lambda c: sliding_attributes(c) | {"attention_bias": c.qkv_bias},

@@ -42,6 +42,7 @@ QWEN3_MOE = replace(
     hf_class="Qwen3MoeForCausalLM",
     about="Qwen 3 30B-A3B, 235B-A22B: Qwen 3 with experts",
     limits="GGUF files; layers without experts among those with (no published model has them)",
+    checkpoints=("Qwen/Qwen3-30B-A3B",),
     attributes=QWEN3.attributes | {
         "moe_intermediate_size", "num_experts", "num_experts_per_tok", "norm_topk_prob", "mlp_only_layers",
         "decoder_sparse_step",
