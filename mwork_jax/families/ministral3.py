@@ -32,7 +32,7 @@ MINISTRAL3 = replace(
     hf_class="Ministral3ForCausalLM",
     about="Ministral 3: stretched rotary embedding, queries scaled by position",
     limits="GGUF files",
-    checkpoints=(),
+    checkpoints=("mistralai/Devstral-Small-2-24B-Instruct-2512",),
     defaults={
         "max_position_embeddings": 262144, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
         "num_key_value_heads": 8, "head_dim": 128,

@@ -9,7 +9,6 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mwork_jax.config import FULL_ATTENTION
-from mwork_jax.errors import InputError
 from mwork_jax.families import FAMILIES, config_from_hf, hf_config
 from mwork_jax.families.base import one_window
 
@@ -17,21 +16,9 @@ CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 PUBLISHED = {path.stem.replace("--", "/"): json.loads(path.read_text()) for path in sorted(CONFIGS.glob("*.json"))}
 
 
-def quantised(hf):
-    """How its weights are quantised, where they cannot be read for that; else None."""
-    method = hf.get("quantization_config", {}).get("quant_method")
-    family = FAMILIES.get(hf["model_type"])
-    return None if family is not None and method in family.quantised else method
-
-
-QUANTISED = [name for name in PUBLISHED if quantised(PUBLISHED[name])]
-LOADED_AS_PUBLISHED = [name for name in PUBLISHED if name not in QUANTISED]
-
-
 def read(name):
-    """The published dictionary, without a quantisation that cannot be read, and what it describes."""
-    hf = {k: v for k, v in PUBLISHED[name].items() if k != "quantization_config" or name in LOADED_AS_PUBLISHED}
-    return hf, config_from_hf(hf, where=name)
+    """The published dictionary and what it describes."""
+    return PUBLISHED[name], config_from_hf(PUBLISHED[name], where=name)
 
 
 def text_config(hf):
@@ -103,15 +90,9 @@ def test_a_published_config_is_read_back_as_written(name):
     assert config_from_hf(hf_config(config)) == config
 
 
-@pytest.mark.parametrize("name", QUANTISED)
-def test_quantised_weights_are_refused_by_name(name):
-    with pytest.raises(InputError, match=f"the weights are quantised \\('{quantised(PUBLISHED[name])}'\\)"):
-        config_from_hf(PUBLISHED[name], where=name)
-
-
 def test_the_checkpoints_that_a_family_names_are_those_whose_config_is_here():
     named = {name: family.model_type for family in FAMILIES.values() for name in family.checkpoints}
-    assert named == {name: read(name)[1].family for name in LOADED_AS_PUBLISHED}
+    assert named == {name: read(name)[1].family for name in PUBLISHED}
     assert sum(len(family.checkpoints) for family in FAMILIES.values()) == len(named)
 
 
