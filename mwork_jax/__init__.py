@@ -17,6 +17,7 @@ import jax
 from mwork_jax.analysis import Overlap, overlap, threshold_curves
 from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import Batching, Corpus, corpus_of_file, own_corpus, read_corpus
+from mwork_jax.detect.attribution import attribution
 from mwork_jax.detect.importance import importance
 from mwork_jax.detect.scores import NeuronScores, score_neurons
 from mwork_jax.enhance import Tuned, TuneSettings, TuningRun, fine_tune, fine_tune_many
@@ -83,6 +84,7 @@ __all__ = [
     "__version__",
     "activated",
     "apply_delta",
+    "attribution",
     "beyond_random",
     "corpus_of_file",
     "delta",

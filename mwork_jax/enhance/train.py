@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mwork_jax.enhance.loss import summed_nats, vocab_block
 from mwork_jax.enhance.neuron_params import NeuronIndex, NeuronParams, changes, gather
 from mwork_jax.enhance.optimizer import Rates, adamw
 from mwork_jax.enhance.packing import PackedRows
 from mwork_jax.model.decoder import Decoder, head_inputs, hidden_states
+from mwork_jax.model.loss import summed_nats, vocab_block
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.sharding import num_shards
 

@@ -14,13 +14,13 @@ import pytest
 import mwork_jax as mw
 from mwork_jax.corpus import Encoded
 from mwork_jax.enhance import TuneSettings, TuningRun, fine_tune, fine_tune_many, selected_only, selection_in
-from mwork_jax.enhance.loss import summed_nats
 from mwork_jax.enhance.neuron_params import changes, gather, index_of, parameter_arrays, scatter, widths
 from mwork_jax.enhance.optimizer import Rates, adamw, rate_at
 from mwork_jax.enhance.packing import batch_at, pack, steps_per_epoch
 from mwork_jax.enhance.train import Program, train_step, validation_nats
 from mwork_jax.enhance.train import begin as begin_runs
 from mwork_jax.model.decoder import forward_decoder, hidden_states, logits_of
+from mwork_jax.model.loss import summed_nats
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
 from support.paths import ROOT
 from support.tiny import DISTINCT, pair, tokens
