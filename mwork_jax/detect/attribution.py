@@ -37,8 +37,8 @@ def attribution(
     down.
 
     documents: str or int32 [time]; longer ones are cut at `batching.max_tokens`. Memory does not grow with their
-    number. `ffn_up` and `ffn_down` are two ends of one product and have the same derivative. progress is called with
-    the number of documents done after each batch. Raises InputError for no documents, one of fewer than two tokens, or a
+    number. `ffn_up` and `ffn_down` are two ends of one product and have the same derivative. progress: called with the
+    number of documents done after each batch. Raises InputError for no documents, one of fewer than two tokens, or a
     derivative that is not finite.
     """
     mesh = mesh_of(model.decoder)
