@@ -7,6 +7,9 @@ from dataclasses import dataclass
 FULL_ATTENTION = 0  # the window of a layer that sees the whole past
 
 
+_ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope", "none")
+
+
 @dataclass(frozen=True)
 class Rope:
     """One rotary position embedding, with the names of Hugging Face's `rope_parameters`.
@@ -17,12 +20,13 @@ class Rope:
     factor: by how much the context was stretched (linear, llama3, yarn).
     low_freq_factor, high_freq_factor: llama3: pairs that turn less often than the first within the original context
     are slowed by `factor`, pairs that turn more often than the second are kept.
-    original_length: tokens of the context before it was stretched (llama3, yarn).
+    original_length: tokens of the context before it was stretched (llama3, yarn, longrope), and the step of
+    `query_scaling`.
     beta_fast, beta_slow: yarn: turns within the original context where its ramp begins and ends.
     truncate: yarn: whether the ends of the ramp are rounded to whole pairs.
     attention_factor: the temperature of yarn and longrope; it multiplies cos and sin.
     pair_factors, long_pair_factors: longrope: by how much each pair is slowed within the original context, and beyond.
-    query_scaling: b of log-scaled queries (Ministral 3, Llama 4): times 1 + b log(1 + floor(position /
+    query_scaling: b of log-scaled queries (Ministral 3): times 1 + b log(1 + floor(position /
     original_length)), 0 for none.
     """
 
@@ -132,6 +136,21 @@ class ModelConfig:
     logit_scale: float = 1.0
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no decoder is, which would else be computed as something near to it."""
+        problems = {
+            "norm": self.norm not in ("rms", "layer"),
+            "qk_norm": self.qk_norm not in (None, "head", "own", "width"),
+            "qk_norm over the width is a root-mean-square norm": self.qk_norm == "width" and self.norm != "rms",
+            "ropes": any(rope.kind not in _ROPE_KINDS for rope in self.ropes),
+            "layer_rope": any(not 0 <= index < len(self.ropes) for index in self.layer_rope),
+            "experts_per_token": self.num_experts > 0 and not 0 < self.experts_per_token <= self.num_experts,
+            "act_limit needs a gate": self.act_limit is not None and not self.gated,
+            "router_bias needs experts": self.router_bias and not self.num_experts,
+        }
+        if wrong := [name for name, is_wrong in problems.items() if is_wrong]:
+            raise ValueError(f"configuration of {self.family}: {', '.join(wrong)}")
 
     @property
     def ffn_width(self) -> int:

@@ -7,7 +7,7 @@ default value, so a wrong default here is another model. What is in no table is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -246,9 +246,16 @@ def read_config(family: Family, read: Reader) -> ModelConfig:
         bos_id=next(iter(read.ids("bos_token_id")), None),
         eos_ids=read.ids("eos_token_id"),
     )
-    config = family.special(config, read)
+    config = family.special(_within_original_context(config), read)
     _check_heads(config, read.where)
     return config
+
+
+def _within_original_context(config: ModelConfig) -> ModelConfig:
+    """Longrope has one set of factors within the original context and another beyond: the first is what is here, so the
+    context ends there."""
+    ends = [rope.original_length for rope in config.ropes if rope.kind == "longrope"]
+    return replace(config, max_length=min(config.max_length, *ends)) if ends else config
 
 
 def _check_heads(config: ModelConfig, where: str) -> None:

@@ -42,6 +42,8 @@ def attend(
     Works through blocks of queries, each, where `now` is a Python number, against the keys up to its end: half the
     work of the square. Long blocks go in parts, one after the other, so memory grows with the time, not its square.
     """
+    if config.sinks and sinks is None:
+        raise ValueError("this model's heads have sinks: attend needs them")
     batch, time, _, size = q.shape
     groups, shared = config.num_kv_heads, config.queries_per_group
     q = q.astype(dtype).reshape(batch, time, groups, shared, size).transpose(0, 2, 3, 1, 4)

@@ -194,8 +194,8 @@ Changes = Mapping[str, NeuronChange]
 class LayerRecord(NamedTuple):
     """What one layer computed, for those who measure it. Unused fields cost nothing: the compiler removes them.
 
-    `q` and `k` are before RoPE and after the q/k-norm where there is one, `q_raw` and `k_raw` before that norm. Where
-    the feed-forward has no gate, `activated` and `product` are the same.
+    `q` and `k` are before RoPE and after the q/k-norm and what scales queries by position, where there are, `q_raw` and
+    `k_raw` before. `product` is after the mask; where the feed-forward has no gate, it is `activated` times the mask.
     """
 
     q_raw: jax.Array  # [b, t, h, k]
@@ -242,13 +242,13 @@ def hidden_states(
     tables = position_tables(config, positions)
 
     def step(x: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, Any]:
-        def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+        def attend_here(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
             at = (inputs.window, positions, positions)
             k, v = heads_first(k), heads_first(v)
             sinks = inputs.weights.get("sinks")
             return attend(config, q, k, v, *at, decoder.dtype, documents=documents, sinks=sinks), None
 
-        x, _, record = decoder_layer(config, x, inputs, tables, attention)
+        x, _, record = decoder_layer(config, x, inputs, tables, attend_here)
         return x, observe(record) if observe is not None else None
 
     return jax.lax.scan(jax.checkpoint(step) if remat else step, embedded(decoder, tokens), layer_inputs)
@@ -318,28 +318,30 @@ def forward_decoder(decoder: Decoder, tokens: jax.Array, mask: NeuronMask) -> ja
     return logits_of(decoder, x)
 
 
-Attention = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+# Rotated q, k and v of some tokens -> (heads [b, t, h, k], what is to be kept).
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 def decoder_layer(
-    config: ModelConfig, x: jax.Array, inputs: LayerInputs, tables: PositionTables, attention: Attention
+    config: ModelConfig, x: jax.Array, inputs: LayerInputs, tables: PositionTables, attend: Attend
 ) -> tuple[jax.Array, Any, LayerRecord]:
-    """One decoder layer: x float32 [b, t, m] -> (x after the layer, what attention keeps, what the layer computed).
+    """One decoder layer: x float32 [b, t, m] -> (x after the layer, what `attend` keeps, what the layer computed).
 
-    tables: of these tokens. attention: rotated q, k and v of these tokens -> (heads [b, t, h, k], what it keeps).
+    tables: of these tokens. attend: over these tokens and, with a cache, those before them.
     """
 
     def norm(x: jax.Array, name: str) -> jax.Array:
         return normed(x, inputs.weights[name], inputs.weights.get(f"{name}_bias"), config)
 
     with jax.named_scope("attention"):
-        read = norm(x, "attn_norm") if config.pre_norms else x
-        out, kept, attended = _attention(config, read, inputs, tables, attention)
+        attn_in = norm(x, "attn_norm") if config.pre_norms else x
+        out, kept, attended = _attention(config, attn_in, inputs, tables, attend)
         after = x + config.residual_scale * (norm(out, "attn_post_norm") if config.post_norms else out)
     with jax.named_scope("ffn"):
+        ffn_in = attn_in
         if not config.parallel:
-            read = norm(after, "ffn_norm") if config.pre_norms else after
-        out, fed = (_experts if config.num_experts else _feed_forward)(config, read, inputs)
+            ffn_in = norm(after, "ffn_norm") if config.pre_norms else after
+        out, fed = (_experts if config.num_experts else _feed_forward)(config, ffn_in, inputs)
         x = after + config.residual_scale * (norm(out, "ffn_post_norm") if config.post_norms else out)
     return x, kept, LayerRecord(**attended._asdict(), **fed._asdict(), hidden=x, weights=inputs.weights)
 
@@ -359,19 +361,21 @@ class _Attended(NamedTuple):
 
 
 def _attention(
-    config: ModelConfig, read: jax.Array, inputs: LayerInputs, tables: PositionTables, attention: Attention
+    config: ModelConfig, x: jax.Array, inputs: LayerInputs, tables: PositionTables, attend: Attend
 ) -> tuple[jax.Array, Any, _Attended]:
     """What attention adds, before a norm [b, t, m]; what it keeps; what it computed."""
     w, mask, changes = inputs.weights, inputs.mask, inputs.changes
     cos, sin, query_scale = tables.of(inputs.rope)
-    q_raw = _project(read, w, "q", changes, mask.attn_q, config.head_dim)
-    k_raw = _project(read, w, "k", changes, mask.attn_k, config.head_dim)
-    v = _project(read, w, "v", changes, mask.attn_v, config.head_dim)
-    q, k = (_query_key_norm(config, x, w, name) for x, name in ((q_raw, "q_norm"), (k_raw, "k_norm")))
+    q_raw = _project(x, w, "q", changes, mask.attn_q, config.head_dim)
+    k_raw = _project(x, w, "k", changes, mask.attn_k, config.head_dim)
+    v = _project(x, w, "v", changes, mask.attn_v, config.head_dim)
+    q, k = (_query_key_norm(config, raw, w, name) for raw, name in ((q_raw, "q_norm"), (k_raw, "k_norm")))
     if query_scale is not None:
         q = q * query_scale[:, :, None, None]
-    turned_q, turned_k = (q, k) if config.alibi else (rotate(in_halves(config, x), cos, sin) for x in (q, k))
-    heads, kept = attention(turned_q, turned_k, v)
+    turned_q, turned_k = q, k
+    if not config.alibi:
+        turned_q, turned_k = (rotate(in_halves(config, each), cos, sin) for each in (q, k))
+    heads, kept = attend(turned_q, turned_k, v)
     out = product("btf,mf->btm", heads.reshape(*heads.shape[:2], -1), w["o"].reshape(w["o"].shape[0], -1))
     if config.attn_out_bias:
         out = out + w["o_bias"]
@@ -397,13 +401,13 @@ class _Fed(NamedTuple):
     shares: jax.Array | None = None
 
 
-def _feed_forward(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, _Fed]:
+def _feed_forward(config: ModelConfig, x: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, _Fed]:
     """What the feed-forward adds, before a norm [b, t, m], and what it computed."""
     w, mask, changes = inputs.weights, inputs.mask, inputs.changes
 
     def rows(name: str) -> jax.Array:
-        x = add_rows(product("btm,fm->btf", read, w[name]), read, changes.get(name), w[name].dtype)
-        return x + w[f"{name}_bias"] if config.mlp_bias else x
+        out = add_rows(product("btm,fm->btf", x, w[name]), x, changes.get(name), w[name].dtype)
+        return out + w[f"{name}_bias"] if config.mlp_bias else out
 
     activated, h = _gated(config, w, rows("gate") if config.gated else None, rows("up"))
     h = h * (mask.ffn_up * mask.ffn_down)
@@ -411,21 +415,21 @@ def _feed_forward(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> 
     return (out + w["down_bias"] if config.mlp_bias else out), _Fed(activated, h)
 
 
-def _experts(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, _Fed]:
+def _experts(config: ModelConfig, x: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, _Fed]:
     """The same where a router sends each token to a few experts: the sum of what they give, each times its share."""
     w, mask, changes = inputs.weights, inputs.mask, inputs.changes
-    experts, shares = route(config, read, w)
+    experts, shares = route(config, x, w)
     keep = (mask.ffn_up * mask.ffn_down).reshape(config.num_experts, -1)
-    flat, sent = read.reshape(-1, read.shape[-1]), experts.reshape(-1, experts.shape[-1])
+    flat, sent = x.reshape(-1, x.shape[-1]), experts.reshape(-1, experts.shape[-1])
     names: tuple[str, ...] = ("gate", "up") if config.gated else ("up",)
     inner: dict[str, jax.Array] = dict(
         zip(names, expert_products(flat, sent, tuple(w[name] for name in names)), strict=True)
     )
 
     def rows(name: str) -> jax.Array:
-        x = inner[name].reshape(*experts.shape, -1)
-        x = add_expert_rows(x, read, experts, changes.get(name), w[name].dtype)
-        return x + w[f"{name}_bias"][experts] if config.mlp_bias else x
+        out = inner[name].reshape(*experts.shape, -1)
+        out = add_expert_rows(out, x, experts, changes.get(name), w[name].dtype)
+        return out + w[f"{name}_bias"][experts] if config.mlp_bias else out
 
     activated, h = _gated(config, w, rows("gate") if config.gated else None, rows("up"))
     h = h * keep[experts]
@@ -433,7 +437,8 @@ def _experts(config: ModelConfig, read: jax.Array, inputs: LayerInputs) -> tuple
     out = add_expert_columns(out.reshape(*experts.shape, -1), h, experts, changes.get("down"), w["down"].dtype)
     if config.mlp_bias:
         out = out + w["down_bias"][experts]
-    return jnp.einsum("btem,bte->btm", out, shares), _Fed(activated, h, experts, shares)
+    whole = jnp.einsum("btem,bte->btm", out, shares, precision=jax.lax.Precision.HIGHEST)
+    return whole, _Fed(activated, h, experts, shares)
 
 
 def _gated(
