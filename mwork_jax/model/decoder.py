@@ -44,71 +44,83 @@ def parameter_specs(config: ModelConfig) -> dict[str, ParameterSpec]:
     """Every parameter of a decoder. Names with `layers.` have a leading layer axis."""
     c = config
     table = ParameterSpec((c.vocab_size, c.hidden_size), ("vocab", "hidden"))
-    specs = {"embed": table} | _norm_specs(c, "final_norm")
+    specs = {"embed": table, **_norm_specs(c, "final_norm")}
     if c.embed_norm:
         specs |= _norm_specs(c, "embed_norm")
     if not c.tie_embeddings:
         specs["head"] = table
-    for name, own in (_attention_specs(c) | _feed_forward_specs(c)).items():
+    layer = _attention_specs(c) | _feed_forward_specs(c) | _bias_specs(c) | _layer_norm_specs(c)
+    for name, own in layer.items():
         specs[f"layers.{name}"] = ParameterSpec((c.num_layers, *own.shape), ("layers", *own.axes), own.keep_float32)
     return specs
 
 
-def _norm_specs(c: ModelConfig, *names: str) -> dict[str, ParameterSpec]:
+def _norm_specs(c: ModelConfig, name: str) -> dict[str, ParameterSpec]:
     own = ParameterSpec((c.hidden_size,), ("hidden",), True)
-    return {f"{name}{kind}": own for name in names for kind in ("", *(("_bias",) if c.norm_biases else ()))}
+    return {name: own, f"{name}_bias": own} if c.norm_biases else {name: own}
 
 
 def _attention_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
     queries, keys = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
     of_queries, of_keys = ("heads", "head_dim"), ("kv_heads", "head_dim")
-    specs = {
+    return {
+        **(_norm_specs(c, "attn_norm") if c.pre_norms else {}),
         "q": ParameterSpec((*queries, c.hidden_size), (*of_queries, "hidden")),
         "k": ParameterSpec((*keys, c.hidden_size), (*of_keys, "hidden")),
         "v": ParameterSpec((*keys, c.hidden_size), (*of_keys, "hidden")),
         "o": ParameterSpec((c.hidden_size, *queries), ("hidden", *of_queries)),
     }
-    if c.pre_norms:
-        specs |= _norm_specs(c, "attn_norm")
-    if c.post_norms:
-        specs |= _norm_specs(c, "attn_post_norm")
-    if c.qkv_bias:
-        specs["q_bias"] = ParameterSpec(queries, of_queries, True)
-        specs |= dict.fromkeys(("k_bias", "v_bias"), ParameterSpec(keys, of_keys, True))
-    if c.attn_out_bias:
-        specs["o_bias"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
-    if c.sinks:
-        specs["sinks"] = ParameterSpec((c.num_heads,), ("heads",), True)
-    if c.qk_norm == "head":
-        specs |= dict.fromkeys(("q_norm", "k_norm"), ParameterSpec((c.head_dim,), ("head_dim",), True))
-    elif c.qk_norm is not None:
-        specs["q_norm"] = ParameterSpec(queries, of_queries, True)
-        specs["k_norm"] = ParameterSpec(keys, of_keys, True)
-    return specs
 
 
 def _feed_forward_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
-    inner, each, of_each, ffn = (("gate", "up") if c.gated else ("up",)), (), (), "ffn"
-    specs = {}
+    each, of_each, ffn = _of_each_expert(c)
+    rows = ParameterSpec((*each, c.intermediate_size, c.hidden_size), (*of_each, ffn, "hidden"))
+    specs = _norm_specs(c, "ffn_norm") if c.pre_norms and not c.parallel else {}
     if c.num_experts:
-        each, of_each, ffn = (c.num_experts,), ("experts",), "expert_ffn"
         specs["router"] = ParameterSpec((c.num_experts, c.hidden_size), ("experts", "hidden"), True)
-    if c.router_bias:
-        specs["router_bias"] = ParameterSpec(each, of_each, True)
-    rows, columns = (c.intermediate_size, c.hidden_size), (c.hidden_size, c.intermediate_size)
-    specs |= dict.fromkeys(inner, ParameterSpec((*each, *rows), (*of_each, ffn, "hidden")))
-    specs["down"] = ParameterSpec((*each, *columns), (*of_each, "hidden", ffn))
-    if c.pre_norms and not c.parallel:
-        specs |= _norm_specs(c, "ffn_norm")
-    if c.post_norms:
-        specs |= _norm_specs(c, "ffn_post_norm")
-    if c.mlp_bias:
-        own = ParameterSpec((*each, c.intermediate_size), (*of_each, ffn), True)
-        specs |= {f"{name}_bias": own for name in inner}
-        specs["down_bias"] = ParameterSpec((*each, c.hidden_size), (*of_each, "hidden"), True)
+    specs |= {"gate": rows, "up": rows} if c.gated else {"up": rows}
+    specs["down"] = ParameterSpec((*each, c.hidden_size, c.intermediate_size), (*of_each, "hidden", ffn))
     if c.activation == "xielu":
         specs |= dict.fromkeys(XIELU[:2], ParameterSpec((1,), ("width",), True))
         specs |= dict.fromkeys(XIELU[2:], ParameterSpec((), (), True))
+    return specs
+
+
+def _of_each_expert(c: ModelConfig) -> tuple[tuple[int, ...], tuple[str, ...], str]:
+    """What stands in front of a feed-forward matrix's shape and axes, and the axis of its neurons."""
+    return ((c.num_experts,), ("experts",), "expert_ffn") if c.num_experts else ((), (), "ffn")
+
+
+def _bias_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
+    (each, of_each, ffn), specs = _of_each_expert(c), {}
+    if c.qkv_bias:
+        keys = ParameterSpec((c.num_kv_heads, c.head_dim), ("kv_heads", "head_dim"), True)
+        queries = ParameterSpec((c.num_heads, c.head_dim), ("heads", "head_dim"), True)
+        specs |= {"q_bias": queries, "k_bias": keys, "v_bias": keys}
+    if c.attn_out_bias:
+        specs["o_bias"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
+    if c.router_bias:
+        specs["router_bias"] = ParameterSpec(each, of_each, True)
+    if c.mlp_bias:
+        inner = ParameterSpec((*each, c.intermediate_size), (*of_each, ffn), True)
+        specs |= {"gate_bias": inner, "up_bias": inner} if c.gated else {"up_bias": inner}
+        specs["down_bias"] = ParameterSpec((*each, c.hidden_size), (*of_each, "hidden"), True)
+    return specs
+
+
+def _layer_norm_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
+    """What a layer has beside the norms in front of its blocks: norms on queries and keys and behind the blocks, and
+    sinks."""
+    specs: dict[str, ParameterSpec] = {}
+    if c.qk_norm == "head":
+        specs |= dict.fromkeys(("q_norm", "k_norm"), ParameterSpec((c.head_dim,), ("head_dim",), True))
+    elif c.qk_norm is not None:
+        specs["q_norm"] = ParameterSpec((c.num_heads, c.head_dim), ("heads", "head_dim"), True)
+        specs["k_norm"] = ParameterSpec((c.num_kv_heads, c.head_dim), ("kv_heads", "head_dim"), True)
+    if c.post_norms:
+        specs |= _norm_specs(c, "attn_post_norm") | _norm_specs(c, "ffn_post_norm")
+    if c.sinks:
+        specs["sinks"] = ParameterSpec((c.num_heads,), ("heads",), True)
     return specs
 
 

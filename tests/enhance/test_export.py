@@ -547,4 +547,4 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
         assert message in last
         assert last.startswith("mwork: ")
         assert not (out / "model").exists()
-    assert not list((tmp_path / "out" / "checkpoints").glob("*/*")), "no run began before a bad one was found"
+    assert not list((tmp_path / "out" / "checkpoints").glob("*/[!.]*")), "no run began before a bad one was found"
