@@ -32,7 +32,7 @@ LONGEST = (
     "report/test_browser.py",
 )
 
-COMPILED_IN_FULL = ("test_real_models.py", "plan/test_plan.py", "scripts/test_compiled.py")
+COMPILED_IN_FULL = ("kernels/test_pallas.py", "test_real_models.py", "plan/test_plan.py", "scripts/test_compiled.py")
 _FEWER_PASSES = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 _FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"  # XLA's newer way to write a fusion's code, through MLIR
 

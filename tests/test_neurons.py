@@ -235,7 +235,7 @@ def test_groups_are_tables_of_one_number_of_layers():
         ({"layers": 3}, "2 layers, not the 3"),
         ({"widths": dict.fromkeys(GROUPS, 10**30)}, "damaged neuron set"),
         ({"widths": dict.fromkeys(GROUPS, "3")}, "damaged neuron set"),
-        ({"widths": dict.fromkeys(GROUPS, 1 << 30)}, "attn_q has width 1073741824; a whole number up to 524288"),
+        ({"widths": dict.fromkeys(GROUPS, 1 << 30)}, "attn_q has width 1073741824; a whole number up to 1048576"),
         ({"widths": dict.fromkeys(GROUPS, 3.0)}, "attn_q has width 3.0"),
         ({"fingerprint": "0" * 32}, "its members are not those of its fingerprint"),
         ({"count": 9}, "'count' is 9, but 10 neurons are listed"),

@@ -80,7 +80,10 @@ def _made(*makers: Callable[[Path], object]) -> list[Files]:
 @cache
 def _hf(family: str, **changes: Any) -> Any:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 260} | changes
-    sizes |= {"layer_types": ["sliding_attention", "full_attention"]} if family == "gemma3" else {}
+    own = FAMILIES[family][1]
+    two_layers = {"layer_types": ["sliding_attention", "full_attention"], "no_rope_layers": [1, 0]}
+    sizes |= {name: value for name, value in two_layers.items() if name in own}
+    sizes |= {"hidden_size": own["hidden_size"]} if "hidden_size" in own else {}
     return hf_model(family, 2, **sizes)
 
 
