@@ -84,6 +84,18 @@ def test_eight_devices_compute_nothing_twice():
             assert 0.99 < ratio < 1.05, f"{stage} on {mesh}"
 
 
+@pytest.mark.slow
+@pytest.mark.processes
+def test_experts_wide_norms_and_alibi_on_eight_devices_equal_one_device():
+    command = [sys.executable, SUPPORT / "families_on_eight_devices.py"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    differences = json.loads(done.stdout.splitlines()[-1])
+    assert set(differences) == {"mixtral", "olmo2", "bloom"}
+    for family, each in differences.items():
+        assert max(each.values()) < 1e-5, family
+
+
 class FakeMesh:
     def __init__(self, **shape):
         self.shape = {"data": 1, "model": 1, "mask": 1, **shape}

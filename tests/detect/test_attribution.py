@@ -11,7 +11,7 @@ from mwork_jax.detect.attribution import _of_batch
 from mwork_jax.errors import InputError
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet
 from support.slow_deactivation import hf_places, layers_of
-from support.tiny import DISTINCT, pair, tokens, torch
+from support.tiny import pair, tokens, torch
 
 # Norms and softmax of Hugging Face are float32 whatever the weights: shorter steps would measure their rounding, longer
 # ones send tokens to other experts.
@@ -62,7 +62,14 @@ def scale(hf, config, group, index, factor) -> None:
             module.bias.data[at] *= factor
 
 
-@pytest.mark.parametrize("family", DISTINCT)
+# Those that differ in what a gradient goes through.
+FAMILIES = [
+    "llama", "mistral", "gemma2", "gemma3", "cohere-norm", "olmo2", "phi3-partial", "ministral3", "apertus", "bloom",
+    "mixtral", "gpt-oss",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_derivatives_equal_finite_differences(family):
     both = pair(family, 2)
     gradients = mw.attribution(both.model, documents(), batching=Batching(tokens_per_batch=64))
