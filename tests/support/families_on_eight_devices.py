@@ -1,5 +1,6 @@
 """Families whose layers are laid out in a way of their own, on 8 simulated devices. Run by test_sharding.py in a
-process of its own. Prints one JSON object: {family: {"logits", "importance": largest difference to one device, relative}}."""
+process of its own. Prints one JSON object: {family: {"logits", "importance": largest difference to one device,
+relative}}."""
 
 import json
 import os
