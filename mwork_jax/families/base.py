@@ -248,6 +248,7 @@ def read_config(family: Family, read: Reader) -> ModelConfig:
     )
     config = family.special(_within_original_context(config), read)
     _check_heads(config, read.where)
+    _check_pair_factors(config, read.where)
     return config
 
 
@@ -265,6 +266,16 @@ def _check_heads(config: ModelConfig, where: str) -> None:
     if head_dim < 1 or head_dim % 2:
         kind = "odd" if head_dim else "zero"
         raise InputError(f"{where}: head_dim {head_dim} is {kind}; rotary embeddings need a positive even one")
+
+
+def _check_pair_factors(config: ModelConfig, where: str) -> None:
+    pairs = (config.rotary_dim or config.head_dim) // 2
+    for rope in config.ropes:
+        if rope.kind == "longrope" and not len(rope.pair_factors) == len(rope.long_pair_factors) == pairs:
+            counts = (
+                f"{len(rope.pair_factors)} numbers in short_factor and {len(rope.long_pair_factors)} in long_factor"
+            )
+            raise InputError(f"{where}: longrope has {counts}; {pairs} in each are needed")
 
 
 def layer_types(read: Reader, layers: int, default: Callable[[], list[str]]) -> list[str]:

@@ -38,11 +38,9 @@ def _ropes(read: Reader, windows: Windows) -> LayerRopes:
 
 
 def _special(config: ModelConfig, read: Reader) -> ModelConfig:
-    rotated, rope = int(config.head_dim * _share(read)), config.ropes[0]
+    rotated = int(config.head_dim * _share(read))
     if rotated < 2 or rotated % 2 or rotated > config.head_dim or (config.head_dim - rotated) % 2:
         raise read.refusal("partial_rotary_factor", f"a share of a head's {config.head_dim} entries that is even")
-    if rope.kind == "longrope" and not len(rope.pair_factors) == len(rope.long_pair_factors) == rotated // 2:
-        raise read.refusal("rope_scaling", f"{rotated // 2} numbers in short_factor and in long_factor")
     return replace(config, rotary_dim=None if rotated == config.head_dim else rotated)
 
 

@@ -32,15 +32,20 @@ def to_safetensors(folder: str | Path) -> list[Path]:
     except ImportError:
         raise InputError("converting needs torch, which is not installed: pip install torch") from None
     table: dict[str, str] = {}
-    for number, source in enumerate(sources, 1):
-        name = f"model-{number:05}-of-{len(sources):05}.safetensors"
-        tensors = _tensors(source, torch)
-        if twice := sorted(table.keys() & tensors.keys()):
-            raise InputError(f"{source}: {twice[0]} is in another file too; which one holds?")
-        write_tensors(folder / name, tensors, {"format": "pt"})
-        table |= dict.fromkeys(tensors, name)
-    write_json(folder / INDEX, {"metadata": {}, "weight_map": table})
-    return [folder / name for name in sorted(set(table.values()))]
+    names = [f"model-{number:05}-of-{len(sources):05}.safetensors" for number in range(1, len(sources) + 1)]
+    try:
+        for source, name in zip(sources, names, strict=True):
+            tensors = _tensors(source, torch)
+            if twice := sorted(table.keys() & tensors.keys()):
+                raise InputError(f"{source}: {twice[0]} is in another file too; which one holds?")
+            write_tensors(folder / name, tensors, {"format": "pt"})
+            table |= dict.fromkeys(tensors, name)
+        write_json(folder / INDEX, {"metadata": {}, "weight_map": table})
+    except BaseException:  # an interruption too: a part of a model would only be in the way
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        raise
+    return [folder / name for name in names]
 
 
 def _tensors(path: Path, torch: Any) -> dict[str, Any]:

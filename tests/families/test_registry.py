@@ -237,6 +237,23 @@ def test_a_note_of_yarn_s_authors_changes_nothing():
     assert config_from_hf({**LLAMA_HF, **yarn(finetuned=True)}) == config_from_hf({**LLAMA_HF, **yarn()})
 
 
+@pytest.mark.parametrize("model_type", ["llama", "phi3"])
+def test_longrope_s_factors_are_one_for_each_pair(model_type):
+    pairs = config_from_hf(LLAMA_HF).head_dim // 2
+    rope = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 32}
+
+    def config(short):
+        factors = {"short_factor": [1.5] * short, "long_factor": [2.5] * pairs}
+        own = {"model_type": model_type, "original_max_position_embeddings": 32} if model_type == "phi3" else {}
+        return config_from_hf({**LLAMA_HF, **own, "rope_parameters": rope | factors})
+
+    assert config(pairs).max_length == 32, "beyond it other factors hold, which are not here"
+    with pytest.raises(
+        InputError, match=f"longrope has {pairs - 1} numbers in short_factor and {pairs} in long_factor"
+    ):
+        config(pairs - 1)
+
+
 def test_one_attribute_under_two_names():
     cohere = {**LLAMA_HF, "model_type": "cohere", "layer_norm_eps": 1e-3}
     assert config_from_hf(cohere).norm_eps == 1e-3

@@ -36,6 +36,13 @@ def test_a_converted_folder_is_the_model(pickled, capsys):
         to_safetensors(pickled)
 
 
+def test_a_second_file_that_is_bad_leaves_none_of_the_first(pickled):
+    (pickled / "pytorch_model-00002-of-00002.bin").write_bytes(b"cut short")
+    with pytest.raises(InputError, match="00002.bin: holds something else than weights"):
+        to_safetensors(pickled)
+    assert not list(pickled.glob("*.safetensors*"))
+
+
 def test_bfloat16_keeps_its_bits(tmp_path):
     from safetensors.torch import load_file
 
