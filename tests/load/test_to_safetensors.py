@@ -38,7 +38,7 @@ def test_a_converted_folder_is_the_model(pickled, capsys):
 
 def test_a_second_file_that_is_bad_leaves_none_of_the_first(pickled):
     (pickled / "pytorch_model-00002-of-00002.bin").write_bytes(b"cut short")
-    with pytest.raises(InputError, match="00002.bin: holds something else than weights"):
+    with pytest.raises(InputError, match=r"00002\.bin: holds something else than weights"):
         to_safetensors(pickled)
     assert not list(pickled.glob("*.safetensors*"))
 
