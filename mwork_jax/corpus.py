@@ -9,22 +9,26 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mwork_jax.errors import InputError, whole_number
+from mwork_jax.errors import InputError, InputWarning, whole_number
 from mwork_jax.model.buckets import bucket_length
+from mwork_jax.model.checks import check_model
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import Document, byte_count
 from mwork_jax.runtime.files import has_rows, read_jsonl, read_rows, read_text
 
 LANGUAGES = ("en", "de", "fr", "es", "ru", "zh", "vi", "th", "ar", "sw")  # of the project's own data set
 _WITHOUT_SIGN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of Unicode
+_LOST = 0.01  # of all characters: more of those that stand for lost ones are worth a word
 _BLANK_LINES = re.compile(r"\n\s*\n")
 # An object, or lists of strings or objects, whole or cut; "[1]", "[[link]]" and "{name}" may begin a sentence.
 _MARKED_UP = {
@@ -82,6 +86,7 @@ def encoded(
     if isinstance(documents, Mapping):
         names = ", ".join(map(str, list(documents)[:3]))
         raise InputError(f"{where}: a table ({names}), where documents are needed; take one language's")
+    check_model(model)
     index, longest = -1, min(max_tokens, model.config.max_length)
     for index, document in enumerate(documents):
         if isinstance(document, Encoded):
@@ -89,6 +94,8 @@ def encoded(
             continue
         name = f"{where}: document {index + 1}"
         whole = model.encode(document, where=name)
+        if isinstance(document, str) and not document.strip() and whole.size < 2:
+            raise InputError(f"{name} is empty; leave it out")
         if whole.size < 2:
             raise InputError(f"{name} has {whole.size} token{'s' * (whole.size != 1)}; at least two are needed")
         cut = whole[:longest]
@@ -196,7 +203,33 @@ def _documents(path: str | Path) -> list[tuple[str, object]]:
         raise InputError(
             f"{path}: no documents; plain text (blank lines between documents) or JSONL with a 'text' is needed"
         )
+    lost, whole = (sum(count(text) for text, _ in documents) for count in (_lost, len))
+    if lost > _LOST * whole:
+        line = f"{path}: {lost} of {whole} characters are U+FFFD, in whose place a conversion has lost others"
+        warnings.warn(line, InputWarning, stacklevel=3)
     return documents
+
+
+def _lost(text: str) -> int:
+    return text.count("\ufffd")
+
+
+def warn_of_repeats(detection: Mapping[str, Sequence[str]], held_out: Mapping[str, Sequence[str]]) -> None:
+    """Warns where two languages have mostly the same documents, where a language's are mostly repeats, and where it is
+    measured on documents that its neurons were detected on. {language: documents} each."""
+    different = {language: set(texts) for language, texts in detection.items()}
+    lines = [
+        f"{one} and {other}: {len(own & theirs)} documents are the same; is one file given for both?"
+        for (one, own), (other, theirs) in combinations(different.items(), 2)
+        if 2 * len(own & theirs) > min(len(own), len(theirs))
+    ]
+    for language, texts in detection.items():
+        if 0 < 2 * len(different[language]) <= len(texts):
+            lines.append(f"{language}: {len(texts)} documents, of which {len(different[language])} are different")
+        if both := sum(text in different[language] for text in held_out.get(language, ())):
+            lines.append(f"{language}: {both} held-out documents are among those that neurons are detected on")
+    for line in lines:
+        warnings.warn(line, InputWarning, stacklevel=3)
 
 
 def _plain_documents(path: str | Path) -> list[str]:
@@ -218,9 +251,15 @@ def _is_blank(text: str) -> bool:
 
 def _text_of(row: dict, where: str) -> str:
     if not isinstance(row.get("text"), str):
+        if "text" in row:
+            raise InputError(f"{where}: 'text' is {row['text']!r:.60}; a string is needed")
         others = ", ".join(f"{name!r:.40}" for name in list(row)[:5])
         raise InputError(f"{where}: no 'text' (a string) in this row; it has {others or 'nothing'}")
     return row["text"]
+
+
+# What the origin of the project's own documents and questions begins with.
+BUILT_IN = "mwork-jax data"
 
 
 @dataclass(frozen=True)
@@ -255,7 +294,7 @@ def own_corpus(language: str) -> Corpus:
     by_split = {s: [row for row in rows if row["split"] == s] for s in ("detect", "held_out")}
     texts = {split: tuple(row["text"] for row in of_split) for split, of_split in by_split.items()}
     ids = tuple(row["id"] for row in by_split["held_out"])
-    origin = f"mwork-jax data, documents.{language}.jsonl"
+    origin = f"{BUILT_IN}, documents.{language}.jsonl"
     return Corpus(language, texts["detect"], texts["held_out"], origin, ids)
 
 

@@ -9,7 +9,7 @@ of expert e are e * F to (e + 1) * F - 1, with F an expert's size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,8 @@ FFN_GROUPS = GROUPS[3:]
 _WIDEST = 1 << 20  # neurons of a group in a layer: more than any model has, and few enough for any machine
 _FORMAT = "mwork-neuron-set-1"
 
+LayOut = Callable[[jax.Array], jax.Array]  # [width], what a layer has per neuron -> as its activations are laid out
+
 
 def files_of_languages(folder: Path, suffix: str) -> dict[str, Path]:
     """{language: LANG.suffix} of a folder of scores or neurons, sorted. Hidden files are left out, such as those that
@@ -47,7 +49,9 @@ def check_language(path: Path, provenance: Mapping[str, object]) -> None:
 
 
 def group_widths(config: ModelConfig) -> dict[str, int]:
-    """Neurons per layer in each group, in the order of GROUPS."""
+    """Neurons per layer in each group, in the order of GROUPS. Raises InputError for what is no configuration."""
+    if not isinstance(config, ModelConfig):
+        raise InputError(f"a ModelConfig is needed, model.config, not a {type(config).__name__}")
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return dict(zip(GROUPS, (queries, keys, keys, config.ffn_width, config.ffn_width), strict=True))
 
@@ -86,9 +90,30 @@ class NeuronMask:
             fields[group] = kept * jnp.broadcast_to(jnp.asarray(~dropped, jnp.float32), kept.shape)
         return NeuronMask(**fields)
 
+    def changed_layers(self, generated: bool = True) -> np.ndarray:
+        """Whether a layer computes anything else than in the original model: bool [..., layers]. A mask acts on every
+        token, `generated` or not."""
+        return np.any([np.asarray(getattr(self, group) != 1).any(axis=-1) for group in GROUPS], axis=0)
+
+    def applied(self, site: str, x: jax.Array, lay_out: LayOut, generated: jax.Array | None) -> jax.Array:
+        """Within one layer: what becomes of the activations x [b, t, ...] of a site, as in
+        `Intervention.applied`."""
+        if site == "gate":
+            return x
+        return x * lay_out(self.ffn_up * self.ffn_down if site == "neuron" else getattr(self, site))
+
+    def steered(self, x: jax.Array, generated: jax.Array | None) -> jax.Array:
+        """Within one layer: the residual stream that leaves it, to which a mask adds nothing."""
+        return x
+
     @staticmethod
     def stack(masks: list[NeuronMask]) -> NeuronMask:
-        """Several masks as one with a leading axis, for `jax.vmap`."""
+        """Several masks as one with a leading axis, for `jax.vmap`. Raises InputError for none, and for what is no
+        mask."""
+        masks = list(masks)
+        wrong = [type(mask).__name__ for mask in masks if not isinstance(mask, NeuronMask)]
+        if wrong or not masks:
+            raise InputError(f"stack: {f'a {wrong[0]} is no NeuronMask' if wrong else 'there are no masks'}")
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *masks)
 
 

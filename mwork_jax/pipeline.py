@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mwork_jax.corpus import Batching, Corpus, Encoded, encoded
-from mwork_jax.detect.scores import DETECTION_COST, NeuronScores, load_or_score, scores_key
+from mwork_jax.corpus import Batching, Corpus, Encoded, encoded, warn_of_repeats
+from mwork_jax.detect.scores import DETECTION_COST, load_or_score, scores_key
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.delta_rows import (
     ORIGINAL,
@@ -24,18 +24,21 @@ from mwork_jax.evaluate.delta_rows import (
     corrected_rows,
     delta_rows,
 )
-from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, ItemScores, LossEvaluation
+from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS, ItemScores, LossEvaluation, nats_per_token
+from mwork_jax.evaluate.language_matrix import language_matrix, other_conditions, own_conditions
 from mwork_jax.evaluate.runner import Measured, measure
+from mwork_jax.evaluate.sample_rows import log_table
 from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, StageSplit
-from mwork_jax.metrics import ENGLISH
-from mwork_jax.model.identity import model_of
+from mwork_jax.metrics import ENGLISH, paired_difference
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet, files_of_languages
 from mwork_jax.results import (
     Change,
     DataInfo,
     DetectResults,
+    Interval,
     LanguageChange,
+    LossRise,
     NeuronSetInfo,
     OriginalLoss,
     Provenance,
@@ -48,14 +51,26 @@ from mwork_jax.results import (
 from mwork_jax.runtime.cache import CACHE_FOLDER, ResultCache, fingerprint
 from mwork_jax.runtime.distributed import is_first
 from mwork_jax.runtime.progress import Progress
-from mwork_jax.select.modes import select_neurons
+from mwork_jax.samples import HELD_OUT_SECTION, remove_samples
+from mwork_jax.select.folder import refuse_other_models
+from mwork_jax.select.modes import Mode, is_english_alike, select_neurons
 from mwork_jax.select.rules import kept_needed
 from mwork_jax.settings import DetectSettings, RunSettings
 
 _TOKENS_PER_BATCH = 2048
 _SETTINGS = {"everywhere": EVERYWHERE, **EACH_STAGE}  # what a run switches off with own neurons
-_RANDOM_ROW = RowSpec(EVERYWHERE, "random")  # random sets for each stage too would take three times as long
-_ROWS = (_RANDOM_ROW, *(RowSpec(setting, "lang-spec") for setting in _SETTINGS.values()))
+_RANDOM_ROW = RowSpec(EVERYWHERE, "random")
+
+
+def _row_specs(settings: RunSettings) -> tuple[RowSpec, ...]:
+    """Own neurons everywhere and in each stage; random ones everywhere and, where asked, in each stage too, which takes
+    three times as long to measure."""
+    return tuple(
+        RowSpec(setting, kind)
+        for setting in _SETTINGS.values()
+        for kind in ("random", "lang-spec")
+        if kind == "lang-spec" or setting == EVERYWHERE or settings.random_stages
+    )
 
 
 def run_pipeline(
@@ -64,13 +79,15 @@ def run_pipeline(
     settings: RunSettings,
     out: str | Path,
     *,
+    log_samples: bool = True,
     progress: Progress | None = None,
     command: Sequence[str] = (),
 ) -> RunResults:
     """Finds each language's neurons, switches them off, measures the held-out loss, and writes `out/results.json`,
     `out/neurons/` and `out/scores/`.
 
-    corpora: {language: its documents}, with English. command: as it was typed, for the provenance. Raises InputError
+    corpora: {language: its documents}, with English. log_samples: writes `out/samples/held-out-loss.jsonl` too, each
+    held-out document with its loss under each mask. command: as it was typed, for the provenance. Raises InputError
     for languages or documents that are missing, and for a folder with scores or neurons of another model.
     """
     out = Path(out)
@@ -78,9 +95,11 @@ def run_pipeline(
     split = StageSplit.of(model.config.num_layers, settings.n1, settings.n2)
     documents = {lang: _Documents.of(model, corpus, settings.max_tokens) for lang, corpus in corpora.items()}
     refuse_other_models(out, model, list(corpora))
+    held_out = {lang: corpus.held_out for lang, corpus in corpora.items()}
+    warn_of_repeats({lang: corpus.detection for lang, corpus in corpora.items()}, held_out)
     provenance = _provenance(model, corpora, settings, command)
     with progress or Progress() as bar:
-        bar.expect(_work(documents, settings))
+        bar.expect(work_of_run(len(documents), settings))
         kept = kept_needed(settings.rule, settings.documents)
         scores = {
             lang: load_or_score(
@@ -96,12 +115,21 @@ def run_pipeline(
             for lang, ready in documents.items()
         }
         neurons = select_neurons(scores, settings.rule, settings.mode)
-        table = _delta_table(model, corpora, documents, neurons, settings)
-        measured = measure(
-            model, table.evaluations, list(conditions(table, _ROWS, split)), ResultCache(out / CACHE_FOLDER), bar
-        )
-    results = _results(provenance, split, table, measured)
+        evaluations = _evaluations(corpora, documents, settings)
+        table = _delta_table(model, evaluations, neurons, settings)
+        rows = _rows_of_matrix(neurons, settings)
+        cache = ResultCache(out / CACHE_FOLDER)
+        wanted = list(conditions(table, _row_specs(settings), split))
+        measured = measure(model, evaluations, [*wanted, *own_conditions(rows)], cache, bar)
+        shorter = {lang: evaluation.first(settings.matrix_documents) for lang, evaluation in evaluations.items()}
+        others = measure(model, shorter, other_conditions(rows, tuple(evaluations)), cache, bar)
+    matrix = language_matrix(evaluations, rows, measured[ORIGINAL], measured, others)
+    used = {lang: own for lang, own in neurons.items() if lang in table.neurons or lang in rows}
+    results = _results(provenance, split, table, used, measured, matrix)
+    remove_samples(out, HELD_OUT_SECTION)  # they are of the results that are replaced now
     _write(out, results, neurons)
+    if log_samples:
+        log_table(out, HELD_OUT_SECTION, model, table, _row_specs(settings), [split], measured, cache, held_out)
     return results
 
 
@@ -126,6 +154,7 @@ def run_detection(
         lang: list(encoded(model, texts, settings.max_tokens, where=origins[lang])) for lang, texts in documents.items()
     }
     refuse_other_models(out, model, list(documents))
+    warn_of_repeats(documents, {})
     _refuse_stale_neurons(out, model, ready, settings)
     written = {}
     with progress or Progress() as bar:
@@ -155,11 +184,13 @@ def _scores_path(out: Path, language: str) -> Path:
 
 
 def documents_of_run(corpora: Mapping[str, Corpus], settings: RunSettings) -> dict[str, Corpus]:
-    """The documents that the settings ask for, English first. Raises InputError where there are fewer."""
+    """The documents that the settings ask for, English first. Raises InputError where there are fewer, and where
+    the languages are not those that the mode needs."""
     if ENGLISH not in settings.languages:
         raise InputError("the languages must include en: Delta compares every language with English")
     if len(settings.languages) < 2:
         raise InputError("at least one language other than en is needed")
+    Mode.parse(settings.mode).check(settings.languages)
     wanted = {}
     for language in (ENGLISH, *(lang for lang in settings.languages if lang != ENGLISH)):
         corpus = corpora[language]
@@ -177,17 +208,6 @@ def documents_of_run(corpora: Mapping[str, Corpus], settings: RunSettings) -> di
             held_out_ids=corpus.held_out_ids[: settings.held_out],
         )
     return wanted
-
-
-def refuse_other_models(out: Path, model: Model, languages: Sequence[str]) -> None:
-    """Raises InputError where scores or neurons of another model would stand beside those of these languages."""
-    scores, neurons = (files_of_languages(out / f, s) for f, s in (("scores", ".safetensors"), ("neurons", ".json")))
-    for path in (*scores.values(), *neurons.values()):
-        if path.stem not in languages:
-            kept = NeuronScores.load(path) if path.suffix == ".safetensors" else NeuronSet.load(path)
-            of = model_of(kept.provenance, str(path))
-            if of is not None and of.key != model.key:
-                raise InputError(f"{path}: of another model ({of}); choose another output folder")
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,18 +267,27 @@ def _refuse_stale_neurons(
                 )
 
 
-def _delta_table(
-    model: Model,
-    corpora: Mapping[str, Corpus],
-    documents: Mapping[str, _Documents],
-    neurons: Mapping[str, NeuronSet],
-    settings: RunSettings,
-) -> DeltaTable:
+def _evaluations(
+    corpora: Mapping[str, Corpus], documents: Mapping[str, _Documents], settings: RunSettings
+) -> dict[str, LossEvaluation]:
     batching = Batching(settings.max_tokens, _TOKENS_PER_BATCH)
-    evaluations = {
+    return {
         lang: LossEvaluation(tuple(ready.held_out), batching, corpora[lang].clusters)
         for lang, ready in documents.items()
     }
+
+
+def _rows_of_matrix(neurons: Mapping[str, NeuronSet], settings: RunSettings) -> dict[str, NeuronSet]:
+    """The sets that are switched off in the matrix: all that came about in one way."""
+    if not settings.matrix_documents:
+        return {}
+    with_english = is_english_alike(settings.rule, settings.mode)
+    return {lang: own for lang, own in neurons.items() if with_english or lang != ENGLISH}
+
+
+def _delta_table(
+    model: Model, evaluations: Mapping[str, LossEvaluation], neurons: Mapping[str, NeuronSet], settings: RunSettings
+) -> DeltaTable:
     others = {lang: own for lang, own in neurons.items() if lang != ENGLISH}
     return DeltaTable(
         table=HELD_OUT_LOSS,
@@ -270,42 +299,59 @@ def _delta_table(
     )
 
 
-def _work(documents: Mapping[str, _Documents], settings: RunSettings) -> float:
-    """Units of work in the whole run, for the time left."""
-    others = len(documents) - 1
-    masks = len(_SETTINGS) + settings.seeds
-    measured = settings.held_out * (len(documents) + others * masks * 2)
-    return DETECTION_COST * settings.documents * len(documents) + measured
+def work_of_run(languages: int, settings: RunSettings) -> float:
+    """Units of work in the whole run, for the time left: a document measured under one mask is one."""
+    others = languages - 1
+    masks = len(_SETTINGS) + settings.seeds * (len(_SETTINGS) if settings.random_stages else 1)
+    measured = settings.held_out * (languages + others * masks * 2)
+    if settings.matrix_documents:
+        few = min(settings.matrix_documents, settings.held_out)
+        measured += others * (2 * settings.held_out + (others - 1) * few)
+        if is_english_alike(settings.rule, settings.mode):
+            measured += settings.held_out + others * few
+    return DETECTION_COST * settings.documents * languages + measured
 
 
 def _results(
-    provenance: Provenance[RunSettings], split: StageSplit, table: DeltaTable, measured: Measured
+    provenance: Provenance[RunSettings],
+    split: StageSplit,
+    table: DeltaTable,
+    used: Mapping[str, NeuronSet],
+    measured: Measured,
+    matrix: Mapping[str, Mapping[str, LossRise]],
 ) -> RunResults:
     return RunResults(
         kind="run",
         provenance=provenance,
         stages=split,
-        neurons={lang: NeuronSetInfo.of(own) for lang, own in table.neurons.items()},
+        neurons={lang: NeuronSetInfo.of(own) for lang, own in used.items()},
         original={lang: _loss(measured[ORIGINAL][lang]) for lang in table.evaluations},
         languages={lang: _language_change(table, lang, split, measured) for lang in table.others},
-        rows=corrected_rows(delta_rows(table, _ROWS, split, measured)),
+        rows=corrected_rows(delta_rows(table, _row_specs(provenance.settings), split, measured)),
+        matrix=matrix,
     )
 
 
 def _loss(scores: ItemScores) -> OriginalLoss:
-    nats, size = sum(scores["nats"]), sum(scores["bytes"])
-    return OriginalLoss(nats / sum(scores["tokens"]), nats / size if size else None)
+    size = sum(scores["bytes"])
+    return OriginalLoss(nats_per_token(scores), sum(scores["nats"]) / size if size else None)
 
 
 def _language_change(table: DeltaTable, language: str, split: StageSplit, measured: Measured) -> LanguageChange:
     """The change of loss, in nats per token, of the language and of English; positive = worse."""
 
     def rise(row: RowSpec, scored: str, seed: int = 0) -> float:
-        after = _loss(measured[condition_name(row, split, language, seed)][scored])
-        return after.nats_per_token - _loss(measured[ORIGINAL][scored]).nats_per_token
+        after = measured[condition_name(row, split, language, seed)][scored]
+        return nats_per_token(after) - nats_per_token(measured[ORIGINAL][scored])
+
+    def interval(row: RowSpec, scored: str) -> Interval | None:
+        evaluation, name = table.evaluations[scored], condition_name(row, split, language)
+        points = (evaluation.points(measured[at][scored]) for at in (ORIGINAL, name))  # minus the loss
+        before, after = ({scored: one} for one in points)
+        return paired_difference(before, after, {scored: evaluation.weights}, {scored: evaluation.item_ids}).ci95
 
     def change(row: RowSpec) -> Change:
-        return Change(rise(row, language), rise(row, ENGLISH))
+        return Change(rise(row, language), rise(row, ENGLISH), interval(row, language), interval(row, ENGLISH))
 
     own = {name: change(RowSpec(setting, "lang-spec")) for name, setting in _SETTINGS.items()}
     of_language, of_english = (

@@ -9,6 +9,7 @@ from typing import SupportsFloat
 from mwork_jax.corpus import LANGUAGES
 from mwork_jax.errors import InputError, whole_number
 from mwork_jax.metrics import MIN_SEEDS
+from mwork_jax.neurons import FFN_GROUPS
 from mwork_jax.select.rules import DEFAULT_RULE
 
 
@@ -29,7 +30,9 @@ class DetectSettings:
 class RunSettings:
     """How the whole loop runs. documents, held_out: per language, to find neurons on and to measure on. rule, mode: how
     neurons are selected. seeds: random sets per language. n1, n2: layers of the understanding and the generation stage,
-    a quarter and an eighth of them where None."""
+    a quarter and an eighth of them where None. matrix_documents: of those held out, how many every language's set is
+    measured on in the languages other than its own and English; 0 for no matrix. random_stages: random sets are
+    switched off in each stage too, not everywhere alone."""
 
     languages: tuple[str, ...] = LANGUAGES
     documents: int = 32
@@ -40,9 +43,13 @@ class RunSettings:
     n1: int | None = None
     n2: int | None = None
     max_tokens: int = 512
+    matrix_documents: int = 2
+    random_stages: bool = False
 
     def __post_init__(self) -> None:
-        _check_whole_numbers("run", self, documents=0, held_out=0, seeds=0, n1=0, n2=0, max_tokens=2)
+        _check_whole_numbers(
+            "run", self, documents=0, held_out=0, seeds=0, n1=0, n2=0, max_tokens=2, matrix_documents=0
+        )
 
     def quick(self) -> RunSettings:
         """A first look in about a minute: few documents, two random seeds."""
@@ -70,6 +77,99 @@ class TableSettings:
 
 
 @dataclass(frozen=True)
+class PaperSettings:
+    """How the paper is repeated on a model. languages: English among them; parts: of `paper.PARTS`. items: of each
+    table and language, all where None; budget: seconds for everything, from which the items of each table follow.
+    documents, held_out: per language, to find neurons on and to measure the loss on; tuning: numbers of documents of
+    Table 6, empty for those of the paper that there are. rule: how neurons are selected. seeds: random sets of each
+    row, and tunings. n1, n2: layers of the understanding and the generation stage; the grid has its own."""
+
+    languages: tuple[str, ...]
+    parts: tuple[str, ...]
+    items: int | None = None
+    budget: float | None = None
+    documents: int = 32
+    held_out: int = 8
+    tuning: tuple[int, ...] = ()
+    rule: str = DEFAULT_RULE
+    seeds: int = MIN_SEEDS
+    shots: int = 0
+    chat: bool = False
+    n1: int | None = None
+    n2: int | None = None
+    max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        _check_whole_numbers(
+            "paper", self, items=1, documents=1, held_out=1, seeds=1, shots=0, n1=0, n2=0, max_tokens=2
+        )
+
+    @property
+    def run(self) -> RunSettings:
+        """How neurons are found and the held-out loss is measured."""
+        return RunSettings(
+            languages=self.languages, documents=self.documents, held_out=self.held_out, rule=self.rule,
+            seeds=self.seeds, n1=self.n1, n2=self.n2, max_tokens=self.max_tokens, matrix_documents=0,
+        )  # fmt: skip
+
+    def table(self, languages: tuple[str, ...], items: int | None = None) -> TableSettings:
+        """How a table is measured."""
+        n1, n2 = (() if n is None else (n,) for n in (self.n1, self.n2))
+        return TableSettings(languages, items, self.shots, self.seeds, self.chat, n1, n2)
+
+
+@dataclass(frozen=True)
+class LmEvalSettings:
+    """How tasks of lm-evaluation-harness run. tasks: their names, or those of groups. languages: whose neurons are off;
+    off: which parts of them, all or as in under+gen. seeds: random sets per language. items: the first so many of each
+    task, all where None. shots: worked examples, the task's own number where None. chat: prompts go through the model's
+    chat template. n1, n2: layers of the understanding and the generation stage."""
+
+    tasks: tuple[str, ...]
+    languages: tuple[str, ...] = ()
+    off: str = "all"
+    seeds: int = MIN_SEEDS
+    items: int | None = None
+    shots: int | None = None
+    chat: bool = False
+    n1: int | None = None
+    n2: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_whole_numbers("lm-eval", self, seeds=0, items=1, shots=0, n1=0, n2=0)
+
+
+@dataclass(frozen=True)
+class SteerSettings:
+    """How steering is measured. languages: to be written; prompts: those of the prompts. recipes: names; strengths: of
+    each, the recipe's own where empty; layers: where vectors are added, a quarter, half and three quarters up where
+    empty. part: of the text on which interventions act. task: whose questions are asked, `items` of them; answers have
+    at most max_new_tokens. documents, held_out: per language, to find neurons and means on, and English ones to measure
+    damage on. rule, mode: how neurons are selected. seeds: random controls of each best setting."""
+
+    languages: tuple[str, ...]
+    prompts: tuple[str, ...] = ("en",)
+    recipes: tuple[str, ...] = ("diffmean",)
+    strengths: tuple[float, ...] = ()
+    layers: tuple[int, ...] = ()
+    part: str = "all"
+    task: str = "mgsm"
+    items: int | None = None
+    max_new_tokens: int = 32
+    documents: int = 32
+    held_out: int = 8
+    rule: str = DEFAULT_RULE
+    mode: str = "minus_shared"
+    seeds: int = MIN_SEEDS
+    max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        _check_whole_numbers("steer", self, items=2, max_new_tokens=1, documents=1, held_out=1, seeds=1, max_tokens=2)
+        if not all(math.isfinite(strength) for strength in self.strengths):
+            raise InputError(f"steer: strengths {', '.join(map(str, self.strengths))}; finite numbers are needed")
+
+
+@dataclass(frozen=True)
 class LensSettings:
     """How a lens runs. top: tokens that count at each position. label_languages: beside those of the prompts."""
 
@@ -78,6 +178,27 @@ class LensSettings:
     labeller: str = "lingua"
     label_languages: tuple[str, ...] = ()
     example_tokens: int = 9
+
+
+@dataclass(frozen=True)
+class NeuronSettings:
+    """How neurons are read. languages: whose sets; groups: of which groups; top: so many of each language and group,
+    those of the highest mean importance. contexts: tokens with the largest activations in each language, with `before`
+    and `after` other tokens around them. tokens: so many that a neuron promotes, and so many that it suppresses.
+    documents: per language. max_tokens: longer documents are cut."""
+
+    languages: tuple[str, ...]
+    groups: tuple[str, ...] = FFN_GROUPS
+    top: int = 20
+    contexts: int = 5
+    tokens: int = 10
+    documents: int | None = None
+    max_tokens: int = 512
+    before: int = 16
+    after: int = 8
+
+    def __post_init__(self) -> None:
+        _check_whole_numbers("neurons", self, top=1, contexts=1, tokens=1, documents=1, max_tokens=2, before=0, after=0)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mwork_jax.errors import InputError
@@ -28,7 +29,7 @@ _PROMOTION = (
 DATA, MODEL, MASK = MESH_AXES = ("data", "model", "mask")
 
 # The logical axes and the mesh axis that shares each out; None where every device holds the whole axis.
-TABLE: Mapping[str, str | None] = {
+TABLE: Mapping[str, str | tuple[str, ...] | None] = {
     # parameters (`model.decoder.parameter_specs`), and what is computed with one entry per head or feed-forward unit
     "vocab": MODEL,
     "heads": MODEL,
@@ -42,6 +43,7 @@ TABLE: Mapping[str, str | None] = {
     # activations, caches and batches
     "batch": DATA,
     "shards": DATA,  # one running result for each part of the documents
+    "slots": (MASK, DATA),  # rows with a mask of each its own
     # what runs side by side through one program
     "masks": MASK,
     "runs": MASK,
@@ -94,26 +96,27 @@ def parse_mesh(text: str) -> dict[str, int]:
     return shape
 
 
-def mesh_axis(axis: str | None) -> str | None:
-    """The mesh axis that shares out a logical axis, None where no device does. Raises ValueError for a name that is not
+def mesh_axes(axis: str | None) -> tuple[str, ...]:
+    """The mesh axes that share out a logical axis, none where no device does. Raises ValueError for a name that is not
     in TABLE."""
     if axis is not None and axis not in TABLE:
         raise ValueError(f"no logical axis {axis!r}; sharding.TABLE has {', '.join(TABLE)}")
-    return None if axis is None else TABLE[axis]
+    shared_by = None if axis is None else TABLE[axis]
+    return (shared_by,) if isinstance(shared_by, str) else shared_by or ()
 
 
 def spec(mesh: Any, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
     """How an array of this shape is laid out, its axes named as in TABLE; an axis named None is not shared out. Raises
     ValueError for a name that is not in TABLE."""
     used: set[str] = set()
-    entries: list[str | None] = []
+    entries: list[str | tuple[str, ...] | None] = []
     for name, size in zip(axes, shape, strict=True):
-        axis = mesh_axis(name)
-        if axis is None or axis in used or mesh.shape[axis] == 1 or size % mesh.shape[axis]:
+        shared_by = tuple(axis for axis in mesh_axes(name) if mesh.shape[axis] > 1)
+        if not shared_by or used.intersection(shared_by) or size % prod(mesh.shape[axis] for axis in shared_by):
             entries.append(None)
         else:
-            used.add(axis)
-            entries.append(axis)
+            used.update(shared_by)
+            entries.append(shared_by[0] if len(shared_by) == 1 else shared_by)
     return PartitionSpec(*entries)
 
 
@@ -158,7 +161,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 def _check_names(axes: Sequence[str | None]) -> None:
     for axis in axes:
-        mesh_axis(axis)
+        mesh_axes(axis)
 
 
 def size_of(mesh: Mesh | None, axis: str) -> int:
@@ -169,9 +172,20 @@ def size_of(mesh: Mesh | None, axis: str) -> int:
 def num_shards(axis: str, size: int) -> int:
     """Within a program: over how many devices TABLE shares out an axis of this size. Raises ValueError for a name that
     is not in TABLE."""
-    mesh, shared_by = jax.sharding.get_abstract_mesh(), mesh_axis(axis)
-    count = 1 if mesh.empty or shared_by not in mesh.shape else mesh.shape[shared_by]
+    mesh, shared_by = jax.sharding.get_abstract_mesh(), mesh_axes(axis)
+    count = 1 if mesh.empty else prod(mesh.shape.get(each, 1) for each in shared_by)
     return count if size % count == 0 else 1
+
+
+def vmap_axis(axis: str, size: int) -> str | tuple[str, ...] | None:
+    """Within a program: the `spmd_axis_name` of a `jax.vmap` over a logical axis of this size, so that what `constrain`
+    and `per_device` do inside is shared out over its devices too; None where it is not. Raises ValueError for a name
+    that is not in TABLE."""
+    if num_shards(axis, size) == 1:
+        return None
+    shape = jax.sharding.get_abstract_mesh().shape
+    shared_by = tuple(each for each in mesh_axes(axis) if shape[each] > 1)
+    return shared_by[0] if len(shared_by) == 1 else shared_by
 
 
 def per_device(
@@ -211,6 +225,13 @@ def put(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:
         return jax.make_array_from_callback(host.shape, sharding(mesh, axes, host.shape), lambda index: host[index])
 
     return jax.tree.map(one, tree)
+
+
+def known_values(array: Any) -> np.ndarray | None:
+    """The values on the host; None where they are traced, or where another process holds some of them."""
+    if isinstance(array, Tracer) or not getattr(array, "is_fully_addressable", True):
+        return None
+    return np.asarray(array)
 
 
 def fetch(tree: Any) -> Any:

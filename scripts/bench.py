@@ -11,15 +11,20 @@ import argparse
 import json
 import sys
 
-from benchmarks import detect, enhance, families, forward, kernels, sweep
+from benchmarks import attribution, contexts, detect, enhance, families, forward, kernels, lm_eval, steer, sweep, tasks
 
 BENCHMARKS = {
     "forward": forward,
     "families": families,
     "detect": detect,
+    "attribution": attribution,
+    "contexts": contexts,
     "kernels": kernels,
     "sweep": sweep,
+    "tasks": tasks,
+    "steer": steer,
     "enhance": enhance,
+    "lm-eval": lm_eval,
 }
 
 
@@ -28,11 +33,15 @@ def main() -> None:
     parser.add_argument("benchmark", choices=BENCHMARKS)
     parser.add_argument("--rounds", type=int, default=7, help="pairs timed (default: 7)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    parser.add_argument("--data", help="sweep: XQuAD's files (default: the project's own questions)")
+    parser.add_argument(
+        "--data",
+        help="sweep: XQuAD's files; tasks: a folder with xquad and mgsm (default: the project's own)",
+    )
+    parser.add_argument("--prompts", type=int, help="tasks: of each language (default: 48)")
     parser.add_argument("--plot", help="detect: write a figure (SVG) there")
     args = parser.parse_args()
     benchmark = BENCHMARKS[args.benchmark]
-    own = {name: getattr(args, name) for name in ("data", "plot") if getattr(args, name)}
+    own = {name: getattr(args, name) for name in ("data", "plot", "prompts") if getattr(args, name)}
     rows = []
     for row in benchmark.rows(args.rounds, **own):
         rows.append(row)

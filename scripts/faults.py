@@ -36,8 +36,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _SMALL = ("64k", "512k", "1500k")  # sizes of the folders that are too small
 _LIMIT = 300  # seconds for one command
 # Each command writes to the folder called like it; what it begins with there is a copy of another's.
-BEGINS_WITH = {"select": "detect", "report": "run"}
-_ALWAYS_NEW = ("checkpoints",)  # Orbax writes times of day into them
+BEGINS_WITH = {"select": "detect", "report": "run", "neurons": "run"}
+_ALWAYS_NEW = ("checkpoints", "paper.json")  # Orbax writes times of day there; a plan has measured seconds
 
 
 def commands() -> dict[str, list[str]]:
@@ -46,14 +46,21 @@ def commands() -> dict[str, list[str]]:
     texts = [part for name in ("en", "de") for part in ("--corpus", f"{name}={name}.jsonl")]
     data = ["--data", "en=en.jsonl", "de=de.jsonl", "--languages", "en,de", "--documents", "4", "--held-out", "2"]
     table = ["--table", "4", "--languages", "en,de", "--items", "2", "--seeds", "1"]
+    paper = ["--corpus", "en=en.jsonl", "de=de.jsonl", "--documents", "4", "--held-out", "2", "--tables", "4"]
+    paper += ["--items", "2", "--seeds", "1"]
     tuning = ["--language", "de", "--corpus", "de.jsonl", "--documents", "4", "--epochs", "1", "--batch", "2"]
+    steering = ["--languages", "de", "--items", "2", "--strengths", "1", "--layers", "1", "--documents", "3"]
+    steering += ["--held-out", "1", "--max-new-tokens", "2", "--seeds", "1", "--rule", "top_fraction:0.2"]
     return {
         "detect": ["detect", *model, *texts, "--max-tokens", "16", "--out", "detect"],
         "select": ["select", "select", "--rule", "top_fraction:0.2"],
         "run": ["run", *model, *data, "--max-tokens", "16", "--seeds", "1", "--out", "run"],
         "report": ["report", "report"],
         "lens": ["lens", *model, *texts, "--languages", "en,de", "--labeller", "scripts", "--out", "lens"],
+        "neurons": ["neurons", "neurons", "--dtype", "float32", "--top", "3", "--contexts", "2"],
         "evaluate": ["evaluate", *model, "--neurons", "run", *table, "--out", "evaluate"],
+        "paper": ["paper", *model, *paper, "--max-tokens", "16", "--out", "paper"],
+        "steer": ["steer", *model, *texts, *steering, "--max-tokens", "16", "--out", "steer"],
         "enhance": ["enhance", *model, "--neurons", "run", *tuning, "--max-tokens", "32", "--out", "enhance"],
     }
 

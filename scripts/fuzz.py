@@ -6,7 +6,7 @@ A case is a valid folder of which one file is changed in one place to three, as 
 read, or refused with one message. Wrong is any other error, a crash, more than a minute, or more memory than twice the
 files and 200 MB. Cases run in processes of their own, so that a crash costs one of them. Prints a table; a case
 of each kind that goes wrong is named on standard error, kept in a folder (`--keep`), and comes back with `--seed NUMBER
---cases 1`.
+--cases 1`. After `--minutes` of a format, and when it is interrupted, it prints the counts that it has reached.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import argparse
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +52,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=1000, metavar="N", help="of each format (default: 1000)")
     parser.add_argument("--format", action="append", metavar="F", help="repeatable; default: every format")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="number of the first case (default: 0)")
+    parser.add_argument("--minutes", type=float, metavar="M", help="of each format at most (default: no limit)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="W", help="processes at a time")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where cases that go wrong are kept")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -60,25 +64,36 @@ def main() -> int:
     if unknown := set(args.format or ()) - FORMATS.keys():
         parser.error(f"no format {', '.join(sorted(unknown))}; there are {', '.join(FORMATS)}")
     print("| format | cases | read | refused | wrong | slowest, s | most memory, MB |\n|---|---|---|---|---|---|---|")
-    wrong = 0
+    wrong, interrupted = 0, threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: interrupted.set())
     for form in args.format or FORMATS:
-        count = _fuzzed(form, args.seed, args.cases, args.workers, args.keep)
+        if interrupted.is_set():
+            break
+        end = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+        count = _fuzzed(form, args, partial(_stopped, interrupted, end))
         numbers = (count.cases, count.read, count.refused, len(count.wrong))
         print(f"| {form} | {' | '.join(map(str, numbers))} | {count.slowest:.1f} | {count.most >> 20} |", flush=True)
         wrong += len(count.wrong)
     return int(wrong > 0)
 
 
-def _fuzzed(form: str, seed: int, cases: int, workers: int, keep: Path | None) -> Count:
-    shares = [(begin, min(_SHARE, seed + cases - begin)) for begin in range(seed, seed + cases, _SHARE)]
-    with ThreadPoolExecutor(workers) as pool:
-        results = [r for share in pool.map(lambda share: list(_share(form, *share)), shares) for r in share]
+def _stopped(interrupted: threading.Event, end: float | None) -> bool:
+    return interrupted.is_set() or (end is not None and time.monotonic() > end)
+
+
+def _fuzzed(form: str, args: argparse.Namespace, stopped: Callable[[], bool]) -> Count:
+    last = args.seed + args.cases
+    shares = [(begin, min(_SHARE, last - begin)) for begin in range(args.seed, last, _SHARE)]
+    with ThreadPoolExecutor(args.workers) as pool:
+        shared = pool.map(lambda share: list(_share(form, share[0], share[1], stopped)), shares)
+        results = [result for share in shared for result in share]
     wrong = {number: problem for number, _, problem, _, _ in results if problem}
     for problem, times in Counter(wrong.values()).most_common():
         first = next(number for number, text in wrong.items() if text == problem)
         print(f"{form} {first}, {times} times: {problem}", file=sys.stderr, flush=True)
-        if keep is not None:
-            _keep(form, first, keep)
+        if args.keep is not None:
+            _keep(form, first, args.keep)
     refused = sum(bool(text) and not problem for _, text, problem, _, _ in results)
     return Count(
         len(results),
@@ -100,20 +115,25 @@ def _keep(form: str, number: int, folder: Path) -> None:
 Result = tuple[int, str, str, float, int]  # number of the case, refused, problem, seconds, memory
 
 
-def _share(form: str, begin: int, count: int) -> Iterator[Result]:
-    """The results of cases begin to begin + count - 1. A process that dies or hangs leaves the case that it was at as
-    a wrong one, and another goes on behind it."""
+def _share(form: str, begin: int, count: int, stopped: Callable[[], bool]) -> Iterator[Result]:
+    """The results of cases begin to begin + count - 1, or of fewer once it is stopped. A process that dies or hangs
+    leaves the case that it was at as a wrong one, and another goes on behind it."""
     at, end = begin, begin + count
-    while at < end:
+    while at < end and not stopped():
         for result in _served(form, at, end - at):
             yield result
             at = result[0] + 1
+            if stopped():
+                return
 
 
 def _served(form: str, begin: int, count: int) -> Iterator[Result]:
     command = [sys.executable, __file__, "--serve", form, "--seed", str(begin), "--cases", str(count)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    # A session of its own: an interrupted terminal stops this process, and this one ends that one.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, start_new_session=True
+    )
     lines: queue.Queue[str] = queue.Queue()
     assert process.stdout is not None
     reader = threading.Thread(target=lambda out=process.stdout: [*map(lines.put, out), lines.put("")], daemon=True)

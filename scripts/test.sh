@@ -5,5 +5,12 @@ source "$(dirname "$0")/environment.sh"
 prepare_environment test
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-"$PYTHON" -m pyright --pythonpath "$PYTHON"
-exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+types="$(mktemp)"
+trap 'rm -f "$types"' EXIT
+"$PYTHON" -m pyright --pythonpath "$PYTHON" > "$types" 2>&1 & # minutes on one core, beside the tests
+pyright=$!
+status=0
+"$PYTHON" -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@" || status=$?
+wait "$pyright" || status=$?
+cat "$types"
+exit "$status"

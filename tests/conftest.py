@@ -1,44 +1,64 @@
 """Fixtures that several test files share."""
 
+import gc
 import os
 import shutil
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 TESTS = Path(__file__).parent
-# The files that take longest, the longest first. With `--dist loadfile --no-loadscope-reorder`, each file goes to one
-# worker, in this order, so that module fixtures are made once and the workers end at about the same time.
+# The files that take longest, the longest first. With `--dist loadgroup --no-loadscope-reorder`, each file goes to one
+# worker, in this order, so that module fixtures are made once and the workers end at about the same time. Slow tests
+# come after all others.
 LONGEST = (
     "runtime/test_distributed.py",
     "test_sharding.py",
     "evaluate/test_table_run.py",
     "enhance/test_tune.py",
+    "test_intervention.py",
     "detect/test_importance.py",
+    "docs/test_snippets.py",
+    "docs/test_notebooks.py",
     "cli/test_run.py",
     "model/test_generate.py",
     "enhance/test_export.py",
     "detect/test_scores.py",
-    "model/test_prefill.py",
+    "model/test_slots.py",
+    "detect/test_attribution.py",
+    "test_steering.py",
     "model/test_decoder.py",
     "kernels/test_pallas.py",
     "cli/test_kills.py",
     "test_real_models.py",
     "kernels/test_qk_importance.py",
     "lens/test_logit_lens.py",
+    "docs/test_site.py",
     "enhance/test_table6.py",
     "test_wheel.py",
     "report/test_browser.py",
 )
 
-COMPILED_IN_FULL = ("kernels/test_pallas.py", "test_real_models.py", "plan/test_plan.py", "scripts/test_compiled.py")
+COMPILED_IN_FULL = (
+    "kernels/test_pallas.py",
+    "test_real_models.py",
+    "plan/test_plan.py",
+    "plan/test_gpu.py",
+    "scripts/test_compiled.py",
+)
+SLOW_UNTIL = "MWORK_SLOW_UNTIL"  # seconds since 1970: no slow test begins later; .ci/run sets it
 _FEWER_PASSES = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 _FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"  # XLA's newer way to write a fusion's code, through MLIR
 
 # Long sums of tiny float32 models should not depend on how many threads a machine has.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tracing makes objects by the million and few cycles: looking for cycles every 700 of them is a twentieth of the suite.
+gc.set_threshold(200_000, 50, 1_000)
+MOST_MAPPINGS = 25_000  # of memory; Linux ends a process that asks for more than vm.max_map_count, 65,530
 
 
 def pytest_configure(config):
@@ -85,14 +105,34 @@ def passes_of_the_compiler(request):
     jax.config.update("jax_disable_most_optimizations", fewer)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_other_files():
+    """Programs are dropped before there are too many: each that XLA compiles for a CPU maps pages of its own, and a
+    process that may map no more dies of a segmentation fault wherever it happens to compile."""
+    mappings = Path("/proc/self/maps")
+    if "jax" in sys.modules and mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+
+
 def pytest_collection_modifyitems(items):
-    """Marks what needs torch, which makes the tiny models, and puts the files that take longest first."""
+    """Marks what needs torch, which makes the tiny models; the files that take longest come first, slow tests last."""
     uses_torch = {path: "support.tiny" in path.read_text(encoding="utf-8") for path in {item.path for item in items}}
     for item in items:
         if uses_torch[item.path] or "tiny_folder" in item.fixturenames:
             item.add_marker(pytest.mark.torch)
+        slow = " slow" if item.get_closest_marker("slow") else ""
+        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(TESTS).as_posix() + slow))
     place = {TESTS / name: i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+    items.sort(key=lambda i: (i.get_closest_marker("slow") is not None, place.get(i.path, len(LONGEST))))
+
+
+def pytest_runtest_setup(item):
+    """Where a run has a limit of time, what is slow is not begun near its end: machines differ in speed several times.
+    Each is printed, and `bash scripts/test.sh -m slow` runs them all."""
+    until = os.environ.get(SLOW_UNTIL)
+    if until and time.time() > float(until) and item.get_closest_marker("slow"):
+        pytest.skip("too late for a slow test on a machine as slow as this one")
 
 
 @pytest.fixture(scope="session")

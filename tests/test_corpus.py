@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import mwork_jax as mw
-from mwork_jax.corpus import Batching, Encoded, documents_key, encoded, read_corpus
-from mwork_jax.errors import InputError
+from mwork_jax.corpus import Batching, Encoded, documents_key, encoded, read_corpus, warn_of_repeats
+from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.evaluate.likelihood import held_out_loss
 from mwork_jax.model.tokens import encode
 from mwork_jax.neurons import NeuronMask
@@ -99,6 +99,8 @@ def test_a_list_of_strings_is_documents(tmp_path):
         ("x.csv", "Text,ID\na,1\n", r"row 2: no 'text' \(a string\) in this row; it has 'Text', 'ID'$"),
         ("x.csv", "id,text,text\n1,a,b\n", r"x\.csv, row 1: 'text' names two columns"),
         ("x.tsv", "text\tid\tid\na\t1\t2\n", r"x\.tsv, row 1: 'id' names two columns"),
+        ("x.jsonl", '{"text": null}', r"x\.jsonl:1: 'text' is None; a string is needed"),
+        ("x.json", '{"text": ["a", "b"]}', r"x\.json.* 'text' is \['a', 'b'\]; a string is needed"),
         ("x.json", "[1]", r"x\.json, entry 1: a JSON object or a string is needed"),
         ("x.csv", "a,b\n1,2\n", r"x\.csv, row 2: no 'text'"),
         ("x.csv", "text,b\n1\n", r"x\.csv, row 2: 1 values, where the first line has 2 names"),
@@ -153,6 +155,23 @@ def test_documents_may_come_through_a_pipe():
     os.close(write)
     assert read_corpus(f"/dev/fd/{read}") == ["a", "b"]
     os.close(read)
+
+
+def test_texts_that_a_conversion_has_damaged_are_said(tmp_path, recwarn):
+    (tmp_path / "x.txt").write_text("Gr\ufffd\ufffde\n")
+    (tmp_path / "y.txt").write_text("Grüße " * 50 + "\ufffd\n")
+    with pytest.warns(InputWarning, match=r"x.txt: 2 of 5 characters are U\+FFFD"):
+        read_corpus(tmp_path / "x.txt")
+    recwarn.clear()
+    read_corpus(tmp_path / "y.txt")
+    assert not recwarn.list
+
+
+def test_measuring_on_what_neurons_were_detected_on_is_said(recwarn):
+    warn_of_repeats({"en": ["a", "b"], "de": ["c", "d"]}, {"en": ["e"], "de": ["f"]})
+    assert not recwarn.list
+    with pytest.warns(InputWarning, match="^de: 1 held-out documents are among those that neurons are detected on$"):
+        warn_of_repeats({"en": ["a", "b"], "de": ["c", "d"]}, {"en": ["e"], "de": ["d", "f"]})
 
 
 def test_columns_without_a_name_are_nobody_s(tmp_path):
@@ -278,3 +297,9 @@ def test_the_key_of_documents_is_of_all_that_is_in_them():
         [],
     ]
     assert len({documents_key(other) for other in (documents, *others)}) == 1 + len(others)
+
+
+def test_an_empty_document_is_named(tiny_folder):
+    """Not by the BOS that the tokenizer gives it."""
+    with pytest.raises(InputError, match=r"^corpus: document 2 is empty; leave it out$"):
+        list(encoded(mw.load_model(tiny_folder), ["a text", ""], 16))

@@ -21,6 +21,7 @@ _DOCUMENTS = {  # JSON that may be anything: the file of a format's first valid 
     "results": "run.json",
     "labels": "labels.json",
     "saved": "mwork.json",
+    "plan": "paper.json",
 }
 
 

@@ -67,7 +67,8 @@ def places(value, path=()):
 
 FREE = {
     "data", "versions", "neurons", "original", "languages", "by_language", "mcnemar", "runs", "sizes", "counts",
-    "scores", "held-out loss", "xquad", "en",
+    "scores", "held-out loss", "xquad", "en", "examples", "matrix", "items",
+    "importance", "tasks", "higher_is_better",
 }  # fmt: skip
 
 
@@ -188,6 +189,8 @@ def test_a_field_that_nobody_knows_is_named(kind):
         ("run", ("original", "de", "nats_per_token")),
         ("run", ("languages", "de", "random", "own", 1)),
         ("run", ("languages", "de", "neurons")),
+        ("run", ("matrix", "th", "de", "rise")),
+        ("run", ("matrix", "th", "de", "ci95", 0)),
         ("tables", ("tables", 1, "rows", 3, "beyond_random", "ci95", 0)),
         ("tables", ("tables", 0, "original", "de", "accuracy_sum")),
         ("enhance", ("rows", 0, "own_by_seed", 2)),
@@ -227,6 +230,7 @@ def test_whole_numbers_may_stand_for_others():
     [
         ("run", ("rows", 0, "delta_ci95")),
         ("run", ("rows", 1, "beyond_random", "ci95")),
+        ("run", ("matrix", "th", "de", "ci95")),
         ("enhance", ("rows", 0, "delta_n_eng_ci95")),
         ("enhance", ("rows", 0, "own_beyond_random", "ci95")),
     ],
@@ -286,6 +290,31 @@ def test_what_a_report_counts_on_is_not_empty(kind, path):
     body = body_of(kind)
     at(body, path).clear()
     assert f"{path[-1]} should have something" in refusal(body)
+
+
+def test_a_run_from_before_there_was_a_matrix_is_read():
+    body = body_of("run")
+    del body["matrix"], body["provenance"]["settings"]["matrix_documents"]
+    run = RunResults.from_json(body, "here")
+    assert (run.matrix, run.rows) == ({}, made_run().rows)
+
+
+def test_a_matrix_is_whole():
+    def matrix(change):
+        body = body_of("run")
+        change(body["matrix"])
+        return refusal(body)
+
+    assert "matrix should have every language of original in each row" in matrix(lambda m: m["de"].pop("th"))
+    assert "matrix should have every language of original in each row" in matrix(
+        lambda m: m["de"].update(xx=m["de"]["th"])
+    )
+    assert "matrix should have rows of the languages of original alone" in matrix(lambda m: m.update(xx=m["de"]))
+    assert "matrix should have every language" in matrix(lambda m: m["th"].clear())
+    assert "documents is -1" in matrix(lambda m: m["de"]["th"].update(documents=-1))
+    body = body_of("run")
+    del body["matrix"]["en"]
+    assert list(RunResults.from_json(body, "here").matrix) == ["de", "th"], "English may have no row"
 
 
 def test_a_table_is_no_grid():

@@ -11,6 +11,7 @@ WRONG = {
     "max_tokens": (lambda: mw.DetectSettings(max_tokens=1), "detection: max_tokens is 1; it must be 2 or more"),
     "seeds": (lambda: mw.RunSettings(seeds=2.0), "run: seeds is 2.0; a whole number is needed"),
     "documents": (lambda: mw.RunSettings(documents=True), "run: documents is True; a whole number is needed"),
+    "matrix": (lambda: mw.RunSettings(matrix_documents=-1), "run: matrix_documents is -1; it must be 0 or more"),
     "n1": (lambda: mw.RunSettings(n1="2"), "run: n1 is '2'; a whole number is needed"),
     "items": (lambda: mw.TableSettings(("en", "de"), items="3"), "table: items is '3'; a whole number"),
     "epochs": (lambda: mw.TuneSettings(epochs="3"), "tuning: epochs is '3'; a whole number is needed"),

@@ -17,12 +17,26 @@ from typing import Any
 import jax
 from jax.errors import JaxRuntimeError
 
-from mwork_jax.cli import detect, enhance, evaluate, lens, models, plan, report, run, select
+from mwork_jax.cli import (
+    detect,
+    enhance,
+    evaluate,
+    lens,
+    models,
+    neurons,
+    paper,
+    plan,
+    report,
+    run,
+    select,
+    steer,
+    tables,
+)
 from mwork_jax.cli.options import Parser, joining_options, log
 from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.report import printable
 from mwork_jax.runtime.distributed import end_all, several
-from mwork_jax.runtime.jax_process import plain_jax, skip_search_for_tpus
+from mwork_jax.runtime.jax_process import check_flags_of_xla, plain_jax, skip_search_for_absent_chips
 
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141  # as the shell has it for a process that SIGPIPE ended
@@ -35,13 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     the run are lost. One of several processes that ends early ends the others too."""
     # A shell may close them, as with >&-: Python then has none.
     sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    skip_search_for_tpus()
+    skip_search_for_absent_chips()
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = joining_options(arguments)
     try:
         _check_unicode(arguments)
         args = _parser().parse_args(arguments)
         args.typed = arguments
+        check_flags_of_xla()
         if changed := plain_jax():
             log(f"without {', '.join(changed)}, which would break or change what is computed")
         with warnings.catch_warnings():
@@ -120,6 +135,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="mwork", description="Find, switch off and measure the language-specific neurons of a language model."
     )
     commands = parser.add_subparsers(title="commands", required=True, parser_class=Parser, metavar="COMMAND")
-    for module in (run, detect, select, evaluate, enhance, lens, models, plan, report):
+    for module in (run, paper, detect, select, evaluate, enhance, steer, lens, neurons, models, tables, plan, report):
         module.add(commands)
     return parser

@@ -19,7 +19,6 @@ from mwork_jax.cli.options import (
     languages_of,
     load_model_of,
     neurons_of,
-    one_of,
     pairs,
     print_result,
     results_folder,
@@ -40,7 +39,7 @@ from mwork_jax.report import enhance_report, tuning_figure
 from mwork_jax.results import EnhanceResults, write_results
 from mwork_jax.runtime.files import write_text
 from mwork_jax.runtime.progress import Progress
-from mwork_jax.select.modes import MODES, select_neurons
+from mwork_jax.select.modes import Mode, select_neurons
 from mwork_jax.select.rules import Rule, kept_needed
 from mwork_jax.settings import EnhanceSettings, TableSettings, TuneSettings
 
@@ -60,7 +59,7 @@ def add(commands: Any) -> None:
     what = "tune nothing but a language's neurons on its documents; --sweep: Table 6 and Figure 4"
     example = "mwork enhance --model gemma3-270m --language de --corpus german.txt --documents 400 --out tuned"
     parser = command(commands, "enhance", _enhance, what, example)
-    add_model(parser)
+    add_model(parser, tuned=True)
     parser.add_argument("--out", default="mwork-enhanced", help="output folder (default: mwork-enhanced)")
     parser.add_argument("--language", default="de", help="code of the language; several with --sweep (default: de)")
     parser.add_argument(
@@ -82,6 +81,9 @@ def add(commands: Any) -> None:
         action="append",
         metavar="LANG=FILE",
         help="documents to measure on; if any, then en's and the language's too (default: the project's own)",
+    )
+    parser.add_argument(
+        "--held-out-documents", type=int, help="measure on the first so many of each language's (default: all)"
     )
     parser.add_argument(
         "--seeds",
@@ -139,8 +141,8 @@ def _enhance(args: argparse.Namespace) -> None:
 
 def _languages(args: argparse.Namespace) -> tuple[str, ...]:
     Rule.parse(args.rule)
-    one_of("--mode", args.mode, MODES)
     languages = languages_of("--language", args.language)
+    Mode.parse(args.mode).check((ENGLISH, *languages))
     if len(languages) > 1 and not args.sweep:
         raise InputError(f"--language {args.language}: one language, or several with --sweep")
     if ENGLISH in languages:
@@ -220,7 +222,16 @@ def _held_out(args: argparse.Namespace, languages: Sequence[str]) -> dict[str, H
     for language in (ENGLISH, *languages):
         if language not in corpora:
             raise InputError(f"no documents to measure {language!r} on; give them with --held-out {language}=FILE")
-    return {lang: HeldOut(corpus.held_out, corpus.clusters) for lang, corpus in corpora.items()}
+    count = args.held_out_documents
+    for corpus in corpora.values():
+        if count is not None and not 1 <= count <= len(corpus.held_out):
+            raise InputError(
+                f"{corpus.origin}: --held-out-documents {count} asked; from 1 to {len(corpus.held_out)} can be"
+            )
+    return {
+        lang: HeldOut(corpus.held_out[:count], corpus.clusters[:count], corpus.origin)
+        for lang, corpus in corpora.items()
+    }
 
 
 def _task_evaluations(args: argparse.Namespace, languages: Sequence[str]) -> dict[str, dict[str, TaskEvaluation]]:

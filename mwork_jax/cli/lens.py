@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--corpus", action="append", metavar="LANG=FILE", help="own prompts, text or JSONL, one file per language"
     )
-    parser.add_argument("--documents", type=int, default=4, help="prompts per language (default: 4)")
+    parser.add_argument("--documents", type=int, default=8, help="prompts per language (default: 8)")
     parser.add_argument("--max-tokens", type=int, default=64, help="longer prompts are cut here (default: 64)")
     parser.add_argument("--top", type=int, default=10, help="tokens that count at each position (default: 10)")
     parser.add_argument("--neurons", help="folder with neurons/LANG.json: also with each language's own neurons off")

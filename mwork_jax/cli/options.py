@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,15 +19,17 @@ from mwork_jax.model.decoder import weight_bytes
 from mwork_jax.model.identity import model_of
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronSet, check_language
-from mwork_jax.report import printable
+from mwork_jax.report import NAMES, printable
+from mwork_jax.report.iso_639 import is_code, meant_code
 from mwork_jax.results import FORMAT, FORMATS_OF_0_1
+from mwork_jax.runtime.compiled_cache import keep_compiled_programs
 from mwork_jax.runtime.distributed import agreed, is_first, meet, several, start
 from mwork_jax.runtime.files import output_folder, read_json
-from mwork_jax.select.modes import MODES
+from mwork_jax.select.modes import MODE_FORMS, MODES
 from mwork_jax.select.rules import DEFAULT_RULE
 from mwork_jax.sharding import default_shape, make_mesh, parse_mesh
 
-_COMMANDS = {"tables": "evaluate"}  # the others have the name of their command
+_COMMANDS = {"tables": "evaluate", "lm_eval": "evaluate --lm-eval"}  # the others have the name of their command
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,7 +50,8 @@ def command(
     return parser
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, *, tuned: bool = False) -> None:
+    """tuned: whether the model's weights are tuned, which int8 ones cannot be."""
     parser.add_argument(
         "--model",
         default="gemma3-270m",
@@ -59,6 +62,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16"), help="of weights and matrix operands; default: what is fast here"
     )
 
+    parser.set_defaults(kept_weights=None)
+    if not tuned:
+        what = "keep the layers' matrices as 8-bit whole numbers, which are multiplied out layer by layer"
+        parser.add_argument("--weights", choices=("int8",), dest="kept_weights", help=what)
+    kept = "keep compiled programs in the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says (default: yes)"
+    parser.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True, help=kept)
     _add_joining(parser)
     devices = "the devices to share the work out over, data=N,model=N,mask=N"
     parser.add_argument("--mesh", help=f"{devices} (default: documents over all; the model where it is too large)")
@@ -85,14 +94,16 @@ def joining_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def load_model_of(args: argparse.Namespace) -> Model:
     """The model that the options of `add_model` name, on the devices that they ask for."""
+    if args.cache:
+        keep_compiled_programs()
     join_others(args)
     meet()
     shape = None if args.mesh is None else parse_mesh(args.mesh)
     if shape is None and jax.device_count() > 1:
-        size = weight_bytes(read_config(args.model), args.dtype or default_dtype())
+        size = weight_bytes(read_config(args.model), args.dtype or default_dtype(), int8=args.kept_weights == "int8")
         shape = agreed(lambda: default_shape(jax.local_devices()[0], jax.device_count(), size))
     mesh = None if shape is None else make_mesh(shape)
-    return load_model(args.model, dtype=args.dtype, mesh=mesh)
+    return load_model(args.model, dtype=args.dtype, mesh=mesh, weights=args.kept_weights)
 
 
 def join_others(args: argparse.Namespace) -> None:
@@ -122,13 +133,14 @@ def command_of(args: argparse.Namespace) -> tuple[str, ...]:
     return ("mwork", *args.typed)
 
 
-def add_rule(parser: argparse.ArgumentParser) -> None:
+def add_rule(parser: argparse.ArgumentParser, mode: str = MODES[0]) -> None:
     parser.add_argument(
         "--rule",
         default=DEFAULT_RULE,
         help=f"epsilon:X, top_k:K or top_fraction:F, each with @SHARE, or lape:F (default: {DEFAULT_RULE})",
     )
-    parser.add_argument("--mode", default=MODES[0], help=f"{', '.join(MODES)} (default: {MODES[0]})")
+    kept = "which of a language's activated neurons are its own"
+    parser.add_argument("--mode", default=mode, help=f"{kept}: {MODE_FORMS} (default: {mode})")
 
 
 def add_stages(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +177,8 @@ def neurons_of(folder: str | Path, languages: Sequence[str], *, needed: bool = T
     paths = {lang: Path(folder) / "neurons" / f"{lang}.json" for lang in languages}
     missing = [path for path in paths.values() if not path.exists()]
     if missing and (needed or len(missing) == len(paths)):
+        if Path(folder).is_file() or (Path(folder) / missing[0].name).is_file():
+            raise InputError(f"{folder}: --neurons takes the folder that neurons/{missing[0].name} is in")
         raise InputError(f"{missing[0]}: no such file; `mwork run` and `mwork select` write it, --neurons says where")
     sets = {lang: NeuronSet.load(path) for lang, path in paths.items() if path.exists()}
     for language, own in sets.items():
@@ -182,6 +196,11 @@ def check_sets(args: argparse.Namespace, model: Model, neurons: Mapping[str, Neu
             if not args.allow_other_model:
                 raise InputError(f"{line}; find them in this model, or use --allow-other-model")
             log(f"warning: {line}")
+
+
+def add_log_samples(parser: argparse.ArgumentParser) -> None:
+    what = "save every item's answer and score under each mask in OUT/samples/*.jsonl (default: yes)"
+    parser.add_argument("--log-samples", action=argparse.BooleanOptionalAction, default=True, help=what)
 
 
 def print_result(args: argparse.Namespace, value: Any, text: str) -> None:
@@ -208,18 +227,35 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
         if language in files:
             raise InputError(f"{option} {item}: {language!r} is given twice")
         files[_code(option, language)] = path
+    _refuse_one_file_name(option, files)
     return files
 
 
 def languages_of(option: str, text: str) -> tuple[str, ...]:
     """Comma-separated language codes, each once."""
-    return tuple(dict.fromkeys(_code(option, part.strip()) for part in text.split(",")))
+    languages = tuple(dict.fromkeys(_code(option, part.strip()) for part in text.split(",")))
+    _refuse_one_file_name(option, languages)
+    return languages
+
+
+def _refuse_one_file_name(option: str, languages: Iterable[str]) -> None:
+    """InputError for codes that differ only in capital letters: disks of macOS and Windows have one file for both."""
+    by_name: dict[str, str] = {}
+    for language in languages:
+        if (other := by_name.setdefault(language.lower(), language)) != language:
+            raise InputError(f"{option}: {other} and {language} differ only in capital letters; which one is meant?")
 
 
 def _code(option: str, language: str) -> str:
-    """A language code, which names files too. InputError for anything that is not letters, digits, - and _."""
+    """A language code, which names files too. InputError for anything that is not letters, digits, - and _, and for
+    what is no code, with the one that is probably meant."""
+    wrong = f"{option}: {language!r} is not a language code"
+    if not is_code(language) and (meant := meant_code(language)) is not None:
+        raise InputError(f"{wrong}; did you mean {meant}, {NAMES[meant]}?")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", language):
-        raise InputError(f"{option}: {language!r} is not a language code; letters, digits, - and _, as in en,de,zh-TW")
+        raise InputError(f"{wrong}; letters, digits, - and _, as in en,de,zh-TW")
+    if len(language) > 3 and not is_code(language):
+        raise InputError(f"{wrong} of ISO 639, as en and yue are; for one of your own write x-{language}")
     return language
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from mwork_jax.cli.options import command, print_result
-from mwork_jax.report import FORMATS, read_report, tables_as
+from mwork_jax.report import FORMATS, bibtex, read_report, tables_as
 
 
 def add(commands: Any) -> None:
@@ -22,13 +22,16 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--format",
         default="html",
-        choices=("html", *FORMATS),
-        help="html writes FOLDER/report.html and FOLDER/figures/ (the default); the others print the tables",
+        choices=("html", *FORMATS, "bibtex"),
+        help="html writes FOLDER/report.html and FOLDER/figures/ (the default); bibtex prints what to cite; the others "
+        "print the tables, those for LaTeX as wide as a column at most",
     )
 
 
 def _report(args: argparse.Namespace) -> None:
-    if args.format == "html":
+    if args.format == "bibtex":
+        print_result(args, {"bibtex": bibtex()}, bibtex().rstrip("\n"))
+    elif args.format == "html":
         path = read_report(args.folder).write()
         print_result(args, {"report": str(path), "figures": str(path.parent / "figures")}, f"Written: {path}")
     elif args.json:

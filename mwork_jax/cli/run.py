@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from mwork_jax.cli.options import (
+    add_log_samples,
     add_model,
     add_rule,
     add_stages,
@@ -16,7 +17,6 @@ from mwork_jax.cli.options import (
     command_of,
     languages_of,
     load_model_of,
-    one_of,
     pairs,
     print_result,
     results_folder,
@@ -28,7 +28,7 @@ from mwork_jax.pipeline import documents_of_run, run_pipeline
 from mwork_jax.report import read_report, run_report
 from mwork_jax.runtime.distributed import is_first
 from mwork_jax.runtime.files import write_text
-from mwork_jax.select.modes import MODES
+from mwork_jax.select.modes import Mode
 from mwork_jax.select.rules import Rule
 from mwork_jax.settings import RunSettings
 
@@ -54,6 +54,18 @@ def add(commands: Any) -> None:
     add_stages(parser)
     parser.add_argument("--max-tokens", type=int, default=512, help="longer documents are cut here (default: 512)")
     parser.add_argument(
+        "--matrix-documents",
+        type=int,
+        help="held-out documents to measure each language's set on in the languages other than its own and English, "
+        "which take all of them (default: 2; 0: no matrix of languages)",
+    )
+    add_log_samples(parser)
+    parser.add_argument(
+        "--random-stages",
+        action="store_true",
+        help="random sets in each stage too, so that every row has its control; measuring takes three times as long",
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="a first look: few documents, two seeds, and en, de, zh unless --languages"
     )
 
@@ -63,7 +75,7 @@ def _run(args: argparse.Namespace) -> None:
     out = results_folder(args.out, "run", "detect")
     model = load_model_of(args)
     StageSplit.of(model.config.num_layers, settings.n1, settings.n2)
-    results = run_pipeline(model, corpora, settings, out, command=command_of(args))
+    results = run_pipeline(model, corpora, settings, out, log_samples=args.log_samples, command=command_of(args))
     if not is_first():
         return
     text = run_report(results)
@@ -76,8 +88,9 @@ def _run(args: argparse.Namespace) -> None:
 def _run_settings(args: argparse.Namespace) -> tuple[RunSettings, dict[str, Corpus]]:
     """The settings and the documents, checked before the model takes its time to load."""
     Rule.parse(args.rule)
-    one_of("--mode", args.mode, MODES)
+    Mode.parse(args.mode)
     at_least("--seeds", 1 if args.seeds is None else args.seeds, 1)
+    at_least("--matrix-documents", 0 if args.matrix_documents is None else args.matrix_documents, 0)
     at_least("--max-tokens", args.max_tokens, 2)
     files = pairs("--data", args.data) if args.data else {}
     available = tuple(files) or (("en", "de", "zh") if args.quick else LANGUAGES)
@@ -89,10 +102,16 @@ def _run_settings(args: argparse.Namespace) -> tuple[RunSettings, dict[str, Corp
         n1=args.n1,
         n2=args.n2,
         max_tokens=args.max_tokens,
+        random_stages=args.random_stages,
     )
     if args.quick:
         settings = settings.quick()
-    given = {"documents": args.documents, "held_out": args.held_out, "seeds": args.seeds}
+    given = {
+        "documents": args.documents,
+        "held_out": args.held_out,
+        "seeds": args.seeds,
+        "matrix_documents": args.matrix_documents,
+    }
     settings = _replace_given(settings, given)
     if files and not set(languages) <= set(files):
         missing = ", ".join(sorted(set(languages) - set(files)))

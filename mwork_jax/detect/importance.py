@@ -13,7 +13,7 @@ import numpy as np
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.corpus import Batching, encoded, list_batches, measured_token_mask
-from mwork_jax.detect.activations import layer_activity, neuron_sums
+from mwork_jax.detect.activations import Activity, layer_activity, neuron_sums
 from mwork_jax.detect.query_key import query_key_importance
 from mwork_jax.model.decoder import Decoder, LayerRecord, hidden_states
 from mwork_jax.model.model import Model
@@ -35,19 +35,17 @@ def importance(model: Model, document: Document, *, include_bos: bool = False) -
 
 def importance_and_activity(
     decoder: Decoder, tokens: jax.Array, token_mask: jax.Array, shards: int = 1
-) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
+) -> tuple[dict[str, jax.Array], Activity]:
     """One forward pass over int32 [batch, time] tokens: Imp of every neuron for each document, {group: float32 [batch,
-    layers, width]}, and per layer what `layer_activity` counts, [shards, layers, f] each."""
+    layers, width]}, and what the neurons of all layers did."""
 
-    def observe(record: LayerRecord) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-        return _layer_importance(decoder.config, token_mask, record), *layer_activity(
-            decoder.config, record, token_mask, shards
-        )
+    def observe(record: LayerRecord) -> tuple[dict[str, jax.Array], Activity]:
+        of_layer = _layer_importance(decoder.config, token_mask, record)
+        return of_layer, layer_activity(decoder.config, record, token_mask, shards)
 
     keep = NeuronMask.keep_all(decoder.config)
-    _, (scores, active, activation) = hidden_states(decoder, tokens, keep, observe=observe)
-    by_document = {group: jnp.swapaxes(score, 0, 1) for group, score in scores.items()}
-    return by_document, jnp.swapaxes(active, 0, 1), jnp.swapaxes(activation, 0, 1)
+    _, by_layer = hidden_states(decoder, tokens, keep, observe=observe)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), by_layer)
 
 
 @jax.jit

@@ -1,7 +1,7 @@
 """Order statistics of a stream of documents, kept on the device, so that memory does not grow with their number.
 
-Of every neuron the smallest importances and the worst ranks over the documents are kept, sorted, and the sum of its
-importances. Any threshold is answered from them afterwards.
+Of every neuron the smallest importances and the worst ranks over the documents are kept, sorted, the sum of its
+importances, and what it did. Any threshold is answered from them afterwards.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
+from mwork_jax.detect.activations import Activity
 from mwork_jax.neurons import GROUPS, group_widths
 from mwork_jax.sharding import DATA, constrain, size_of
 
@@ -29,19 +30,16 @@ class OrderStatistics:
     lowest: dict[str, jax.Array]  # [shards, kept, layers, width]
     worst_rank: dict[str, jax.Array]  # [shards, kept, layers, width]
     total: dict[str, jax.Array]  # [shards, layers, width]
-    active: jax.Array  # [shards, layers, f]
-    activation: jax.Array  # [shards, layers, f]
+    activity: Activity
 
     @classmethod
     def empty(cls, config: ModelConfig, kept: int, shards: int = 1) -> OrderStatistics:
         shapes = {g: (config.num_layers, group_widths(config)[g]) for g in MEASURED_GROUPS}
-        ffn = shapes["ffn_up"]
         return cls(
             {g: jnp.full((shards, kept, *s), jnp.inf, jnp.float32) for g, s in shapes.items()},
             {g: jnp.full((shards, kept, *s), -1, jnp.int32) for g, s in shapes.items()},
             {g: jnp.zeros((shards, *s), jnp.float32) for g, s in shapes.items()},
-            jnp.zeros((shards, *ffn), jnp.int32),
-            jnp.zeros((shards, *ffn), jnp.float32),
+            Activity.empty(config, shards),
         )
 
     @classmethod
@@ -65,17 +63,16 @@ def order_statistics_axes(ndim: int) -> tuple[str, ...]:
 def with_batch(
     state: OrderStatistics,
     importance: Mapping[str, jax.Array],
-    active: jax.Array,
-    activation: jax.Array,
+    activity: Activity,
     is_document: jax.Array,
 ) -> OrderStatistics:
     """The statistics with one more batch.
 
     importance: {group: float32 [batch, layers, width]}, the batch a multiple of the shards, those of a shard side by
-    side; active and activation as in `OrderStatistics`, of this batch alone; is_document: bool [batch], False for the
-    rows that only fill the batch up: they change nothing.
+    side; activity: of this batch alone; is_document: bool [batch], False for the rows that only fill the batch up: they
+    change nothing.
     """
-    shards = state.active.shape[0]
+    shards = state.activity.active.shape[0]
     counts = is_document.reshape(shards, -1)[:, :, None, None]
     lowest, worst, total = {}, {}, {}
     for group in MEASURED_GROUPS:
@@ -85,7 +82,7 @@ def with_batch(
         lowest[group] = _insert(state.lowest[group], jnp.where(counts, score, jnp.inf), jnp.minimum, jnp.maximum)
         worst[group] = _insert(state.worst_rank[group], jnp.where(counts, ranks, -1), jnp.maximum, jnp.minimum)
         total[group] = state.total[group] + jnp.sum(jnp.where(counts, score, 0.0), axis=1)
-    return OrderStatistics(lowest, worst, total, state.active + active, state.activation + activation).constrained()
+    return OrderStatistics(lowest, worst, total, state.activity.plus(activity)).constrained()
 
 
 @jax.jit
@@ -103,7 +100,7 @@ def merged(state: OrderStatistics) -> OrderStatistics:
     lowest = {g: extreme(x, 1) for g, x in state.lowest.items()}
     worst = {g: extreme(x, -1) for g, x in state.worst_rank.items()}
     total = {g: x.sum(axis=0) for g, x in state.total.items()}
-    return OrderStatistics(lowest, worst, total, state.active.sum(axis=0), state.activation.sum(axis=0))
+    return OrderStatistics(lowest, worst, total, state.activity.merged())
 
 
 def _insert(sorted_: jax.Array, new: jax.Array, keep: Callable, push: Callable) -> jax.Array:

@@ -13,19 +13,22 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mwork_jax.corpus import Batching, Encoded, documents_key, encoded, measured_token_mask, stream_batches
+from mwork_jax.detect.activations import MEASURED_SITES, RESIDUAL
 from mwork_jax.detect.importance import importance_and_activity
 from mwork_jax.detect.order_statistics import OrderStatistics, merged, with_batch
 from mwork_jax.errors import InputError, InputWarning, whole_number
+from mwork_jax.model.checks import check_model
 from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import Document
-from mwork_jax.neurons import GROUPS
+from mwork_jax.neurons import ATTENTION_GROUPS, GROUPS
 from mwork_jax.runtime.cache import fingerprint
 from mwork_jax.runtime.distributed import everyone
 from mwork_jax.runtime.files import checksum_of, parse_json, write_tensors
@@ -34,12 +37,13 @@ from mwork_jax.sharding import DATA, fetch, mesh_of, on_mesh_of, put, size_of
 
 _FORMAT = "mwork-neuron-scores-2"
 _OLD_FORMAT = "mwork-neuron-scores-1"
-DETECTOR_VERSION = "importance-3"  # of the code that computes scores: those of another version are computed again
+DETECTOR_VERSION = "importance-4"  # of the code that computes scores: those of another version are computed again
 DEFAULT_KEPT = 8  # weakest documents that are remembered per neuron
 _MOST_KEPT = 1 << 20  # far more than a device has room for
 DETECTION_COST = 1.5  # time to score a document, in units of evaluating one; for the time left
 _TABLES = ("lowest", "worst_rank", "mean")
 _ACTIVITY = ("active", "activation")
+_VALUES = ("largest", "routed")  # which files of version 0.1 do not have, nor `means`
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +56,12 @@ class NeuronScores:
     most important neuron; mean [layers, width], float32.
     Of the feed-forward, over the tokens that count in the norms: active [layers, f], float32, the share with
     act(gate) > 0 (what LAPE needs); activation [layers, f], float32, the mean of act(gate) * up.
+    means {site: float32 [layers, width]}: what `mwork_jax.intervention` puts in a neuron's place: the mean output of
+    attn_q, attn_k and attn_v, of act(gate) as "gate" and of act(gate) * up as "neuron", those of an expert over the
+    tokens that go to it; and "residual" [layers, hidden], the mean of the residual stream that leaves each layer.
+    largest [layers, f], float32: the largest act(gate) * up; 0 where an expert's neuron never acted. routed [layers,
+    experts], float32: the share of the tokens that went to each expert; [layers, 0] without experts. Scores that
+    version 0.1 saved have no means, and None for these two.
     A neuron is activated for every document where `lowest[0] >= epsilon`, or `worst_rank[0] < K`; for all but m of
     them where that holds for entry m.
     """
@@ -64,9 +74,12 @@ class NeuronScores:
     documents: int
     tokens: int
     provenance: Mapping[str, object] = field(default_factory=dict)
+    means: Mapping[str, np.ndarray] = field(default_factory=dict)
+    largest: np.ndarray | None = None
+    routed: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lowest", "worst_rank", "mean", "provenance"):
+        for name in ("lowest", "worst_rank", "mean", "provenance", "means"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property
@@ -78,6 +91,8 @@ class NeuronScores:
         """Writes safetensors, atomically, with the provenance in the header."""
         arrays = {f"{t}.{g}": np.ascontiguousarray(a) for t in _TABLES for g, a in getattr(self, t).items()}
         arrays |= {name: np.ascontiguousarray(getattr(self, name)) for name in _ACTIVITY}
+        arrays |= {f"means.{site}": np.ascontiguousarray(a) for site, a in self.means.items()}
+        arrays |= {n: np.ascontiguousarray(a) for n in _VALUES if (a := getattr(self, n)) is not None}
         header = {
             "format": _FORMAT,
             "documents": self.documents,
@@ -102,7 +117,10 @@ class NeuronScores:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             tables = {t: {g: arrays[f"{t}.{g}"] for g in GROUPS} for t in _TABLES}
             activity = {name: arrays[name] for name in _ACTIVITY}
-            scores = cls(**tables, **activity, **{n: header[n] for n in ("documents", "tokens", "provenance")})
+            values = {name: arrays.get(name) for name in _VALUES}
+            values["means"] = {s: arrays[f"means.{s}"] for s in MEASURED_SITES if f"means.{s}" in arrays}
+            counts = {name: header[name] for name in ("documents", "tokens", "provenance")}
+            scores = cls(**tables, **activity, **values, **counts)
             written = metadata.get("sha256")  # files of version 0.1 have none
             if written not in (None, checksum_of({k: v for k, v in metadata.items() if k != "sha256"}, arrays)):
                 raise ValueError("its checksum is another")
@@ -135,10 +153,28 @@ def _check(scores: NeuronScores) -> None:
             real = values if table == "mean" else values[: scores.documents]  # beyond, where fewer are remembered
             if real.min() < 0 or (table == "worst_rank" and real.max() >= width):
                 raise ValueError(f"{table}.{group} has {real.min():g} to {real.max():g}")
+    _check_values(scores)
     for name in _ACTIVITY:
         values = getattr(scores, name)
         if values.shape != scores.mean["ffn_up"].shape or values.dtype != np.float32 or not np.isfinite(values).all():
             raise ValueError(f"{name} is not finite float32 {list(scores.mean['ffn_up'].shape)}")
+
+
+def _check_values(scores: NeuronScores) -> None:
+    """`_check` of what interventions use, of which a file has all or nothing."""
+    if not scores.means and scores.largest is None and scores.routed is None:
+        return
+    if set(scores.means) != set(MEASURED_SITES) or scores.largest is None or scores.routed is None:
+        raise ValueError("it has some of the values that interventions use, not all")
+    shapes = {group: scores.mean[group].shape for group in ATTENTION_GROUPS}
+    ffn = scores.mean["ffn_up"].shape
+    arrays = {f"means.{site}": (scores.means[site], shapes.get(site, ffn)) for site in MEASURED_SITES}
+    # The file has no other record of the hidden size and of the number of experts.
+    arrays["means.residual"] = (scores.means[RESIDUAL], (ffn[0], *scores.means[RESIDUAL].shape[1:2]))
+    arrays |= {"largest": (scores.largest, ffn), "routed": (scores.routed, (ffn[0], *scores.routed.shape[1:2]))}
+    for name, (values, shape) in arrays.items():
+        if values.shape != shape or values.dtype != np.float32 or not np.isfinite(values).all():
+            raise ValueError(f"{name} is not finite float32 {list(shape)}")
 
 
 def score_neurons(
@@ -160,6 +196,7 @@ def score_neurons(
     """
     if whole_number("kept", kept, 1) > _MOST_KEPT:
         raise InputError(f"kept is {kept}; at most {_MOST_KEPT} documents are remembered for each neuron")
+    check_model(model)
     mesh = mesh_of(model.decoder)
     shards = size_of(mesh, DATA)
     wide = replace(batching, tokens_per_batch=batching.tokens_per_batch * shards)
@@ -178,7 +215,7 @@ def score_neurons(
             progress(count)
     with on_mesh_of(model.decoder):
         host = fetch(merged(state))
-    if not all(np.isfinite(total).all() for total in (*host.total.values(), host.activation)):
+    if not all(np.isfinite(total).all() for total in (*host.total.values(), *host.activity.sums.values())):
         raise InputError(f"{model.source}: importances are not finite; are the model's weights sound?")
     _check_not_zero(model, host.total)
     scored_with = {
@@ -187,18 +224,38 @@ def score_neurons(
         "max_tokens": batching.max_tokens,
         **(provenance or {}),
     }
-    tables = (host.lowest, host.worst_rank, {g: total / np.float32(count) for g, total in host.total.items()})
+    return _scores_of(host, count, tokens, counted, scored_with)
+
+
+def _scores_of(state: Any, documents: int, tokens: int, counted: int, provenance: Mapping[str, object]) -> NeuronScores:
+    """From the merged `OrderStatistics`, on the host, of so many documents, of whose tokens `counted` count."""
+    tables = (state.lowest, state.worst_rank, {g: total / np.float32(documents) for g, total in state.total.items()})
     lowest, worst_rank, mean = ({**table, "ffn_down": table["ffn_up"]} for table in tables)
+    did = state.activity
     return NeuronScores(
         lowest=lowest,
         worst_rank=worst_rank,
         mean=mean,
-        active=(host.active / counted).astype(np.float32),
-        activation=(host.activation / counted).astype(np.float32),
-        documents=count,
+        active=(did.active / counted).astype(np.float32),
+        activation=(did.sums["neuron"] / counted).astype(np.float32),
+        documents=documents,
         tokens=tokens,
-        provenance=scored_with,
+        provenance=provenance,
+        means=_means(did, counted),
+        largest=np.where(np.isfinite(did.largest), did.largest, 0).astype(np.float32),
+        routed=(did.sent / counted).astype(np.float32),
     )
+
+
+def _means(activity: Any, counted: int) -> dict[str, np.ndarray]:
+    """Of an `Activity` on the host, over the tokens at which a neuron acted: those that count, of an expert those of
+    them that went to it."""
+    means = {site: total / np.float32(counted) for site, total in activity.sums.items()}
+    if activity.sent.shape[-1]:
+        size = activity.sums["gate"].shape[-1] // activity.sent.shape[-1]
+        of_neurons = np.repeat(np.maximum(activity.sent, 1), size, axis=-1).astype(np.float32)
+        means |= {site: activity.sums[site] / of_neurons for site in ("gate", "neuron")}
+    return means
 
 
 def _check_not_zero(model: Model, totals: Mapping[str, np.ndarray]) -> None:
@@ -219,8 +276,8 @@ def score_batch(
 ) -> OrderStatistics:
     """The order statistics with one more batch: tokens int32 [batch, time]; token_mask float32 [batch, time], 1 for the
     tokens that count; is_document bool [batch], as in `with_batch`."""
-    scores, active, activation = importance_and_activity(decoder, tokens, token_mask, state.active.shape[0])
-    return with_batch(state, scores, active, activation, is_document)
+    shards = state.activity.active.shape[0]
+    return with_batch(state, *importance_and_activity(decoder, tokens, token_mask, shards), is_document)
 
 
 def load_or_score(

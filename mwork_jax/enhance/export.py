@@ -1,4 +1,4 @@
-"""A tuned model for others to use: a folder in Hugging Face layout, and a small file of what was tuned.
+"""A model for others to use, tuned or masked: a folder in Hugging Face layout, and a small file of what was tuned.
 
 The folder loads in `transformers` unchanged. The delta file holds indices and values of the tuned rows and columns and
 applies to the base model that it names.
@@ -24,9 +24,12 @@ from safetensors import SafetensorError, safe_open
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.enhance import Tuned
+from mwork_jax.enhance.folding import Factors, described, scaled, weight_factors
 from mwork_jax.enhance.neuron_params import parameter_arrays, parameters_of, with_neurons
 from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.families import checkpoint_names, fused_tensors, hf_config
+from mwork_jax.intervention import Edit
+from mwork_jax.model.checks import check_model
 from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.identity import model_of
 from mwork_jax.model.model import Model
@@ -56,25 +59,34 @@ _DELTA_WITHOUT_CHECKSUM = "mwork-delta-1"  # of version 0.1
 
 
 def save_folder(
-    tuned: Tuned, folder: str | Path, *, dtype: str = "float32", notes: Mapping[str, object] | None = None
+    model: Model,
+    folder: str | Path,
+    mask: Edit | None = None,
+    *,
+    dtype: str = "float32",
+    notes: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes the tuned model as a folder in Hugging Face layout: safetensors, config, tokenizer, model card.
+    """Writes a model, tuned or not, as a folder in Hugging Face layout: safetensors, config, tokenizer, model card.
 
-    dtype: of the weights. bfloat16 halves the files and rounds every weight, which loses small changes. notes: what the
-    card says besides, by name. Raises InputError for another dtype and as `check_folder` does, OSError where the folder
-    cannot be written.
+    mask: a NeuronMask, or an Intervention that scales neurons, is multiplied into the weights, so that whoever loads
+    the folder has the model under this mask, without this package. dtype: of the weights. bfloat16 halves the files and
+    rounds every weight, which loses small changes. notes: what the card says besides, by name. Raises InputError for
+    what is no model, a mask that weights cannot express (one that adds, replaces or steers, or acts on a part of a
+    text), another dtype and as `check_folder` does, OSError where the folder cannot be written.
 
     Everything is written beside what the folder holds, then put in its place. An error or a full disk leaves the model
     of an earlier call whole. A kill does too or, within the moment in which the files change places, leaves a folder
     without `config.json`, which no reader takes for a model.
     """
     folder = Path(folder)
-    _check_tuned(tuned)
+    check_model(model)
+    factors = {} if mask is None else weight_factors(model.config, mask)
     if dtype not in _DTYPES:
         raise InputError(f"dtype {dtype!r} is not supported; use {' or '.join(_DTYPES)}")
     check_folder(folder)
     with temporary_folder(folder, "model") if is_first() else contextlib.nullcontext(folder) as new:
-        shards = list(_write_weights(tuned, new, _DTYPES[dtype]))  # in every process: each has a part of the weights
+        # In every process: each has a part of the weights.
+        shards = list(_write_weights(model, new, _DTYPES[dtype], factors))
         if not is_first():
             return
         if len(shards) == 1:
@@ -82,17 +94,12 @@ def save_folder(
         else:
             table = {name: file for file, names in shards for name in names}
             write_json(new / _INDEX, {"metadata": {_WRITER: _SAVED_FORMAT}, "weight_map": table})
-        if tuned.tokenizer is not None:
-            _write_tokenizer(tuned.tokenizer, new)
-        write_text(new / "README.md", _card(tuned, dtype, notes or {}))
-        write_json(new / _CONFIG, hf_config(tuned.config, dtype))
+        if model.tokenizer is not None:
+            _write_tokenizer(model.tokenizer, new)
+        write_text(new / "README.md", _card(model, dtype, notes or {}, factors))
+        write_json(new / _CONFIG, hf_config(model.config, dtype))
         check_folder(folder, new)
         _put_in_place(new, folder)
-
-
-def _check_tuned(tuned: Any) -> None:
-    if not isinstance(tuned, Tuned):
-        raise InputError(f"a {type(tuned).__name__} cannot be saved; what `fine_tune` returns, a tuned model, can")
 
 
 def check_folder(folder: str | Path, new: Path | None = None) -> None:
@@ -174,11 +181,11 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
         raise OSError(errno.EIO, str(error), str(folder)) from None
 
 
-def _write_weights(tuned: Tuned, folder: Path, dtype: np.dtype) -> Iterator[tuple[str, list[str]]]:
+def _write_weights(model: Model, folder: Path, dtype: np.dtype, factors: Factors) -> Iterator[tuple[str, list[str]]]:
     """Writes shards, each as soon as it is full: (file, tensors in it)."""
     shard: dict[str, np.ndarray] = {}
     number = 0
-    for name, tensor in _tensors(tuned, dtype):
+    for name, tensor in _tensors(model, dtype, factors):
         if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > _SHARD_BYTES:
             number += 1
             yield _write_shard(folder, number, shard)
@@ -193,10 +200,12 @@ def _write_shard(folder: Path, number: int, shard: dict[str, np.ndarray]) -> tup
     return name, list(shard)
 
 
-def _tensors(tuned: Tuned, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """The tuned weights under their names in a checkpoint, [out, in]. The tuned neurons come from their float32
+def _tensors(model: Model, dtype: np.dtype, factors: Factors) -> Iterator[tuple[str, np.ndarray]]:
+    """The weights under their names in a checkpoint, [out, in], times `factors`. Tuned neurons come from their float32
     values, not from what is left of them in the model's dtype."""
-    rows, arrays, config = tuned_rows(tuned), parameter_arrays(tuned.base.decoder), tuned.config
+    config = model.config
+    rows = tuned_rows(model) if isinstance(model, Tuned) else {}
+    arrays = parameter_arrays((model.base if isinstance(model, Tuned) else model).decoder)
     for name, array in arrays.items():
         if not name.startswith("layers."):
             yield from zip(checkpoint_names(config, name), (fetch(array).astype(dtype),), strict=True)
@@ -207,7 +216,7 @@ def _tensors(tuned: Tuned, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
         tensors = {}
         for short, part in zip(stacked, parts, strict=True):
             tensor = _with_tuned(short, _merged_heads(config, short, part).astype(np.float32), rows.get(short), layer)
-            tensors[names[short][layer]] = np.asarray(tensor, dtype, order="C")
+            tensors[names[short][layer]] = np.asarray(scaled(short, tensor, factors, layer), dtype, order="C")
         yield from fused_tensors(config, layer, tensors).items()
 
 
@@ -248,6 +257,14 @@ def tuned_rows(tuned: Tuned) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         values = np.asarray(tuned.result.values[name])[layers, rank]
         rows[name] = np.stack([layers, places], axis=1).astype(np.int32), values
     return rows
+
+
+def _check_tuned(tuned: Any) -> None:
+    if not isinstance(tuned, Tuned):
+        raise InputError(
+            f"a {type(tuned).__name__} has no delta to save; what `fine_tune` returns, a tuned model, has one "
+            "(`save_folder` writes any model)"
+        )
 
 
 def save_delta(tuned: Tuned, path: str | Path) -> None:
@@ -361,26 +378,39 @@ def _as_cell(value: object) -> str:
     return re.sub(r"([\\|`*_\[\]])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
 
 
-def _card(tuned: Tuned, dtype: str, notes: Mapping[str, object]) -> str:
+def _card(model: Model, dtype: str, notes: Mapping[str, object], factors: Factors) -> str:
     """The model card: where this model came from."""
+    tuned = model if isinstance(model, Tuned) else None
+    base = tuned.base if tuned else model
+    facts = {"weights": dtype, "base model": base.source, "base weights": base.key["weights"]}
+    facts |= _facts_of_tuning(tuned) if tuned else {}
+    facts |= {"neurons under the mask": described(factors)} if factors else {}
+    loaded = np.dtype(base.decoder.dtype)
+    kept = "bit for bit" if loaded == np.float32 else f"as it was loaded in {loaded.name}"
+    kept = "rounded to bfloat16" if _DTYPES[dtype].itemsize < loaded.itemsize else kept
+    done = []
+    if tuned:
+        done.append(
+            "Tuned with mwork-jax: nothing but one language's neurons was trained, by causal language modelling."
+        )
+    if factors:
+        done.append("Masked with mwork-jax: what switches neurons off or scales them is multiplied into the weights.")
+    others = "Every other weight" if done else "Every weight"
+    lines = "\n".join(f"| {_as_cell(name)} | {_as_cell(value)} |" for name, value in (facts | dict(notes)).items())
+    return (
+        f"---\nlibrary_name: transformers\ntags: [mwork-jax]\n---\n\n# {_as_cell(model.source)}\n\n"
+        f"{' '.join((*done, others))} is the base model's, {kept}, and its licence holds.\n\n"
+        f"| | |\n|---|---|\n{lines}\n"
+    )
+
+
+def _facts_of_tuning(tuned: Tuned) -> dict[str, object]:
     neurons, history = tuned.neurons, tuned.history
-    settings = {"weights": dtype, "base model": tuned.base.source, "base weights": tuned.base.key["weights"]}
     parameters = sum(values.size for _, values in tuned_rows(tuned).values())
-    facts = settings | {
+    return {
         "neurons": f"{neurons.count():,} of {neurons.total():,} ({parameters:,} parameters)",
         "documents": f"{len(tuned.result.run.documents)}",
         "validation loss, nats per token": f"{history.validation[0][1]:.4f} before, {history.best[1]:.4f} after "
         f"{history.best[0]} steps",
         **{f"found by {k}": v for k, v in neurons.provenance.items() if isinstance(v, str | int)},
-        **notes,
     }
-    loaded = np.dtype(tuned.decoder.dtype)
-    kept = "bit for bit" if loaded == np.float32 else f"as it was loaded in {loaded.name}"
-    kept = "rounded to bfloat16" if _DTYPES[dtype].itemsize < loaded.itemsize else kept
-    lines = "\n".join(f"| {_as_cell(name)} | {_as_cell(value)} |" for name, value in facts.items())
-    return (
-        f"---\nlibrary_name: transformers\ntags: [mwork-jax]\n---\n\n# {_as_cell(tuned.source)}\n\n"
-        "Tuned with mwork-jax: nothing but one language's neurons was trained, by causal language modelling; every "
-        f"other weight is the base model's, {kept}, and its licence holds.\n\n"
-        f"| | |\n|---|---|\n{lines}\n"
-    )

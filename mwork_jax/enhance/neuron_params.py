@@ -19,6 +19,7 @@ from flax import nnx
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.model.decoder import Changes, Decoder, NeuronChange
+from mwork_jax.model.int8 import multiplied_out
 from mwork_jax.neurons import GROUPS, NeuronSet, group_widths
 from mwork_jax.sharding import constrain
 
@@ -57,6 +58,10 @@ def index_of(neurons: NeuronSet, room: Mapping[str, int]) -> NeuronIndex:
 
 def check_fits(neurons: NeuronSet, decoder: Decoder, where: str) -> None:
     """Raises InputError, which begins with `where`, for a set that is empty or of a model of another shape."""
+    if decoder.int8:
+        raise InputError(f"{where}: weights in int8 cannot be tuned; load the model without --weights int8")
+    if not isinstance(neurons, NeuronSet):
+        raise InputError(f"{where}: a {type(neurons).__name__} cannot be tuned; a NeuronSet is needed")
     widths_of_model = group_widths(decoder.config)
     for group, members in neurons.groups.items():
         if members.shape != (decoder.config.num_layers, widths_of_model[group]):
@@ -99,9 +104,10 @@ def changes(index: NeuronIndex, base: NeuronParams, values: NeuronParams) -> Cha
 
 
 def parameter_arrays(decoder: Decoder) -> dict[str, jax.Array]:
-    """The parameters by their names in `parameter_specs`."""
+    """The parameters by their names in `parameter_specs`; matrices that are whole numbers multiplied out."""
     whole = {name: value[...] for name, value in vars(decoder).items() if isinstance(value, nnx.Param)}
-    return whole | {f"layers.{n}": p[...] for n, p in vars(decoder.layers).items() if isinstance(p, nnx.Param)}
+    layers = {name: value[...] for name, value in vars(decoder.layers).items() if isinstance(value, nnx.Param)}
+    return whole | {f"layers.{name}": array for name, array in multiplied_out(layers, decoder.dtype).items()}
 
 
 def with_neurons(array: jax.Array, layers: jax.Array, neurons: jax.Array, values: jax.Array, axis: int) -> jax.Array:

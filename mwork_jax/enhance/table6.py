@@ -43,10 +43,16 @@ Points = dict[str, np.ndarray]  # of one measure: {language: float64 [items], hi
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Documents of one language to measure on; ids: the same for a document and its translations."""
+    """Documents of one language to measure on; ids: the same for a document and its translations; origin: where they
+    are from."""
 
     documents: Sequence[str]
     ids: tuple[str, ...]
+    origin: str = "documents given from Python"
+
+    @property
+    def info(self) -> DataInfo:
+        return DataInfo(self.origin, len(self.documents), fingerprint(list(self.documents)))
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,8 @@ def run_enhancement(
             tuned[job] = _measure(tuning.merged(model), key, evaluations, job.language, cache, bar)
     data = {lang: DataInfo(origins[lang], len(texts), fingerprint(list(texts))) for lang, texts in corpora.items()}
     provenance = Provenance(model.info, data, settings, versions(), tuple(command), settings.tune.seed)
-    return _results(model, provenance, evaluations, tunings, original, tuned), tunings
+    results = _results(model, provenance, evaluations, tunings, original, tuned)
+    return replace(results, items=_measured_on(suite)), tunings
 
 
 def check(corpora: Mapping[str, Sequence[str]], neurons: Mapping[str, object], settings: EnhanceSettings) -> None:
@@ -264,6 +271,15 @@ def _results(
         runs={job.name: _tuning_run(tuning, model) for job, tuning in tunings.items()},
         rows=tuple(rows),
     )
+
+
+def _measured_on(suite: EvaluationSuite) -> dict[str, dict[str, DataInfo]]:
+    """{measure: {language: its documents or items}}"""
+    tasks = {
+        name: {lang: DataInfo(e.origin, e.size, str(e.key["items"]), e.revision) for lang, e in of.items()}
+        for name, of in suite.tasks.items()
+    }
+    return {HELD_OUT_LOSS: {lang: held.info for lang, held in suite.held_out.items()}, **tasks}
 
 
 def _over_seeds(tuned: Mapping[Job, Mapping[str, Points]], name: str, job: Job) -> Points:

@@ -19,7 +19,7 @@ from mwork_jax.enhance.packing import PackedRows
 from mwork_jax.model.decoder import Decoder, head_inputs, hidden_states
 from mwork_jax.model.loss import summed_nats, vocab_block
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.sharding import num_shards
+from mwork_jax.sharding import num_shards, vmap_axis
 
 
 class State(NamedTuple):
@@ -101,7 +101,8 @@ def _block(rows: PackedRows) -> int:
 def train_step(program: Program, frozen: Frozen, state: State, rows: PackedRows) -> tuple[State, StepReport]:
     """One step of every run. rows: [runs, accumulate, b, t]; the loss is the mean over all tokens of all parts."""
     one = partial(_one_step, program, _block(rows), frozen.decoder)
-    return jax.vmap(one)(frozen.neuron_index, frozen.base, frozen.rates, state, rows)
+    over_runs = vmap_axis("runs", state.step.shape[0])
+    return jax.vmap(one, spmd_axis_name=over_runs)(frozen.neuron_index, frozen.base, frozen.rates, state, rows)
 
 
 def _one_step(
@@ -137,7 +138,8 @@ def _one_step(
 def validation_nats(program: Program, frozen: Frozen, values: NeuronParams, rows: PackedRows) -> jax.Array:
     """Summed loss of every run on its validation rows [runs, b, t]: float32 [runs]."""
     nats = partial(_nats, program, _block(rows), frozen.decoder)
-    return jax.vmap(nats)(frozen.neuron_index, frozen.base, rows, values)
+    over_runs = vmap_axis("runs", rows.tokens.shape[0])
+    return jax.vmap(nats, spmd_axis_name=over_runs)(frozen.neuron_index, frozen.base, rows, values)
 
 
 @jax.jit

@@ -3,8 +3,9 @@ deactivation does, and the log-likelihood of continuations, for multiple choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,16 @@ import numpy as np
 
 from mwork_jax.corpus import Batching, Encoded, encoded
 from mwork_jax.errors import InputError
+from mwork_jax.intervention import Edit
 from mwork_jax.metrics import NORMALISATIONS
+from mwork_jax.model.admission import Pair, Prompt, ordered_pairs
+from mwork_jax.model.checks import check_model
 from mwork_jax.model.decoder import Decoder, logits_of
 from mwork_jax.model.model import Model
-from mwork_jax.model.prefill import Prefilled, PrefillRequest, prefill
+from mwork_jax.model.slot_runner import BlockRun, SlotRunner, groups_of, in_slots, sizes_for
+from mwork_jax.model.slots import BLOCK
 from mwork_jax.model.tokens import Document, shared_prefix_length
-from mwork_jax.neurons import NeuronMask
-from mwork_jax.sharding import DATA, MASK, constrain, fetch, mesh_of, on_mesh_of, put, size_of
+from mwork_jax.sharding import constrain, fetch, on_mesh_of, put
 
 LOGIT_ROWS = 128  # positions whose logits exist at once: a vocabulary is too wide for a whole batch
 
@@ -52,7 +56,7 @@ class HeldOutLoss:
 def held_out_loss(
     model: Model,
     documents: Sequence[Document | Encoded],
-    mask: NeuronMask,
+    mask: Edit,
     *,
     batching: Batching = Batching(tokens_per_batch=2048),
     progress: Callable[[int], None] | None = None,
@@ -68,7 +72,7 @@ def held_out_loss(
 def held_out_losses(
     model: Model,
     documents: Sequence[Document | Encoded],
-    masks: Sequence[NeuronMask],
+    masks: Sequence[Edit],
     *,
     batching: Batching = Batching(tokens_per_batch=2048),
     progress: Callable[[int], None] | None = None,
@@ -76,7 +80,7 @@ def held_out_losses(
     """`held_out_loss` under each mask, side by side. progress is called with the number of documents done, those of all
     masks counted together."""
     ready = list(encoded(model, documents, batching.max_tokens, where="held-out documents"))
-    rows = [PrefillRequest(d.tokens, d.tokens.size) for d in ready]
+    rows = [_Read(d.tokens, d.tokens.size - 1) for d in ready]
     nats = _nats(model.decoder, rows, masks, batching.tokens_per_batch, progress)
     sizes = np.asarray([(d.tokens.size - 1, d.bytes) for d in ready])
     return [HeldOutLoss(each, sizes[:, 0], sizes[:, 1]) for each in nats]
@@ -111,7 +115,7 @@ def log_likelihood(
     model: Model,
     contexts: Sequence[Document],
     continuations: Sequence[Document],
-    mask: NeuronMask,
+    mask: Edit,
     *,
     tokens_per_batch: int = 2048,
     progress: Callable[[int], None] | None = None,
@@ -133,14 +137,17 @@ def log_likelihoods(
     model: Model,
     contexts: Sequence[Document],
     continuations: Sequence[Document],
-    masks: Sequence[NeuronMask],
+    masks: Sequence[Edit],
     *,
     tokens_per_batch: int = 2048,
     progress: Callable[[int], None] | None = None,
 ) -> list[LogLikelihood]:
     """`log_likelihood` under each mask, side by side. progress is called with the number of pairs done, those of all
     masks counted together."""
-    if isinstance(contexts, str) or isinstance(continuations, str):
+    check_model(model)
+    if not all(
+        isinstance(given, Sequence | np.ndarray) and not isinstance(given, str) for given in (contexts, continuations)
+    ):
         raise InputError("contexts and continuations come as lists, also when there is only one of each")
     if len(contexts) != len(continuations):
         raise InputError(f"{len(contexts)} contexts and {len(continuations)} continuations; each needs the other")
@@ -148,11 +155,7 @@ def log_likelihoods(
         raise InputError("contexts: there are none; at least one is needed")
     pairs = [_pair(model, a, b, f"pair {i + 1}") for i, (a, b) in enumerate(zip(contexts, continuations, strict=True))]
     begins, sizes = (np.asarray(column) for column in zip(*((b, pair.tokens.size) for pair, b in pairs), strict=True))
-    rows = [
-        # What predicts the continuation: its tokens and the one before them.
-        PrefillRequest(pair.tokens, pair.tokens.size - begin + 1)
-        for pair, begin in pairs
-    ]
+    rows = [_Read(pair.tokens, pair.tokens.size - begin, generated=pair.tokens.size - begin) for pair, begin in pairs]
     nats = _nats(model.decoder, rows, masks, tokens_per_batch, progress)
     return [LogLikelihood(-each, sizes - begins, np.asarray([pair.bytes for pair, _ in pairs])) for each in nats]
 
@@ -161,6 +164,8 @@ def _pair(model: Model, context: Document, continuation: Document, where: str) -
     """Context and continuation as one, with the bytes of the continuation, and the index of its first token."""
     if isinstance(context, str) != isinstance(continuation, str):
         raise InputError(f"{where}: context and continuation must be both text or both tokens")
+    if not isinstance(continuation, str) and np.ndim(continuation) != 1:
+        raise InputError(f"{where}: the continuation has shape {list(np.shape(continuation))}; int32 [time] is needed")
     if not len(continuation):
         raise InputError(f"{where}: the continuation is empty")
     first = model.encode_prompt(context, where=f"{where}, context")
@@ -179,77 +184,114 @@ def _pair(model: Model, context: Document, continuation: Document, where: str) -
     return Encoded(whole, size), begin
 
 
+class _Read(NamedTuple):
+    """A sequence whose last `predicted` tokens are predicted; the last `generated` of it count as generated."""
+
+    tokens: np.ndarray
+    predicted: int
+    generated: int = 0
+
+
 def _nats(
     decoder: Decoder,
-    rows: Sequence[PrefillRequest],
-    masks: Sequence[NeuronMask],
+    rows: Sequence[_Read],
+    masks: Sequence[Edit],
     tokens_per_batch: int,
     progress: Callable[[int], None] | None,
 ) -> np.ndarray:
-    """Summed nats of each row's last `needed` - 1 tokens under each mask: float64 [masks, rows]."""
-    nats = np.zeros((len(masks), len(rows)))
-    mesh, done = mesh_of(decoder), 0
-    for run in prefill(decoder, rows, masks, tokens_per_batch=tokens_per_batch):
-        shards = size_of(mesh, MASK), size_of(mesh, DATA)
-        positions, predicted = _predicting(run, [rows[place].needed for place in run.tree.indices], shards)
-        targets = np.roll(run.tree.levels[-1].tokens, -1, axis=1)
-        with on_mesh_of(decoder):
-            placed = put(targets, mesh, "batch", None), put(positions, mesh, "masks", "batch", None)
-            batch_nats = fetch(losses_at(decoder, run.x, *placed, np.int32(predicted)))
-        nats[np.ix_(run.masks, run.tree.indices)] = batch_nats[: len(run.masks), : len(run.tree.indices)]
-        done += len(run.masks) * len(run.tree.indices)
-        if progress is not None:
-            progress(done)
+    """Summed nats of each row's predicted tokens under each mask: float64 [masks, rows]."""
+    nats, done = np.zeros((len(masks), len(rows))), 0
+    for places, sizes in sizes_for(decoder, [row.tokens.size for row in rows], len(masks), tokens_per_batch):
+        own = [_prompt(rows[place]) for place in places]
+        pairs = ordered_pairs(own, len(masks), sizes.slots * groups_of(decoder))
+        generated = any(rows[place].generated for place in places)
+        runner = SlotRunner(decoder, own, masks, pairs, sizes, generated, with_outputs=True)
+        while runner.queue:
+            seats, runs = runner.admit()
+            for pair, losses in _losses(runner, runs, [rows[place].predicted for place in places]):
+                nats[pair.mask, places[pair.prompt]] += losses
+            runner.admission.leave(seats)
+            done += len(seats)
+            if progress is not None:
+                progress(done)
     return nats
 
 
-def _predicting(run: Prefilled, needed: Sequence[int], shards: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """Which outputs predict a wanted token, and the most that any part has of them.
+def _prompt(row: _Read) -> Prompt:
+    """All but the last token go through; what comes before the token in front of the first predicted one may come from
+    another row."""
+    size = row.tokens.size
+    return Prompt(row.tokens, size - 1, size - 1 - row.predicted, size - row.generated)
 
-    The masks and the rows are shared out to `shards` groups of devices; int32 [of masks, of rows, positions] are flat
-    indices into each part [masks, rows, time] of its own, -1 where there are no more.
-    """
-    masks, rows, time, _ = run.x.shape
-    times, lengths = np.arange(time)[None, :], run.tree.lengths[:, None]
-    wanted = np.zeros((rows, 1), np.int32)
-    wanted[: len(needed), 0] = needed
-    predicts = np.broadcast_to((times >= lengths - wanted) & (times < lengths - 1), (masks, rows, time))
-    parts = predicts.reshape(shards[0], -1, shards[1], rows // shards[1], time).swapaxes(1, 2)
-    positions = np.full((*shards, -(-parts[0, 0].size // LOGIT_ROWS) * LOGIT_ROWS), -1, np.int32)
-    for place in np.ndindex(*shards):
-        flat = np.flatnonzero(parts[place])
-        positions[place][: flat.size] = flat
-    return positions, int((positions >= 0).sum(axis=-1).max())
+
+def _losses(
+    runner: SlotRunner, runs: Iterable[BlockRun], predicted: Sequence[int]
+) -> Iterator[tuple[Pair, np.float64]]:
+    """Each block's part in the summed nats of its pair. What a call gave is fetched while the next one computes."""
+    waiting: list[tuple[list[list[tuple[Pair, int]]], jax.Array]] = []
+    for run in runs:
+        if run.is_last:
+            waiting.append(_losses_of(runner, run, predicted))
+        if len(waiting) > 1:
+            yield from _fetched(*waiting.pop(0))
+    for each in waiting:
+        yield from _fetched(*each)
+
+
+def _losses_of(
+    runner: SlotRunner, run: BlockRun, predicted: Sequence[int]
+) -> tuple[list[list[tuple[Pair, int]]], jax.Array]:
+    """(of each group, the pairs of its blocks and how many predicted tokens each has; their nats, one after the
+    other)."""
+    groups, count, _, _ = run.x.shape
+    targets = np.zeros((groups, count, BLOCK), np.int32)
+    positions = np.full((groups, -(-count * BLOCK // LOGIT_ROWS) * LOGIT_ROWS), -1, np.int32)
+    sizes: list[list[tuple[Pair, int]]] = []
+    for group, blocks in enumerate(run.blocks):
+        own: list[tuple[Pair, int]] = []
+        used = 0
+        for place, (job, begin) in enumerate(blocks):
+            prompt = runner.prompts[job.pair.prompt]
+            end = min(begin + BLOCK, job.end)
+            first = max(begin, prompt.through - predicted[job.pair.prompt])
+            targets[group, place, : end - begin] = prompt.tokens[begin + 1 : end + 1]
+            size = max(0, end - first)
+            positions[group, used : used + size] = place * BLOCK + first - begin + np.arange(size)
+            own.append((job.pair, size))
+            used += size
+        sizes.append(own)
+    most = max(sum(size for _, size in own) for own in sizes)
+    with on_mesh_of(runner.decoder):
+        placed = in_slots((targets, positions), runner.mesh)
+        return sizes, losses_at(runner.decoder, run.x, *placed, put(np.int32(most), runner.mesh))
+
+
+def _fetched(sizes: list[list[tuple[Pair, int]]], nats: jax.Array) -> Iterator[tuple[Pair, np.float64]]:
+    for own, values in zip(sizes, fetch(nats).astype(np.float64), strict=True):
+        ends = np.cumsum([size for _, size in own], dtype=int)
+        for (pair, size), end in zip(own, ends, strict=True):
+            yield pair, values[end - size : end].sum()
 
 
 @jax.jit
 def losses_at(
     decoder: Decoder, x: jax.Array, targets: jax.Array, positions: jax.Array, predicted: jax.Array
 ) -> jax.Array:
-    """Summed nats of each row, float32 [masks, rows], of x [masks, rows, time, hidden] and targets [rows, time].
-    `positions` and `predicted` as `_predicting` gives them. Logits are made for `LOGIT_ROWS` predicting positions of
-    every part at a time, and never for padding."""
-    masks, rows, time, _hidden = x.shape
-    of_masks, of_rows, _ = positions.shape
-    size = rows // of_rows
+    """Nats of single tokens, float32 [groups, positions]: x [groups, blocks, BLOCK, hidden], targets int32 [groups,
+    blocks, BLOCK]; positions int32 [groups, positions] are flat indices into a group's blocks, -1 where there are no
+    more, of which no group has more than `predicted`. Logits are made for `LOGIT_ROWS` positions of every group at a
+    time, and never for what predicts nothing."""
+    groups = x.shape[0]
+    flat, targets = x.reshape(groups, -1, x.shape[-1]), targets.reshape(groups, -1)
 
-    def parts(x: jax.Array) -> jax.Array:
-        """[masks, rows, ...] -> [parts of masks, parts of rows, positions of a part, ...]"""
-        split = x.reshape(of_masks, -1, of_rows, size, *x.shape[2:]).swapaxes(1, 2)
-        flat = split.reshape(of_masks, of_rows, -1, *x.shape[3:])
-        return constrain(flat, "masks", "batch", *(None,) * (flat.ndim - 2))
-
-    x, targets = parts(x), parts(jnp.broadcast_to(targets, (masks, rows, time)))
-    put_at = jax.vmap(jax.vmap(lambda total, row, value: total.at[row].add(value)))
-
-    def add_chunk(chunk: jax.Array, total: jax.Array) -> jax.Array:
-        at = jax.lax.dynamic_slice_in_dim(positions, chunk * LOGIT_ROWS, LOGIT_ROWS, axis=2)
+    def add_chunk(chunk: jax.Array, nats: jax.Array) -> jax.Array:
+        at = jax.lax.dynamic_slice_in_dim(positions, chunk * LOGIT_ROWS, LOGIT_ROWS, axis=1)
         real, at = at >= 0, jnp.maximum(at, 0)
-        logits = logits_of(decoder, jnp.take_along_axis(x, at[..., None], axis=2))
-        right = jnp.take_along_axis(logits, jnp.take_along_axis(targets, at, axis=2)[..., None], axis=-1)[..., 0]
-        return put_at(total, at // time, jnp.where(real, jax.nn.logsumexp(logits, axis=-1) - right, 0.0))
+        own = constrain(jnp.take_along_axis(flat, at[..., None], axis=1), "slots", None, "hidden")
+        logits = logits_of(decoder, own)
+        right = jnp.take_along_axis(logits, jnp.take_along_axis(targets, at, axis=1)[..., None], axis=-1)[..., 0]
+        lost = jnp.where(real, jax.nn.logsumexp(logits, axis=-1) - right, 0.0)
+        return jax.lax.dynamic_update_slice_in_dim(nats, lost, chunk * LOGIT_ROWS, axis=1)
 
     chunks = (predicted + LOGIT_ROWS - 1) // LOGIT_ROWS
-    nothing = jnp.zeros((of_masks, of_rows, masks // of_masks * size), jnp.float32)
-    total = jax.lax.fori_loop(0, chunks, add_chunk, constrain(nothing, "masks", "batch", None))
-    return total.reshape(of_masks, of_rows, -1, size).swapaxes(1, 2).reshape(masks, rows)
+    return jax.lax.fori_loop(0, chunks, add_chunk, jnp.zeros(positions.shape, jnp.float32))

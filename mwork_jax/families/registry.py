@@ -66,6 +66,12 @@ _WITHOUT_EFFECT = {
     "tf_legacy_loss", "cross_attention_hidden_size", "tie_encoder_decoder", "finetuning_task", "prefix", "sep_token_id",
     "decoder_start_token_id", "gradient_checkpointing", "attn_implementation", "_attn_implementation",
     "_attn_implementation_internal", "_experts_implementation", "_commit_hash", "_flash_attn_2_enabled",
+    # what programs for tuning and older or remote code leave there: how fast, how to tokenize, what to print
+    "use_flash_attn", "use_flash_attention", "use_flash_attention_2", "flash_attention", "use_liger_kernel",
+    "gradient_checkpointing_kwargs", "neftune_noise_alpha", "tokenizer_model_max_length", "tokenizer_padding_side",
+    "padding_side", "model_max_length", "seq_length", "bos_token", "eos_token", "pad_token", "unk_token",
+    "keys_to_ignore_at_inference", "trust_remote_code", "num_labels", "classifier_dropout", "attn_pdrop", "embd_pdrop",
+    "resid_pdrop", "ignore_index", "loss_type", "max_new_tokens", "transformers_weights",
     # of sampling and of what `generate` returns: answers here are the likeliest tokens
     "max_length", "do_sample", "early_stopping", "temperature", "top_k", "top_p", "typical_p", "length_penalty",
     "num_return_sequences", "output_scores", "return_dict_in_generate", "remove_invalid_values",
@@ -78,6 +84,7 @@ _WITHOUT_EFFECT_ON_ANSWERS_AT = {
     "diversity_penalty": (None, 0),
     "repetition_penalty": (None, 1),
     "no_repeat_ngram_size": (None, 0),
+    "min_new_tokens": (None, 0),
     "encoder_no_repeat_ngram_size": (None, 0),
     "bad_words_ids": (None,),
     "forced_bos_token_id": (None,),
@@ -146,10 +153,12 @@ def _refuse_unknown(
                 continue
         elif value is None or value is False:
             continue  # a switch that is off: transformers reads none that it does not know
-        if name == "quantization_config":
+        if name == "quantization_config" and _says_nothing_of_bits(value):
+            continue
+        if name in ("quantization_config", "quantization"):  # the second is MLX's
             raise InputError(
                 f"{where}: the weights are quantised ({_method(value)!r:.40}); give the checkpoint in float32, float16 "
-                "or bfloat16, or a GGUF file; where they are floats already, remove quantization_config"
+                f"or bfloat16, or a GGUF file; where they are floats already, remove {name}"
             )
         raise InputError(f"{where}: attribute {name!r} = {value!r:.80} is not understood for model_type {model_type!r}")
 
@@ -168,8 +177,19 @@ def _is_read(quantisation: object, own: Collection[str]) -> bool:
 
 
 def _method(value: object) -> object:
-    """How weights are quantised, by the name that a quantization_config has for it."""
-    return value.get("quant_method") if isinstance(value, Mapping) else value
+    """How weights are quantised, by the name that a quantization_config has for it, or by MLX's number of bits."""
+    if not isinstance(value, Mapping):
+        return value
+    return value.get("quant_method") or (f"{value['bits']} bits" if "bits" in value else None)
+
+
+def _says_nothing_of_bits(value: object) -> bool:
+    """Whether a quantization_config says that nothing is quantised: an empty one, and what is left of one of
+    bitsandbytes' with both of its switches off."""
+    if not isinstance(value, Mapping):
+        return False
+    off = value.get("quant_method") == "bitsandbytes" and value.keys() >= {"load_in_4bit", "load_in_8bit"}
+    return not value or (off and value["load_in_4bit"] is False and value["load_in_8bit"] is False)
 
 
 def with_generation_config(config: ModelConfig, generation: Any, where: str) -> ModelConfig:

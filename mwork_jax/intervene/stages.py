@@ -6,7 +6,8 @@ its feed-forward (up, down) apart; generation the last N2 layers with all their 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass
 
 from mwork_jax.errors import InputError
 from mwork_jax.neurons import ATTENTION_GROUPS, FFN_GROUPS, NeuronSet
@@ -50,6 +51,21 @@ class StageSetting:
     s_attn: bool = False
     s_ffn: bool = False
     gen: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> StageSetting:
+        """The setting of names with + or , between them, as in "under+gen"; "all" is every part. Raises InputError for
+        another name."""
+        known = tuple(cls.__dataclass_fields__)
+        names = known if text.strip() == "all" else tuple(name.strip() for name in re.split("[+,]", text))
+        if wrong := [name for name in names if name not in known]:
+            raise InputError(f"off {text:.60}: {wrong[0]!r:.40} is not one of all, {', '.join(known)}")
+        return cls(**dict.fromkeys(names, True))
+
+    @property
+    def name(self) -> str:
+        """The parts that are off, as `parse` reads them."""
+        return "+".join(part for part, is_off in asdict(self).items() if is_off)
 
     def choose(self, neurons: NeuronSet, split: StageSplit) -> NeuronSet:
         """The neurons of the set that this setting switches off. Raises InputError where the split is for another

@@ -20,8 +20,10 @@ import numpy as np
 from mwork_jax.corpus import Batching, Document, Encoded, documents_key, encoded, measured_token_mask, stream_batches
 from mwork_jax.errors import InputError, whole_number
 from mwork_jax.evaluate.likelihood import LOGIT_ROWS
+from mwork_jax.intervention import Edit, placed
 from mwork_jax.lens.vocabulary import LABELLING_VERSION, VocabularyLabels, label_vocabulary
-from mwork_jax.model.checks import check_mask, check_tokens
+from mwork_jax.metrics import ENGLISH
+from mwork_jax.model.checks import check_mask, check_model, check_tokens
 from mwork_jax.model.decoder import Decoder, embedded, hidden_states, logits_of
 from mwork_jax.model.model import Model
 from mwork_jax.neurons import NeuronMask, NeuronSet
@@ -40,7 +42,7 @@ from mwork_jax.runtime.progress import Progress
 from mwork_jax.settings import LensSettings
 from mwork_jax.sharding import constrain, fetch, mesh_of, on_mesh_of, put
 
-LENS_VERSION = "lens-1"  # its version: results of another one are not mixed in
+LENS_VERSION = "lens-2"  # its version: results of another one are not mixed in
 _SHORT = Batching(max_tokens=64, tokens_per_batch=512)
 
 
@@ -63,19 +65,26 @@ class LanguageShares:
 def language_shares(
     model: Model,
     documents: Iterable[Document | Encoded],
-    mask: NeuronMask,
+    mask: Edit,
     labels: VocabularyLabels,
     *,
     k: int = 10,
     batching: Batching = _SHORT,
     progress: Callable[[int], None] | None = None,
+    each: Callable[[int, np.ndarray], None] | None = None,
 ) -> LanguageShares:
     """Counts the languages of every layer's top tokens on a stream of documents, with the neurons of `mask` that are 0
     switched off. One program serves every mask; memory does not grow with the number of documents.
 
-    The position of a leading BOS is left out, as in detection. progress is called with the number of documents done.
+    The position of a leading BOS is left out, as in detection. progress is called with the number of documents done;
+    each: with every document's number and its own shares among the top k, float64 [layers + 1, columns].
     Raises InputError for labels of another vocabulary, k outside it, or documents that cannot be used.
     """
+    check_model(model)
+    if not isinstance(labels, VocabularyLabels):
+        raise InputError(
+            f"labels are a {type(labels).__name__}; VocabularyLabels are needed, as mw.label_vocabulary gives"
+        )
     if labels.codes.size != model.config.vocab_size:
         raise InputError(
             f"the labels are of {labels.codes.size} tokens, the model's vocabulary has {model.config.vocab_size}"
@@ -83,7 +92,7 @@ def language_shares(
     if not 1 <= k <= labels.codes.size:
         raise InputError(f"top {k}: it must be between 1 and the vocabulary's {labels.codes.size}")
     mesh = mesh_of(model.decoder)
-    table, off = put(jnp.asarray(labels.table()), mesh, None, None), put(mask, mesh, None, None)
+    table, off = put(jnp.asarray(labels.table()), mesh, None, None), placed(mask, mesh)
     total, done, positions = 0.0, 0, 0
     for batch in stream_batches(encoded(model, documents, batching.max_tokens, where="prompts"), batching):
         token_mask = measured_token_mask(model, batch.tokens, batch.lengths, include_bos=False)
@@ -93,8 +102,12 @@ def language_shares(
         with on_mesh_of(model.decoder):
             tokens = put(batch.tokens, mesh, "batch", "time")
             counts = fetch(_count_labels(model.decoder, tokens, flat_positions, np.int32(flat.size), off, table, k))
-        total, positions = total + counts.astype(np.float64), positions + flat.size
+        counts = counts.astype(np.float64)
+        total, positions = total + counts.sum(axis=1), positions + flat.size
         done += int((batch.documents >= 0).sum())
+        for row, document in enumerate(batch.documents.tolist()):
+            if each is not None and document >= 0:
+                each(document, counts[:, row, 0] / max(1, int(token_mask[row].sum())))
         if progress is not None:
             progress(done)
     shares = np.asarray(total) / positions
@@ -107,12 +120,13 @@ def _count_labels(
     tokens: jax.Array,
     flat_positions: jax.Array,
     counted: jax.Array,
-    mask: NeuronMask,
+    mask: Edit,
     table: jax.Array,
     k: int,
 ) -> jax.Array:
-    """Label counts over the first `counted` of the flat positions `places`: float32 [layers + 1, 2, columns], of the k
+    """Label counts over the first `counted` of the flat positions: float32 [layers + 1, batch, 2, columns], of the k
     first tokens (1/k each) and of the first."""
+    batch, time = tokens.shape
 
     def count(x: jax.Array) -> jax.Array:
         flat = x.reshape(-1, x.shape[-1])
@@ -124,17 +138,19 @@ def _count_labels(
             label = table[top]  # [rows, k, columns]
             real = (chunk * LOGIT_ROWS + jnp.arange(LOGIT_ROWS) < counted)[:, None, None]
             both = jnp.stack([label.mean(axis=1), label[:, 0]], axis=1)
-            return total + jnp.where(real, both, 0.0).sum(axis=0)
+            return total.at[at // time].add(jnp.where(real, both, 0.0))
 
-        return jax.lax.fori_loop(0, (counted + LOGIT_ROWS - 1) // LOGIT_ROWS, add_chunk, jnp.zeros((2, table.shape[1])))
+        nothing = jnp.zeros((batch, 2, table.shape[1]))
+        return jax.lax.fori_loop(0, (counted + LOGIT_ROWS - 1) // LOGIT_ROWS, add_chunk, nothing)
 
     _, later = hidden_states(decoder, tokens, mask, observe=lambda record: count(record.hidden))
     return jnp.concatenate([count(embedded(decoder, tokens))[None], later])
 
 
-def lens_logits(model: Model, tokens: jax.Array | np.ndarray, mask: NeuronMask) -> jax.Array:
+def lens_logits(model: Model, tokens: jax.Array | np.ndarray, mask: Edit) -> jax.Array:
     """Every layer's logits: int32 [batch, time] -> float32 [layers + 1, batch, time, vocab]. The last layer's are the
     model's. For short inputs: `language_shares` never holds so much."""
+    check_model(model)
     tokens = check_tokens(model.config, tokens)
     check_mask(model.config, mask)
     with on_mesh_of(model.decoder):
@@ -142,17 +158,20 @@ def lens_logits(model: Model, tokens: jax.Array | np.ndarray, mask: NeuronMask) 
 
 
 @jax.jit
-def _lens_logits(decoder: Decoder, tokens: jax.Array, mask: NeuronMask) -> jax.Array:
+def _lens_logits(decoder: Decoder, tokens: jax.Array, mask: Edit) -> jax.Array:
     _, later = hidden_states(decoder, tokens, mask, observe=lambda record: logits_of(decoder, record.hidden))
     return jnp.concatenate([logits_of(decoder, embedded(decoder, tokens))[None], later])
 
 
-def top_tokens(model: Model, document: Document, mask: NeuronMask, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+def top_tokens(model: Model, document: Document, mask: Edit, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """What each layer would say next at each position of one document, most likely first: (tokens int32, probabilities
     float32), [layers + 1, time, k] each."""
-    tokens = model.encode(document)
-    if tokens.size == 0 or not 1 <= whole_number("k", k, 0) <= model.config.vocab_size:
-        raise InputError(f"top tokens: {tokens.size} tokens and k = {k}; at least one of each is needed")
+    check_model(model)
+    tokens, most = model.encode(document), model.config.vocab_size
+    if tokens.size == 0:
+        raise InputError("top tokens: a document of 0 tokens; at least one is needed")
+    if not 1 <= whole_number("k", k, 0) <= most:
+        raise InputError(f"top tokens: k = {k}; it must be from 1 to {most}, the size of the vocabulary")
     check_mask(model.config, mask)
     with on_mesh_of(model.decoder):
         best, probability = fetch(_top_tokens(model.decoder, tokens[None], mask, k))
@@ -160,7 +179,7 @@ def top_tokens(model: Model, document: Document, mask: NeuronMask, k: int = 10) 
 
 
 @partial(jax.jit, static_argnames="k")
-def _top_tokens(decoder: Decoder, tokens: jax.Array, mask: NeuronMask, k: int) -> tuple[jax.Array, jax.Array]:
+def _top_tokens(decoder: Decoder, tokens: jax.Array, mask: Edit, k: int) -> tuple[jax.Array, jax.Array]:
     """The first k tokens and their probabilities at each layer and position: [layers + 1, batch, time, k] each."""
 
     def top(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -255,6 +274,7 @@ def _load_or_count(
     """One language's shares under one mask, from the cache where they are there."""
     key = {
         "evaluator": LENS_VERSION,
+        "language": language,
         "model": model.key,
         "documents": documents_key(documents),
         "off": None if off is None else off.fingerprint,
@@ -270,9 +290,17 @@ def _load_or_count(
         mask = NeuronMask.keep_all(model.config)
         mask = mask if off is None else mask.drop(off)
         batching = Batching(max_tokens=settings.max_tokens, tokens_per_batch=_SHORT.tokens_per_batch)
-        shares = language_shares(model, documents, mask, labels, k=settings.top, batching=batching)
+        leads: dict[int, tuple[float, float]] = {}
+
+        def lead_of(document: int, shares: np.ndarray) -> None:
+            leads[document] = english_lead(shares, labels.columns, language)
+
+        with_english = ENGLISH in labels.columns and language != ENGLISH
+        each = lead_of if with_english else None
+        shares = language_shares(model, documents, mask, labels, k=settings.top, batching=batching, each=each)
         rounded = (np.round(table, 6).tolist() for table in (shares.top_k, shares.top_1))
-        return {"positions": shares.positions, **dict(zip(("top_k", "top_1"), rounded, strict=True))}
+        tables = dict(zip(("top_k", "top_1"), rounded, strict=True))
+        return {"positions": shares.positions, **tables, "english_lead": [leads[i] for i in sorted(leads)]}
 
     value = cache.get_or_compute(key, count)
     progress.add(len(documents), free=not computed)
@@ -280,6 +308,20 @@ def _load_or_count(
         {"language": language, "neurons_off": 0 if off is None else off.count(), **value}, LensShares
     )
     return shares
+
+
+def inner_layers(depth: int) -> range:
+    """The inner half of a model's layers: from a quarter to three quarters of its depth, layer 0 being the
+    embeddings."""
+    return range(-(-depth // 4), 3 * depth // 4 + 1)
+
+
+def english_lead(shares: np.ndarray, columns: Sequence[str], language: str) -> tuple[float, float]:
+    """By how much English's share is above that of a prompt's language: its mean over the inner half of the layers, and
+    in the last layer. shares: [layers + 1, columns], of one prompt."""
+    lead = shares[:, columns.index(ENGLISH)] - shares[:, columns.index(language)]
+    inside = inner_layers(len(lead) - 1)
+    return round(float(lead[inside.start : inside.stop].mean()), 6), round(float(lead[-1]), 6)
 
 
 def _example(

@@ -19,6 +19,8 @@ import numpy as np
 import regex
 
 from mwork_jax.errors import InputError
+from mwork_jax.metrics import lingua_codes
+from mwork_jax.model.tokens import vocabulary_texts
 from mwork_jax.runtime.files import read_json, write_json
 
 OTHER, UNCLEAR, NONE = REST = ("other", "unclear", "none")
@@ -107,7 +109,7 @@ class VocabularyLabels:
         if not isinstance(body, dict) or body.get("format") != _FORMAT:
             raise InputError(f"{path}: not vocabulary labels (its 'format' should be {_FORMAT!r})")
         try:
-            columns, codes = tuple(body["columns"]), np.asarray([ord(c) - ord("a") for c in body["codes"]], np.int16)
+            columns, codes = tuple(body["columns"]), np.asarray([ord(c) - ord("a") for c in body["codes"]], np.int32)
             if not all(isinstance(column, str) for column in columns) or len(set(columns)) != len(columns):
                 raise ValueError("a column is no text, or is there twice")
             if columns[-len(REST) :] != REST or codes.size == 0 or codes.min() < 0 or codes.max() >= len(columns):
@@ -139,18 +141,6 @@ def label_vocabulary(
     codes = np.asarray([place[label[text.strip()]] for text in texts], np.int16)
     name = labeller if isinstance(labeller, str) else getattr(labeller, "__name__", "own")
     return VocabularyLabels(languages, codes, {"labeller": name})
-
-
-def vocabulary_texts(tokenizer: Any, size: int) -> list[str]:
-    """The text of each entry; "" for control tokens and for entries that the tokenizer does not have."""
-    known = min(size, len(tokenizer))
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    alone = [[i] for i in range(known)]
-    texts = backend.decode_batch(alone, skip_special_tokens=True) if backend else [tokenizer.decode(i) for i in alone]
-    for i in tokenizer.all_special_ids:
-        if 0 <= i < known:
-            texts[i] = ""
-    return [*texts, *[""] * (size - known)]
 
 
 def scripts_of(language: str) -> tuple[str, ...]:
@@ -199,14 +189,9 @@ def by_script_alone(texts: Sequence[str], languages: Sequence[str]) -> list[str 
 def by_lingua(texts: Sequence[str], languages: Sequence[str]) -> list[str | None]:
     """The language that lingua finds likely among the candidates, where it is ahead of the next one. Raises InputError
     for a language that lingua does not know."""
-    from lingua import IsoCode639_1, LanguageDetectorBuilder
+    from lingua import LanguageDetectorBuilder
 
-    codes = {}
-    for language in languages:
-        code = getattr(IsoCode639_1, language.split("-")[0].upper(), None)
-        if code is None or code in codes:
-            raise InputError(f"labels: lingua does not know {language!r} apart from the others; use --labeller scripts")
-        codes[code] = language
+    codes = lingua_codes(languages, "labels, or use --labeller scripts")
     detector = LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
     answers: list[str | None] = []
     for values in detector.compute_language_confidence_values_in_parallel(list(texts)):

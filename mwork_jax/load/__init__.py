@@ -22,9 +22,9 @@ from mwork_jax.load.bucket import BucketFolder, is_bucket
 from mwork_jax.load.flax_checkpoint import FlaxCheckpoint
 from mwork_jax.load.float8 import with_float8
 from mwork_jax.load.gguf_file import GGUFCheckpoint
-from mwork_jax.load.hf_folder import SafetensorsFolder
+from mwork_jax.load.hf_folder import INDEX, SafetensorsFolder
 from mwork_jax.load.packaged import PACKAGED, packaged_gguf
-from mwork_jax.load.source import WeightSource
+from mwork_jax.load.source import TypedSource, WeightSource
 from mwork_jax.load.tokenizer import folder_tokenizer
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import added_tokens
@@ -36,7 +36,9 @@ _CONVERT = "; pytorch_model.bin can hold code and is not read: `python -m mwork_
 _HUB_FILES = ["*.json", "merges.txt", "model*.safetensors", "flax_model*.msgpack", "tokenizer*", "*.model", "*.jinja"]
 
 
-def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: Mesh | None = None) -> Model:
+def load_model(
+    source: str | os.PathLike[str], dtype: str | None = None, mesh: Mesh | None = None, weights: str | None = None
+) -> Model:
     """Loads a model for `mw.forward` and everything else.
 
     source: a folder in Hugging Face layout (safetensors, or an older Flax checkpoint), the address of one in a bucket
@@ -44,10 +46,14 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
     `owner/name@revision` (a branch, a tag, a commit or `refs/pr/N`). dtype: "float32" or
     "bfloat16", of the weights and of matrix products' operands (results, norms and scores are float32 always); None
     picks what is fast on this machine. mesh: one of `mw.make_mesh`, to share out the weights and the work over its
-    devices. Raises InputError, one line with what is wrong, where, and what would be right.
+    devices. weights: "int8" keeps the layers' matrices as 8-bit whole numbers with a factor for each output channel,
+    multiplied out to `dtype` layer by layer; None as they are. Raises InputError, one line with what is wrong, where,
+    and what would be right.
     """
     if dtype is not None and dtype not in _DTYPES:
         raise InputError(f"dtype {dtype!r} is not supported; use {' or '.join(_DTYPES)}")
+    if weights not in (None, "int8"):
+        raise InputError(f"weights {weights!r:.40} are not supported; use int8, or none for weights as they are")
     compute = _DTYPES[dtype or default_dtype()]
     checkpoint = _open(str(source))
     tokenizer = checkpoint.read_tokenizer()
@@ -56,10 +62,13 @@ def load_model(source: str | os.PathLike[str], dtype: str | None = None, mesh: M
         line = f"{source}: the end token {never[0]} is not in the vocabulary of {config.vocab_size}, so it never comes"
         warnings.warn(line, InputWarning, stacklevel=2)
     if mesh is None:
-        decoder = assemble(config, checkpoint.weights, compute, lambda name, array: jnp.asarray(array))
+        decoder = assemble(
+            config, checkpoint.weights, compute, lambda name, array: jnp.asarray(array), weights == "int8"
+        )
     else:
-        decoder = assemble_on(config, checkpoint.weights, compute, mesh)
-    return Model(decoder, tokenizer, str(source), checkpoint.revision, checkpoint.ignored_in_answers)
+        decoder = assemble_on(config, checkpoint.weights, compute, mesh, weights == "int8")
+    stored = checkpoint.weights.stored() if isinstance(checkpoint.weights, TypedSource) else None
+    return Model(decoder, tokenizer, str(source), checkpoint.revision, checkpoint.ignored_in_answers, stored)
 
 
 def _with_bos_of(tokenizer: Any | None, config: ModelConfig) -> ModelConfig:
@@ -163,7 +172,9 @@ def _open_folder(folder: Path) -> _Checkpoint:
     if (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: a LoRA adapter, not a model; merge it into its base model and save that")
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json; a model folder in Hugging Face layout has one")
+        inner = sorted(path.parent for name in ("*", "snapshots/*") for path in folder.glob(f"{name}/config.json"))
+        where = f": {inner[0]}, for example" if inner else ""
+        raise InputError(f"{folder}: no config.json; a model folder in Hugging Face layout has one{where}")
     hf = read_json(folder / "config.json")
     config = _config_of(hf, str(folder / "config.json"))
     ignored: tuple[str, ...] = ()
@@ -178,9 +189,19 @@ def _open_folder(folder: Path) -> _Checkpoint:
     else:
         raise InputError(
             f"{folder}: no weights; model.safetensors (whole or in shards) or flax_model.msgpack is needed"
-            + (_CONVERT.format(folder) if list(folder.glob("pytorch_model*.bin")) else "")
+            + _what_is_there_instead(folder)
         )
     return _Checkpoint(weights, config, lambda: folder_tokenizer(folder), _commit(folder), ignored)
+
+
+def _what_is_there_instead(folder: Path) -> str:
+    """What a folder without weights that are read has of others, and what to do; "" where it has none."""
+    if shards := sorted(folder.glob("model-*-of-*.safetensors")):
+        return f"; there is {shards[0].name}, but not {INDEX}, which names all shards: copy it too"
+    if list(folder.glob("pytorch_model*.bin")):
+        return _CONVERT.format(folder)
+    others = sorted(folder.glob("*.safetensors"))
+    return f"; {others[0].name} is not in Hugging Face's layout" if others else ""
 
 
 def _commit(folder: Path) -> str | None:

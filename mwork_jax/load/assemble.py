@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,7 +15,8 @@ from mwork_jax.errors import InputError
 from mwork_jax.families import FAMILIES, checkpoint_names
 from mwork_jax.load.names import with_usual_names
 from mwork_jax.load.source import SlicedSource, WeightSource
-from mwork_jax.model.decoder import Decoder, ParameterSpec, parameter_specs
+from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.int8 import FACTOR, INPUT_AXES, quantised
 from mwork_jax.sharding import sharding
 
 Index = tuple[slice, ...]
@@ -33,10 +33,14 @@ _AT_ONCE = 1 << 20  # values looked at together: they fit a cache
 
 
 def assemble(
-    config: ModelConfig, source: WeightSource, dtype: Any, put: Callable[[str, np.ndarray], jax.Array]
+    config: ModelConfig,
+    source: WeightSource,
+    dtype: Any,
+    put: Callable[[str, np.ndarray], jax.Array],
+    int8: bool = False,
 ) -> Decoder:
     """Reads every parameter into its stacked form, one after the other, so that little more than the weights is in
-    memory.
+    memory; int8: with the layers' matrices as whole numbers.
 
     put(parameter name, host array) puts one finished parameter on the devices. Raises InputError for a tensor that is
     missing, left over, or of another shape than the configuration says.
@@ -44,22 +48,35 @@ def assemble(
     source = _checked(config, source)
     arrays = {}
     for name, spec in parameter_specs(config).items():
-        arrays[name] = put(name, _parameter(config, source, name, spec.shape, _dtype(spec, dtype)))
+        arrays |= _stored(name, put(name, _parameter(config, source, name, spec.shape, spec.stored_in(dtype))), int8)
     return Decoder(config, arrays)
 
 
-def assemble_on(config: ModelConfig, source: WeightSource, dtype: Any, mesh: Mesh) -> Decoder:
+def assemble_on(config: ModelConfig, source: WeightSource, dtype: Any, mesh: Mesh, int8: bool = False) -> Decoder:
     """`assemble` onto a mesh, laid out by `sharding.TABLE`. Of a checkpoint that gives parts, every process reads the
     parts that its own devices hold and nothing else; of another, each parameter is whole on the host for a moment."""
     source = _checked(config, source)
     arrays = {}
     for name, spec in parameter_specs(config).items():
         if isinstance(source, SlicedSource):
-            read = partial(_part, config, source, name, spec.shape, _dtype(spec, dtype))
+            read = partial(_part, config, source, name, spec.shape, spec.stored_in(dtype))
         else:
-            read = _parameter(config, source, name, spec.shape, _dtype(spec, dtype)).__getitem__
-        arrays[name] = jax.make_array_from_callback(spec.shape, sharding(mesh, spec.axes, spec.shape), _once(read))  # pyright: ignore[reportArgumentType]
+            read = _parameter(config, source, name, spec.shape, spec.stored_in(dtype)).__getitem__
+        array = jax.make_array_from_callback(spec.shape, sharding(mesh, spec.axes, spec.shape), _once(read))  # pyright: ignore[reportArgumentType]
+        arrays |= _stored(name, array, int8)
     return Decoder(config, arrays)
+
+
+def _stored(name: str, array: jax.Array, int8: bool) -> dict[str, jax.Array]:
+    """A parameter as the decoder keeps it: a matrix of the layers as whole numbers and factors where `int8`."""
+    inputs = INPUT_AXES.get(name.removeprefix("layers.")) if int8 and name.startswith("layers.") else None
+    if inputs is None:
+        return {name: array}
+    whole, factor = _quantised(array, inputs)
+    return {name: whole, f"{name}{FACTOR}": factor}
+
+
+_quantised = jax.jit(quantised, static_argnums=1)
 
 
 def _checked(config: ModelConfig, source: WeightSource) -> WeightSource:
@@ -67,10 +84,6 @@ def _checked(config: ModelConfig, source: WeightSource) -> WeightSource:
     _check_names(config, source)
     _check_tied(config, source)
     return source
-
-
-def _dtype(spec: ParameterSpec, dtype: Any) -> np.dtype:
-    return jnp.dtype(jnp.float32 if spec.keep_float32 else dtype)
 
 
 def _once(read: Callable[[Index], np.ndarray]) -> Callable[[Index], np.ndarray]:

@@ -48,6 +48,9 @@ class _Scaled:
         self.where = source.where
         self._source, self._scales, self._block = source, scales, block
 
+    def stored(self) -> str:
+        return "8-bit floats with scales"
+
     def names(self) -> set[str]:
         return {
             name for name in self._source.names() - set(self._scales.values()) if not name.endswith(_OF_ACTIVATIONS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,17 @@ class GGUFCheckpoint:
         if self._gemma and name.endswith("norm.weight"):
             return array.astype(np.float32) - 1  # stored as 1 + w
         return array
+
+    def stored(self) -> str:
+        """How the file holds its matrices, the type of most weights first, and the bits of the first that is quantised:
+        "4-bit GGUF (Q4_0, Q6_K)"."""
+        weights: Counter[str] = Counter()
+        for tensor in self._file.tensors.values():
+            if len(tensor.shape) > 1:
+                weights[tensor.kind] += math.prod(tensor.shape)
+        kinds = [kind for kind, _ in weights.most_common()]
+        bits = next((f"{kind[1]}-bit " for kind in kinds if kind.startswith("Q")), "")
+        return f"{bits}GGUF ({', '.join(kinds)})"
 
     def tokenizer(self) -> Any | None:
         """The file's tokenizer as a transformers fast tokenizer, or None where the file has none.

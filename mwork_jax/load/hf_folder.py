@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -68,6 +70,15 @@ class SafetensorsFolder:
         path = self._file_of[name]
         stored = self._files[path].get_slice(name).get_dtype()
         return _float8(path, name, _FLOAT8[stored]) if stored in _FLOAT8 else self._files[path].get_tensor(name)
+
+    def stored(self) -> str:
+        """The type of most weights: "BF16 safetensors"; "4-bit MXFP4 safetensors" for packed ones."""
+        weights: Counter[str] = Counter()
+        for name, path in self._file_of.items():
+            entry = self._files[path].get_slice(name)
+            weights[entry.get_dtype()] += math.prod(entry.get_shape())
+        kind = max(weights, key=lambda kind: weights[kind]) if weights else "no"
+        return f"{'8-bit ' if kind in _FLOAT8 else ''}{'4-bit MXFP4' if kind == 'U8' else kind} safetensors"
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._files[self._file_of[name]].get_slice(name).get_shape())

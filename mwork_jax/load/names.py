@@ -15,8 +15,14 @@ from mwork_jax.families.registry import derived_in_layer, expert_names, fused_in
 from mwork_jax.load.source import SlicedSource, WeightSource
 
 # What stands in front of a model's tensors instead, and of its head: nothing, where the head was left out (embedding
-# models, BLOOM), and the two ways in which transformers has written the text part of models that read images.
-_PREFIXES = {"": "", "language_model.model.": "language_model.", "model.language_model.": ""}
+# models, BLOOM), the two ways in which transformers has written the text part of models that read images, and what
+# torch.compile, PyTorch's data parallelism and PEFT put there when what they wrap is saved as it is.
+_PREFIXES = {
+    "": "",
+    "language_model.model.": "language_model.",
+    "model.language_model.": "",
+    **{f"{wrapper}model.": wrapper for wrapper in ("_orig_mod.", "module.", "base_model.model.")},
+}
 # The other parts of such models, which nothing here reads.
 _OTHER_PARTS = tuple(before + part for before in ("", "model.") for part in ("vision_tower.", "multi_modal_projector."))
 

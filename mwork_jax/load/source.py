@@ -23,6 +23,15 @@ class WeightSource(Protocol):
 
 
 @runtime_checkable
+class TypedSource(WeightSource, Protocol):
+    """A checkpoint that can say how it holds its weights without reading them."""
+
+    def stored(self) -> str:
+        """In words: "4-bit GGUF (Q4_0)", "BF16 safetensors". What has fewer bits than a float says how many."""
+        ...
+
+
+@runtime_checkable
 class SlicedSource(WeightSource, Protocol):
     """A checkpoint that can also give parts of tensors, and reads nothing else for them."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from mwork_jax.errors import InputError
 
 _PROBE = "hello world 你好"
+_MARK = b"\xef\xbb\xbf"
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -16,6 +17,7 @@ def folder_tokenizer(folder: Path) -> Any | None:
     fails on a text."""
     if not any((folder / name).is_file() for name in _FILES):
         return None
+    _refuse_marks(folder)
     from transformers import AutoTokenizer  # takes a second to import; models without text never pay for it
 
     try:
@@ -27,6 +29,17 @@ def folder_tokenizer(folder: Path) -> Any | None:
     check_usable(tokenizer, str(folder))
     _check_as_written(tokenizer, folder / "tokenizer.json")
     return tokenizer
+
+
+def _refuse_marks(folder: Path) -> None:
+    """Raises InputError for JSON that begins with the mark of UTF-8 files of Windows: transformers reads config.json
+    too, and blames another file."""
+    for path in sorted(folder.glob("*.json")):
+        with path.open("rb") as file:
+            if file.read(len(_MARK)) == _MARK:
+                raise InputError(
+                    f"{path}: begins with a byte order mark, which transformers does not read; save it as UTF-8 without"
+                )
 
 
 def check_usable(tokenizer: Any, where: str) -> None:

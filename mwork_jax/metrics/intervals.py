@@ -28,7 +28,7 @@ class Delta:
     delta = delta_eng - delta_n_eng: high where the deactivation spares English and hurts the languages. *_ci95: 95 %
     intervals, and p: of delta being 0, two-sided; each None where no interval can be had (see `delta`). n_items: over
     all languages; n_clusters: different clusters among them; n_seeds: random sets per language (the fewest of any), 0
-    where the neurons are not random.
+    where the neurons are not random. p_eng, p_n_eng: of delta_eng and delta_n_eng being 0.
     """
 
     eng: float
@@ -44,6 +44,8 @@ class Delta:
     languages: tuple[str, ...]
     n_clusters: int
     n_seeds: int
+    p_eng: float | None = None
+    p_n_eng: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def delta(
     deactivated: Mapping[str, ScoresByLanguage],
     weights: ScoresByLanguage | None = None,
     groups: Groups | None = None,
+    *,
+    same_sets: bool = False,
 ) -> Delta:
     """Delta = Delta_Eng - Delta_n-Eng of one deactivation setting.
 
@@ -75,7 +79,7 @@ def delta(
     weights: {language: weight of each item}, for means that are not over items alike (tokens, for a loss per token).
     groups: {language: ids [items]}. Items with equal ids are one cluster, in one language (questions on one passage)
     and across languages (a document and its translations). None: every item is independent of every other one, which
-    is wrong for parallel items.
+    is wrong for parallel items. same_sets: the languages have one random set in each draw, instead of one each.
 
     Delta_n-Eng averages over the languages; Delta_Eng averages English's change over the same runs. An item keeps its
     scores before and after, so what both share cancels. Intervals and p are None with fewer than 5 random sets, where
@@ -89,8 +93,9 @@ def delta(
     after = {lang: _run(deactivated[lang], lang, f"deactivated[{lang!r}]", before, "original") for lang in languages}
     items = sample({lang: scores.shape[-1] for lang, scores in before.items()}, weights, groups)
     share = 1 / len(languages)
-    english = [_term(share, ENGLISH, after[lang][ENGLISH] - before[ENGLISH], lang) for lang in languages]
-    others = [_term(share, lang, after[lang][lang] - before[lang], lang) for lang in languages]
+    draws = _names_of_draws(languages, same_sets)
+    english = [_term(share, ENGLISH, after[lang][ENGLISH] - before[ENGLISH], draws[lang]) for lang in languages]
+    others = [_term(share, lang, after[lang][lang] - before[lang], draws[lang]) for lang in languages]
     delta_eng, delta_n_eng, both = (
         estimate(terms, items) for terms in (english, others, [*english, *map(_negative, others)])
     )
@@ -108,6 +113,8 @@ def delta(
         languages=languages,
         n_clusters=items.n_clusters,
         n_seeds=_fewest_draws(run[lang] for lang, run in after.items()),
+        p_eng=delta_eng.p,
+        p_n_eng=delta_n_eng.p,
     )
 
 
@@ -118,12 +125,13 @@ def paired_difference(
     groups: Groups | None = None,
     *,
     single_draw: bool = False,
+    same_sets: bool = False,
 ) -> PairedDifference:
     """The mean of scores - reference on the same items, averaged over the languages.
 
     scores, reference: {language: [items]}, or [seeds, items] on either side or both (random sets, or tunings with
-    other random seeds), each row an independent draw; draws of the two sides and of different languages are
-    independent. weights, groups: as in `delta`.
+    other random seeds), each row an independent draw; draws of the two sides and, without same_sets, of
+    different languages are independent. weights, groups, same_sets: as in `delta`.
     single_draw: one side is [items] of a single set, to be compared as if it were one more draw of what the other side
     drew: its own deviation from what such sets show on average counts as chance, estimated from the other side's draws.
     False: the single set is taken as it is, so that any set that is not exactly average differs in the long run.
@@ -144,8 +152,9 @@ def paired_difference(
         # One difference per item, so that equal scores give exactly 0.
         terms = [_term(share, lang, values["scores"][lang] - values["reference"][lang], None) for lang in scores]
     else:
+        draws = _names_of_draws(tuple(scores), same_sets)
         terms = [
-            _term(sign * share, lang, x, (name, lang))
+            _term(sign * share, lang, x, (name, draws[lang]))
             for sign, name in ((1, "scores"), (-1, "reference"))
             for lang, x in values[name].items()
         ]
@@ -157,12 +166,14 @@ def beyond_random(
     random: Mapping[str, ScoresByLanguage],
     weights: ScoresByLanguage | None = None,
     groups: Groups | None = None,
+    *,
+    same_sets: bool = False,
 ) -> PairedDifference:
     """How much higher Delta is with the languages' own neurons off than with random sets of the same size off.
 
     own: {l: {"en": [items], l: [items]}}, as `deactivated` of `delta`. random: {l: {"en": [seeds, items], l: [seeds,
-    items]}}, for the same languages and items. weights, groups: as in `delta`. The scores of the original model cancel
-    item by item, so they are not needed.
+    items]}}, for the same languages and items. weights, groups, same_sets: as in `delta`. The scores of the original
+    model cancel item by item, so they are not needed.
 
     An own set is compared as one set: its null hypothesis is that it is a random set like the others. So its own
     deviation counts as chance, as large as the spread of the random sets; comparing it with their mean alone would find
@@ -185,12 +196,64 @@ def beyond_random(
             raise InputError(f"{lang!r}: own scores must be [items] and random ones [seeds, items]")
     items = sample({lang: len(scores) for lang, scores in first.items()}, weights, groups)
     share = 1 / len(languages)
+    draws = _names_of_draws(languages, same_sets)
     terms = [
-        _term(sign * share, scored, ours[lang][scored] - theirs[lang][scored], lang)
+        _term(sign * share, scored, ours[lang][scored] - theirs[lang][scored], draws[lang])
         for lang in languages
         for sign, scored in ((1, ENGLISH), (-1, lang))
     ]
     return _paired(terms, items, (theirs[lang][lang] for lang in languages), single_draw=True)
+
+
+@dataclass(frozen=True)
+class RunsDifference:
+    """By how much one deactivation's scores are above another's: English's, the other languages', and Delta, the first
+    less the second. eng and delta are None without English."""
+
+    eng: PairedDifference | None
+    n_eng: PairedDifference
+    delta: PairedDifference | None
+
+
+def runs_difference(
+    first: Mapping[str, ScoresByLanguage],
+    second: Mapping[str, ScoresByLanguage],
+    weights: ScoresByLanguage | None = None,
+    groups: Groups | None = None,
+    *,
+    same_sets: bool = False,
+) -> RunsDifference:
+    """How two deactivations of the same languages differ, paired over items.
+
+    first, second: as `deactivated` of `delta`, each with scores [items], or [seeds, items] of random sets; English may
+    be missing everywhere. Draws of the two sides are independent. Where one side has random sets and the other a single
+    one, that one counts as one more draw, as in `beyond_random`. weights, groups, same_sets: as in `delta`. Raises
+    InputError where the languages or the numbers of items differ.
+    """
+    if not first or set(first) != set(second):
+        raise InputError(f"runs are of {_names(first)} and {_names(second)}; both need the same languages")
+    languages, has_english = tuple(first), all(ENGLISH in run for side in (first, second) for run in side.values())
+    scored = [(lang, at) for lang in languages for at in ((ENGLISH, lang) if has_english else (lang,))]
+    sides = ((1, "first", first), (-1, "second", second))
+    terms: dict[tuple[str, str], list[Term]] = {one: [] for one in scored}
+    sizes: dict[str, int] = {}
+    for sign, name, runs in sides:
+        draws = _names_of_draws(languages, same_sets)
+        for lang, at in scored:
+            x = _items(runs[lang], at, f"{name}[{lang!r}]", draws=True)
+            if sizes.setdefault(at, x.shape[-1]) != x.shape[-1]:
+                raise InputError(f"{name}[{lang!r}]: {x.shape[-1]} items of {at!r}, elsewhere {sizes[at]}")
+            terms[lang, at].append(_term(sign / len(languages), at, x, (name, draws[lang])))
+    items = sample(sizes, weights, groups)
+    kinds = {term.draws is None for each in terms.values() for term in each}
+
+    def difference(part: Sequence[Term]) -> PairedDifference:
+        return _paired(part, items, (term.scores for term in part), single_draw=len(kinds) == 2)
+
+    n_eng = [term for (lang, at), each in terms.items() if at == lang for term in each]
+    eng = [term for (lang, at), each in terms.items() if at != lang for term in each]
+    both = [*eng, *map(_negative, n_eng)]
+    return RunsDifference(difference(eng) if eng else None, difference(n_eng), difference(both) if eng else None)
 
 
 def _paired(terms: Sequence[Term], items: Sample, drawn: Iterable[np.ndarray], single_draw: bool) -> PairedDifference:
@@ -204,6 +267,11 @@ def _term(coefficient: float, language: str, scores: np.ndarray, draws: Hashable
 
 def _negative(term: Term) -> Term:
     return Term(-term.coefficient, term.language, term.scores, term.draws)
+
+
+def _names_of_draws(languages: Sequence[str], same_sets: bool) -> dict[str, str]:
+    """{language: the name of its draws}: draws of one name are of the same sets."""
+    return dict.fromkeys(languages, "all") if same_sets else {lang: lang for lang in languages}
 
 
 def _fewest_draws(scores: Iterable[np.ndarray]) -> int:

@@ -1,1 +1,1 @@
-"""The decoder and what runs it: forward pass, prefill, generation."""
+"""The decoder and what runs it: forward pass, rows in slots, generation."""

@@ -5,6 +5,7 @@ Letters in shape comments: b batch, t query time, s key time, h query head, g ke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,8 @@ from mwork_jax.model.operations import product, soft_cap
 _QUERY_BLOCK = 64  # attention works through at least so many queries at a time,
 _QUERY_BLOCKS = 8  # in at most so many blocks: each is compiled on its own,
 _LONGEST_BLOCK = 512  # in parts of so many queries
+KEY_BLOCK = 128  # keys of a cache that are worked through at a time
+KEY_BLOCKS_LOOP = "key_blocks"  # the name of that loop in programs
 
 
 def attend(
@@ -124,6 +127,77 @@ def _attend_block(
     weights = weights if sinks is None else weights[..., :-1]
     weights = weights.astype(dtype).reshape(batch, groups, shared * time, -1)
     return product("bgqs,bgsk->bgqk", weights, keys.v).reshape(queries.q.shape)
+
+
+class KeyBlocks(NamedTuple):
+    """Keys and values of a cache, in which a token's time is its position.
+
+    read: of a time, a multiple of KEY_BLOCK, k and v [b, KEY_BLOCK, g, k] from there on; time: how many there are.
+    """
+
+    read: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    time: int
+
+
+class _Seen(NamedTuple):
+    """Softmax under way, float32 [b, g, queries per group, t, 1 or k]: the highest score so far, and, relative to it,
+    the sum of the weights and the sum of the weighted values."""
+
+    highest: jax.Array
+    weight: jax.Array
+    values: jax.Array
+
+
+def attend_by_key_blocks(
+    config: ModelConfig,
+    q: jax.Array,
+    keys: KeyBlocks,
+    window: jax.Array,
+    queries_at: jax.Array,
+    dtype: Any,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
+    """`attend` over a cache, block of keys after block of keys, from the first that a query may see to the last: q [b,
+    t, h, k] at positions [b, t] -> [b, t, h, k], float32.
+
+    A block that a row does not see adds exactly 0 to its sums, so how many blocks there are, which depends on the other
+    rows, does not change what a row computes.
+    """
+    batch, time, _, size = q.shape
+    groups, shared = config.num_kv_heads, config.queries_per_group
+    q = q.astype(dtype).reshape(batch, time, groups, shared, size).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(batch, groups, shared * time, size)
+    state = (batch, groups, shared, time, 1)
+    if sinks is None:
+        begin = _Seen(jnp.full(state, -1e30), jnp.zeros(state), jnp.zeros((*state[:-1], size)))
+    else:
+        of_heads = jnp.broadcast_to(sinks.reshape(groups, shared, 1, 1).astype(jnp.float32), state)
+        begin = _Seen(of_heads, jnp.ones(state), jnp.zeros((*state[:-1], size)))
+
+    def step(block: jax.Array, seen: _Seen) -> _Seen:
+        k, v = keys.read(block * KEY_BLOCK)
+        keys_at = block * KEY_BLOCK + jnp.arange(KEY_BLOCK, dtype=jnp.int32)[None]
+        scores = product("bgqk,bsgk->bgqs", q, k.astype(dtype)) * config.attn_scale
+        scores = soft_cap(scores, config.attn_softcap).reshape(batch, groups, shared, time, KEY_BLOCK)
+        if config.alibi:
+            slopes = alibi_slopes(config.num_heads).reshape(groups, shared, 1, 1)
+            scores = scores + slopes * (keys_at[:, None, :] - queries_at[:, :, None])[:, None, None]
+        is_seen = visible(queries_at, keys_at, window)[:, None, None]
+        scores = jnp.where(is_seen, scores, -1e30)
+        highest = jnp.maximum(seen.highest, scores.max(axis=-1, keepdims=True))
+        before = jnp.exp(seen.highest - highest)
+        weights = jnp.where(is_seen, jnp.exp(scores - highest), 0.0)
+        flat = weights.astype(dtype).reshape(batch, groups, shared * time, KEY_BLOCK)
+        values = product("bgqs,bsgk->bgqk", flat, v.astype(dtype)).reshape(seen.values.shape)
+        weight = seen.weight * before + weights.sum(axis=-1, keepdims=True)
+        return _Seen(highest, weight, seen.values * before + values)
+
+    first = jnp.maximum(queries_at.min() - (window - 1), 0) // KEY_BLOCK
+    last = jnp.minimum(queries_at.max() // KEY_BLOCK + 1, keys.time // KEY_BLOCK)
+    with jax.named_scope(KEY_BLOCKS_LOOP):
+        seen = jax.lax.fori_loop(first, last, step, begin)
+    heads = seen.values / jnp.where(seen.weight > 0, seen.weight, 1.0)
+    return heads.transpose(0, 3, 1, 2, 4).reshape(batch, time, -1, size)
 
 
 def heads_first(x: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
+from mwork_jax.intervention import Edit
 from mwork_jax.model.attention import PositionTables, attend, heads_first, in_halves, position_tables, rotate
 from mwork_jax.model.bfloat16_bits import rows_of
 from mwork_jax.model.experts import expert_products, route
+from mwork_jax.model.int8 import FACTOR, INPUT_AXES, multiplied_out
 from mwork_jax.model.operations import normed, product, rms_norm, soft_cap
-from mwork_jax.neurons import NeuronMask
-from mwork_jax.sharding import constrain, num_shards, spec
+from mwork_jax.neurons import LayOut
+from mwork_jax.sharding import MODEL, constrain, num_shards, per_device, spec
 
 XIELU = ("act_positive", "act_negative", "act_linear", "act_least")  # the parameters of this activation function
 
@@ -36,12 +38,18 @@ class ParameterSpec(NamedTuple):
     """One declaration per parameter: its shape, the logical name of each axis, and whether it stays float32."""
 
     shape: tuple[int, ...]
-    axes: tuple[str, ...]
+    axes: tuple[str | None, ...]
     keep_float32: bool = False
+    int8: bool = False
+
+    def stored_in(self, dtype: Any) -> Any:
+        """The dtype that it is stored in where matrices are read in `dtype`."""
+        return jnp.dtype(jnp.float32 if self.keep_float32 else jnp.int8 if self.int8 else dtype)
 
 
-def parameter_specs(config: ModelConfig) -> dict[str, ParameterSpec]:
-    """Every parameter of a decoder. Names with `layers.` have a leading layer axis."""
+def parameter_specs(config: ModelConfig, int8: bool = False) -> dict[str, ParameterSpec]:
+    """Every parameter of a decoder. Names with `layers.` have a leading layer axis. int8: with the layers' matrices as
+    whole numbers and factors (see `int8`)."""
     c = config
     table = ParameterSpec((c.vocab_size, c.hidden_size), ("vocab", "hidden"))
     specs = {"embed": table, **_norm_specs(c, "final_norm")}
@@ -51,7 +59,13 @@ def parameter_specs(config: ModelConfig) -> dict[str, ParameterSpec]:
         specs["head"] = table
     layer = _attention_specs(c) | _feed_forward_specs(c) | _bias_specs(c) | _layer_norm_specs(c)
     for name, own in layer.items():
-        specs[f"layers.{name}"] = ParameterSpec((c.num_layers, *own.shape), ("layers", *own.axes), own.keep_float32)
+        stacked = ParameterSpec((c.num_layers, *own.shape), ("layers", *own.axes), own.keep_float32)
+        if int8 and name in INPUT_AXES:
+            inputs = INPUT_AXES[name]
+            factor = (*stacked.shape[:-inputs], *(1,) * inputs), (*stacked.axes[:-inputs], *(None,) * inputs)
+            specs[f"layers.{name}{FACTOR}"] = ParameterSpec(*factor, keep_float32=True)
+            stacked = stacked._replace(int8=True)
+        specs[f"layers.{name}"] = stacked
     return specs
 
 
@@ -124,12 +138,12 @@ def _layer_norm_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
     return specs
 
 
-def weight_bytes(config: ModelConfig, dtype: Any = jnp.bfloat16, mesh: Mesh | None = None) -> int:
+def weight_bytes(config: ModelConfig, dtype: Any = jnp.bfloat16, mesh: Mesh | None = None, int8: bool = False) -> int:
     """Bytes that the parameters of a model take in `dtype`: all of them, or, with a mesh, those that each of its
     devices holds."""
     total = 0
-    for parameter in parameter_specs(config).values():
-        size = 4 if parameter.keep_float32 else jnp.dtype(dtype).itemsize
+    for parameter in parameter_specs(config, int8).values():
+        size = parameter.stored_in(dtype).itemsize
         mesh_axes = (None,) * len(parameter.shape) if mesh is None else spec(mesh, parameter.axes, parameter.shape)
         for dimension, mesh_axis in zip(parameter.shape, mesh_axes, strict=True):
             size *= dimension if mesh_axis is None or mesh is None else dimension // mesh.shape[mesh_axis]
@@ -144,6 +158,10 @@ class Layers(nnx.Module):
         for name, array in arrays.items():
             setattr(self, name, nnx.Param(array))
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> nnx.Param: ...
+
 
 class Decoder(nnx.Module):
     """Holds the parameters of one model and its configuration; computes nothing itself."""
@@ -154,7 +172,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, arrays: Mapping[str, jax.Array]):
         """arrays: one per entry of `parameter_specs(config)`, of that shape. Raises ValueError where they differ."""
-        specs = parameter_specs(config)
+        specs = parameter_specs(config, int8=any(name.endswith(FACTOR) for name in arrays))
         shapes = {name: tuple(array.shape) for name, array in arrays.items()}
         if shapes != {name: parameter.shape for name, parameter in specs.items()}:
             wrong = {n for n in shapes.keys() | specs.keys() if n not in specs or shapes.get(n) != specs[n].shape}
@@ -183,6 +201,11 @@ class Decoder(nnx.Module):
         return cls(config, arrays)
 
     @property
+    def int8(self) -> bool:
+        """Whether the layers' matrices are whole numbers with factors."""
+        return hasattr(self.layers, f"q{FACTOR}")
+
+    @property
     def dtype(self) -> Any:
         """The dtype of the weights, in which matrix products read their operands."""
         return self.embed[...].dtype
@@ -206,6 +229,9 @@ Changes = Mapping[str, NeuronChange]
 class LayerRecord(NamedTuple):
     """What one layer computed, for those who measure it. Unused fields cost nothing: the compiler removes them.
 
+    Of b rows of t tokens: `hidden` [b, t, hidden size], the residual stream after the layer; `product` [b, t, width],
+    the activations of `ffn_up` and `ffn_down`; `q_raw` [b, t, heads, size], `k_raw` and `v` [b, t, key heads, size],
+    those of `attn_q`, `attn_k` and `attn_v`, whose neurons are numbered head by head.
     `q` and `k` are before RoPE and after the q/k-norm and what scales queries by position, where there are, `q_raw` and
     `k_raw` before. `product` is after the mask; where the feed-forward has no gate, it is `activated` times the mask.
     """
@@ -230,22 +256,26 @@ class LayerRecord(NamedTuple):
 def hidden_states(
     decoder: Decoder,
     tokens: jax.Array,
-    mask: NeuronMask,
+    mask: Edit,
     *,
     positions: jax.Array | None = None,
     documents: jax.Array | None = None,
+    generated: jax.Array | None = None,
     changes: Changes | None = None,
-    observe: Callable[[LayerRecord], Any] | None = None,
+    observe: Callable[..., Any] | None = None,
+    per_layer: Any = None,
     remat: bool = False,
 ) -> tuple[jax.Array, Any]:
     """The residual stream after the last layer, and what `observe` returned for every layer.
 
     tokens: int32 [batch, time]. Padding on the right needs no care (attention is causal); for padding elsewhere give
     `positions`, int32 [batch, time]: each token's position in its row, -1 for one that no query may see. documents:
-    int32 [batch, time], where a row holds several documents: tokens see those of the same number only. changes: added
-    to the weights, as small products beside the unchanged ones. remat: each layer is computed again in the backward
-    pass instead of keeping what it computed. Returns (float32 [batch, time, hidden] before the final norm, observe's
-    results stacked over layers, or None).
+    int32 [batch, time], where a row holds several documents: tokens see those of the same number only. generated: bool
+    [batch, time], the tokens that an intervention takes for generated; None, for a prompt all of them. changes: added
+    to the weights, as small products beside the unchanged ones. observe: called with each layer's `LayerRecord` and,
+    where `per_layer` is given, a pytree with a leading layer axis, with that layer's part of it. remat: each layer is
+    computed again in the backward pass instead of keeping what it computed. Returns (float32 [batch, time, hidden]
+    before the final norm, observe's results stacked over layers, or None).
     """
     config = decoder.config
     if positions is None:
@@ -253,17 +283,23 @@ def hidden_states(
     layer_inputs = stacked_inputs(decoder, mask)._replace(changes=changes or {})
     tables = position_tables(config, positions)
 
-    def step(x: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, Any]:
+    def step(x: jax.Array, of_layer: tuple[LayerInputs, Any]) -> tuple[jax.Array, Any]:
+        inputs, own = of_layer
+        inputs = inputs._replace(weights=multiplied_out(inputs.weights, decoder.dtype))
+
         def attend_here(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
             at = (inputs.window, positions, positions)
             k, v = heads_first(k), heads_first(v)
             sinks = inputs.weights.get("sinks")
             return attend(config, q, k, v, *at, decoder.dtype, documents=documents, sinks=sinks), None
 
-        x, _, record = decoder_layer(config, x, inputs, tables, attend_here)
-        return x, observe(record) if observe is not None else None
+        x, _, record = decoder_layer(config, x, inputs._replace(generated=generated), tables, attend_here)
+        if observe is None:
+            return x, None
+        return x, observe(record) if per_layer is None else observe(record, own)
 
-    return jax.lax.scan(jax.checkpoint(step) if remat else step, embedded(decoder, tokens), layer_inputs)
+    over_layers = (layer_inputs, per_layer)
+    return jax.lax.scan(jax.checkpoint(step) if remat else step, embedded(decoder, tokens), over_layers)
 
 
 def embedded(decoder: Decoder, tokens: jax.Array) -> jax.Array:
@@ -279,13 +315,14 @@ class LayerInputs(NamedTuple):
     """What the layers differ in, each leaf with a leading layer axis until one layer's are taken."""
 
     weights: dict[str, jax.Array]
-    mask: NeuronMask
+    mask: Edit
     rope: jax.Array  # int32, an index into the configuration's ropes
     window: jax.Array  # int32, how many positions a query sees, itself included
     changes: Changes
+    generated: jax.Array | None = None  # bool [b or 1, t], the same for all layers: see `hidden_states`
 
 
-def stacked_inputs(decoder: Decoder, mask: NeuronMask) -> LayerInputs:
+def stacked_inputs(decoder: Decoder, mask: Edit) -> LayerInputs:
     """The inputs of all layers, without changes to the weights."""
     config = decoder.config
     windows = np.array([w if w != FULL_ATTENTION else np.iinfo(np.int32).max for w in config.windows], np.int32)
@@ -298,9 +335,10 @@ def stacked_inputs(decoder: Decoder, mask: NeuronMask) -> LayerInputs:
     )
 
 
-def inputs_of_layer(inputs: LayerInputs, layer: jax.Array) -> LayerInputs:
+def inputs_of_layer(decoder: Decoder, inputs: LayerInputs, layer: jax.Array) -> LayerInputs:
     """The inputs of one layer, out of those of all."""
-    return jax.tree.map(lambda whole: rows_of(whole, layer), inputs)
+    own = jax.tree.map(lambda whole: rows_of(whole, layer), inputs)
+    return own._replace(weights=multiplied_out(own.weights, decoder.dtype))
 
 
 def _whole_norm(decoder: Decoder, name: str) -> tuple[jax.Array, jax.Array | None]:
@@ -323,9 +361,9 @@ def logits_of(decoder: Decoder, x: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def forward_decoder(decoder: Decoder, tokens: jax.Array, mask: NeuronMask) -> jax.Array:
+def forward_decoder(decoder: Decoder, tokens: jax.Array, mask: Edit) -> jax.Array:
     """`tokens` int32 [batch, time] -> logits float32 [batch, time, vocab], with the neurons of `mask` that are 0
-    switched off."""
+    switched off, or under an intervention."""
     x, _ = hidden_states(decoder, tokens, mask)
     return logits_of(decoder, x)
 
@@ -355,6 +393,7 @@ def decoder_layer(
             ffn_in = norm(after, "ffn_norm") if config.pre_norms else after
         out, fed = (_experts if config.num_experts else _feed_forward)(config, ffn_in, inputs)
         x = after + config.residual_scale * (norm(out, "ffn_post_norm") if config.post_norms else out)
+        x = inputs.mask.steered(x, inputs.generated)
     return x, kept, LayerRecord(**attended._asdict(), **fed._asdict(), hidden=x, weights=inputs.weights)
 
 
@@ -376,11 +415,9 @@ def _attention(
     config: ModelConfig, x: jax.Array, inputs: LayerInputs, tables: PositionTables, attend: Attend
 ) -> tuple[jax.Array, Any, _Attended]:
     """What attention adds, before a norm [b, t, m]; what it keeps; what it computed."""
-    w, mask, changes = inputs.weights, inputs.mask, inputs.changes
+    w = inputs.weights
     cos, sin, query_scale = tables.of(inputs.rope)
-    q_raw = _project(x, w, "q", changes, mask.attn_q, config.head_dim)
-    k_raw = _project(x, w, "k", changes, mask.attn_k, config.head_dim)
-    v = _project(x, w, "v", changes, mask.attn_v, config.head_dim)
+    q_raw, k_raw, v = (_project(x, inputs, name, config.head_dim) for name in "qkv")
     q, k = (_query_key_norm(config, raw, w, name) for raw, name in ((q_raw, "q_norm"), (k_raw, "k_norm")))
     if query_scale is not None:
         q = q * query_scale[:, :, None, None]
@@ -415,65 +452,136 @@ class _Fed(NamedTuple):
 
 def _feed_forward(config: ModelConfig, x: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, _Fed]:
     """What the feed-forward adds, before a norm [b, t, m], and what it computed."""
-    w, mask, changes = inputs.weights, inputs.mask, inputs.changes
+    w, changes = inputs.weights, inputs.changes
 
     def rows(name: str) -> jax.Array:
         out = add_rows(product("btm,fm->btf", x, w[name]), x, changes.get(name), w[name].dtype)
         return out + w[f"{name}_bias"] if config.mlp_bias else out
 
-    activated, h = _gated(config, w, rows("gate") if config.gated else None, rows("up"))
-    h = h * (mask.ffn_up * mask.ffn_down)
+    activated, h = _gated(config, inputs, rows("gate") if config.gated else None, rows("up"), lambda of_each: of_each)
     out = add_columns(product("btf,mf->btm", h, w["down"]), h, changes.get("down"), w["down"].dtype)
     return (out + w["down_bias"] if config.mlp_bias else out), _Fed(activated, h)
 
 
 def _experts(config: ModelConfig, x: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, _Fed]:
-    """The same where a router sends each token to a few experts: the sum of what they give, each times its share."""
-    w, mask, changes = inputs.weights, inputs.mask, inputs.changes
+    """The same where a router sends each token to a few experts: the sum of what they give, each times its share. Each
+    device computes the experts that it holds for its own part of the batch; one sum brings them together."""
+    w, changes = inputs.weights, inputs.changes
     experts, shares = route(config, x, w)
-    keep = (mask.ffn_up * mask.ffn_down).reshape(config.num_experts, -1)
-    flat, sent = x.reshape(-1, x.shape[-1]), experts.reshape(-1, experts.shape[-1])
-    names: tuple[str, ...] = ("gate", "up") if config.gated else ("up",)
-    inner: dict[str, jax.Array] = dict(
-        zip(names, expert_products(flat, sent, tuple(w[name] for name in names)), strict=True)
-    )
+    names = [name for name in ("gate", "up", "down", "gate_bias", "up_bias", "down_bias") if name in w]
+    added = {name: changed_rows(x, changes[name], w[name].dtype) for name in ("gate", "up") if name in changes}
+    indices = {name: changes[name].indices for name in ("gate", "up", "down") if name in changes}
+    own_weights = {name: w[name] for name in names}
+    parts = _ExpertParts(x, experts, shares, own_weights, inputs.mask, inputs.generated, indices, added)
+    leaves, structure = jax.tree.flatten(parts)
+    in_axes = jax.tree.leaves(_axes_of(config, parts), is_leaf=lambda axes: type(axes) is tuple)
+    inner, tokens = (*experts.shape, config.intermediate_size), ("batch", "time", None)
+    out_axes, shapes = [tokens, (*tokens, None), (*tokens, None)], [x.shape, inner, inner]
+    if "down" in changes:
+        out_axes.append(tokens)
+        shapes.append((*x.shape[:2], indices["down"].shape[0]))
+
+    def on_one_device(*leaves: jax.Array) -> tuple[jax.Array, ...]:
+        return _own_experts(config, jax.tree.unflatten(structure, leaves))
+
+    out, activated, h, *changed = per_device(on_one_device, leaves, in_axes, out_axes, shapes)
+    if changed:
+        out = out + product("btw,wm->btm", changed[0], changes["down"].values.astype(w["down"].dtype))
+    return out, _Fed(activated, h, experts, shares)
+
+
+class _ExpertParts(NamedTuple):
+    """What a feed-forward with experts is computed from."""
+
+    x: jax.Array  # [b, t, m]
+    experts: jax.Array  # int32 [b, t, e], those that each token goes to
+    shares: jax.Array  # [b, t, e]
+    weights: dict[str, jax.Array]  # the experts' matrices and biases, [experts, ...]
+    mask: Edit
+    generated: jax.Array | None
+    indices: dict[str, jax.Array]  # int32 [w], of changes to the weights
+    added: dict[str, jax.Array]  # [b, t, w], what changed rows add
+
+
+def _axes_of(config: ModelConfig, parts: _ExpertParts) -> _ExpertParts:
+    """The axes of each part, as `per_device` takes them."""
+    specs, tokens = _feed_forward_specs(config) | _bias_specs(config), ("batch", "time", None)
+    shared = num_shards("experts", config.num_experts) > 1
+
+    def of_edit(leaf: jax.Array) -> tuple[str | None, ...]:
+        return ("neurons",) if shared and leaf.shape == (config.ffn_width,) else (None,) * leaf.ndim
+
+    axes: dict[str, Any] = {
+        **dict.fromkeys(("x", "experts", "shares"), tokens),
+        "weights": {name: specs[name].axes for name in parts.weights},
+        "mask": jax.tree.map(of_edit, parts.mask),
+        "generated": None if parts.generated is None else ("batch", "time"),
+        "indices": dict.fromkeys(parts.indices, (None,)),
+        "added": dict.fromkeys(parts.added, tokens),
+    }
+    return _ExpertParts(**axes)
+
+
+def _own_experts(config: ModelConfig, parts: _ExpertParts) -> tuple[jax.Array, ...]:
+    """Within one device: what the experts give [b, t, m], `activated` and `product` of `_Fed`, and, where columns of
+    `down` are changed, what those are multiplied with [b, t, w]; each summed over the devices that share the experts
+    out."""
+    w, experts, shares = parts.weights, parts.experts, parts.shares
+    held = w["up"].shape[0]
+    shared = held < config.num_experts
+    own = experts - held * jax.lax.axis_index(MODEL) if shared else experts
+    # An expert that another device holds is `held`, which is no expert here.
+    own = jnp.where((own >= 0) & (own < held), own, held) if shared else own
+    names = ("gate", "up") if config.gated else ("up",)
+    sent = own.reshape(-1, own.shape[-1])
+    products = expert_products(parts.x.reshape(-1, parts.x.shape[-1]), sent, tuple(w[name] for name in names))
+    inner: dict[str, jax.Array] = dict(zip(names, products, strict=True))
 
     def rows(name: str) -> jax.Array:
         out = inner[name].reshape(*experts.shape, -1)
-        out = add_expert_rows(out, x, experts, changes.get(name), w[name].dtype)
-        return out + w[f"{name}_bias"][experts] if config.mlp_bias else out
+        if name in parts.added:
+            out = add_expert_rows(out, experts, parts.indices[name], parts.added[name])
+        return out + w[f"{name}_bias"][own] if config.mlp_bias else out
 
-    activated, h = _gated(config, w, rows("gate") if config.gated else None, rows("up"))
-    h = h * keep[experts]
-    (out,) = expert_products(h.reshape(-1, h.shape[-1]), experts.reshape(-1, 1), (w["down"],))
-    out = add_expert_columns(out.reshape(*experts.shape, -1), h, experts, changes.get("down"), w["down"].dtype)
+    def of_experts(of_each: jax.Array) -> jax.Array:
+        return of_each.reshape(held, -1)[own]
+
+    def of_own(x: jax.Array) -> jax.Array:
+        return jnp.where((own < held)[..., None], x, 0.0) if shared else x
+
+    inputs = LayerInputs(w, parts.mask, jnp.int32(0), jnp.int32(0), {}, parts.generated)
+    activated, h = _gated(config, inputs, rows("gate") if config.gated else None, rows("up"), of_experts)
+    activated, h = of_own(activated), of_own(h)
+    (out,) = expert_products(h.reshape(-1, h.shape[-1]), own.reshape(-1, 1), (w["down"],))
+    out = out.reshape(*experts.shape, -1)
     if config.mlp_bias:
-        out = out + w["down_bias"][experts]
-    whole = jnp.einsum("btem,bte->btm", out, shares, precision=jax.lax.Precision.HIGHEST)
-    return whole, _Fed(activated, h, experts, shares)
+        out = of_own(out + w["down_bias"][own])
+    results = [jnp.einsum("btem,bte->btm", out, shares, precision=jax.lax.Precision.HIGHEST), activated, h]
+    if "down" in parts.indices:
+        results.append(changed_columns(h, experts, shares, parts.indices["down"]))
+    return tuple(jax.lax.psum(result, MODEL) if shared else result for result in results)
 
 
 def _gated(
-    config: ModelConfig, w: dict[str, jax.Array], gate: jax.Array | None, up: jax.Array
+    config: ModelConfig, inputs: LayerInputs, gate: jax.Array | None, up: jax.Array, lay_out: LayOut
 ) -> tuple[jax.Array, jax.Array]:
-    """act(gate), and its product with up; act(up) as both where there is no gate."""
-    if gate is None:
-        activated = _activation(config, w, up)
-        return activated, activated
-    if config.act_limit is not None:
+    """act(gate), and its product with up; act(up) for both where there is no gate. lay_out: brings what a mask has per
+    neuron into the shape of these."""
+    if gate is not None and config.act_limit is not None:
         gate, up = jnp.minimum(gate, config.act_limit), jnp.clip(up, -config.act_limit, config.act_limit) + 1.0
         activated = gate * jax.nn.sigmoid(config.act_slope * gate)
     else:
-        activated = _activation(config, w, gate)
-    return activated, activated * up
+        activated = _activation(config, inputs.weights, up if gate is None else gate)
+    activated = inputs.mask.applied("gate", activated, lay_out, inputs.generated)
+    whole = activated if gate is None else activated * up
+    return activated, inputs.mask.applied("neuron", whole, lay_out, inputs.generated)
 
 
-def _project(
-    y: jax.Array, w: dict[str, jax.Array], name: str, changes: Changes, mask: jax.Array, head_dim: int
-) -> jax.Array:
+def _project(y: jax.Array, inputs: LayerInputs, name: str, head_dim: int) -> jax.Array:
     """Queries, keys or values [b, t, heads, k]; a masked neuron is 0, bias included, as if its weights were."""
+    w = inputs.weights
     x = product("btm,fm->btf", y, w[name].reshape(-1, y.shape[-1]))
-    x = add_rows(x, y, changes.get(name), w[name].dtype)
+    x = add_rows(x, y, inputs.changes.get(name), w[name].dtype)
     axis = "heads" if name == "q" else "kv_heads"
     # Where there are fewer heads than devices, each device computes a part of a head, so that none computes all heads.
     if splits_heads := num_shards("neurons", x.shape[-1]) > num_shards(axis, x.shape[-1] // head_dim):
@@ -483,15 +591,19 @@ def _project(
         x = constrain(x, "batch", "time", axis, None)
     if f"{name}_bias" in w:
         x = x + w[f"{name}_bias"]
-    return x * mask.reshape(-1, head_dim)
+    return inputs.mask.applied(f"attn_{name}", x, lambda of_each: of_each.reshape(-1, head_dim), inputs.generated)
 
 
 def add_rows(out: jax.Array, x: jax.Array, change: NeuronChange | None, dtype: Any) -> jax.Array:
     """`out` [b, t, f], a product of x [b, t, m] with a matrix, as if `change` had been added to the matrix's rows."""
     if change is None:
         return out
-    added = constrain(product("btm,wm->btw", x, change.values.astype(dtype)), "batch", "time", "tuned")
-    return out.at[:, :, change.indices].add(added, mode="drop")
+    return out.at[:, :, change.indices].add(changed_rows(x, change, dtype), mode="drop")
+
+
+def changed_rows(x: jax.Array, change: NeuronChange, dtype: Any) -> jax.Array:
+    """What changed rows of a matrix add: x [b, t, m] -> [b, t, w]."""
+    return constrain(product("btm,wm->btw", x, change.values.astype(dtype)), "batch", "time", "tuned")
 
 
 def add_columns(out: jax.Array, x: jax.Array, change: NeuronChange | None, dtype: Any) -> jax.Array:
@@ -503,26 +615,18 @@ def add_columns(out: jax.Array, x: jax.Array, change: NeuronChange | None, dtype
     return out + product("btw,wm->btm", changed, change.values.astype(dtype))
 
 
-def add_expert_rows(
-    out: jax.Array, x: jax.Array, experts: jax.Array, change: NeuronChange | None, dtype: Any
-) -> jax.Array:
-    """`add_rows` where `out` [b, t, e, f] is of each token's experts [b, t, e]; indices count through all experts."""
-    if change is None:
-        return out
-    added = constrain(product("btm,wm->btw", x, change.values.astype(dtype)), "batch", "time", "tuned")
-    own = change.indices // out.shape[-1] == experts[..., None]  # [b, t, e, w]
-    return out.at[..., change.indices % out.shape[-1]].add(jnp.where(own, added[:, :, None], 0.0))
+def add_expert_rows(out: jax.Array, experts: jax.Array, indices: jax.Array, added: jax.Array) -> jax.Array:
+    """`add_rows` where `out` [b, t, e, f] is of each token's experts [b, t, e]; indices [w] count through all experts,
+    added [b, t, w] is what `changed_rows` gave."""
+    own = indices // out.shape[-1] == experts[..., None]  # [b, t, e, w]
+    return out.at[..., indices % out.shape[-1]].add(jnp.where(own, added[:, :, None], 0.0))
 
 
-def add_expert_columns(
-    out: jax.Array, x: jax.Array, experts: jax.Array, change: NeuronChange | None, dtype: Any
-) -> jax.Array:
-    """`add_columns` where `out` [b, t, e, m] and x [b, t, e, f] are of each token's experts [b, t, e]."""
-    if change is None:
-        return out
-    own = change.indices // x.shape[-1] == experts[..., None]
-    changed = jnp.where(own, x[..., change.indices % x.shape[-1]], 0.0)
-    return out + product("btew,wm->btem", changed, change.values.astype(dtype))
+def changed_columns(x: jax.Array, experts: jax.Array, shares: jax.Array, indices: jax.Array) -> jax.Array:
+    """What changed columns of `down` are multiplied with: x [b, t, e, f] of each token's experts, times their shares,
+    at the indices, which count through all experts -> [b, t, w]."""
+    own = indices // x.shape[-1] == experts[..., None]
+    return (jnp.where(own, x[..., indices % x.shape[-1]], 0.0) * shares[..., None]).sum(axis=2)
 
 
 _ACTIVATIONS = {

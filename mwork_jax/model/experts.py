@@ -20,7 +20,8 @@ from mwork_jax.config import ModelConfig
 from mwork_jax.model.bfloat16_bits import rows_of
 from mwork_jax.model.operations import product
 
-_BLOCK = 64  # rows of one expert that are multiplied at a time, at most
+_BLOCK = 128  # rows of one expert that are multiplied at a time, at most
+_READ_AS_IT_LIES = 1 << 23  # bytes of one expert's matrix, at most
 
 
 def route(config: ModelConfig, read: jax.Array, w: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -122,9 +123,14 @@ def _by_ragged_dot(
 ) -> tuple[jax.Array, ...]:
     def one(matrix: jax.Array) -> jax.Array:
         precision = jax.lax.Precision.HIGHEST if matrix.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-        matrix = matrix if transposed else jnp.swapaxes(matrix, 1, 2)
-        return jax.lax.ragged_dot(
-            x.astype(matrix.dtype), matrix, sizes, precision=precision, preferred_element_type=jnp.float32
+        axis = 1 if transposed else 2
+        # As they lie, without a copy of all experts' matrices; libtpu refuses that for large ones on v5e, for want of
+        # vector memory.
+        if not transposed and matrix.size // matrix.shape[0] * matrix.dtype.itemsize > _READ_AS_IT_LIES:
+            matrix, axis = jnp.swapaxes(matrix, 1, 2), 1
+        axes = jax.lax.RaggedDotDimensionNumbers((((1,), (axis,)), ((), ())), [0], [0])
+        return jax.lax.ragged_dot_general(
+            x.astype(matrix.dtype), matrix, sizes, axes, precision=precision, preferred_element_type=jnp.float32
         )
 
     return tuple(one(matrix) for matrix in matrices)
@@ -135,7 +141,8 @@ def _by_blocks(
 ) -> tuple[jax.Array, ...]:
     """x [n, a], sorted by expert, `sizes` [e] of them for each. An expert's last block reaches into the next one's
     rows, which then writes its own results over."""
-    block = min(_BLOCK, -(-x.shape[0] // 8) * 8)
+    # Twice what an expert has on average: rows that are not there cost less than reading a matrix once more.
+    block = min(_BLOCK, -(-2 * x.shape[0] // (8 * sizes.shape[0])) * 8)
     x = jnp.pad(x, ((0, block), (0, 0)))
     starts = jnp.cumsum(sizes) - sizes
     letters = "na,ac->nc" if transposed else "na,ca->nc"

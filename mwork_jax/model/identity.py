@@ -20,7 +20,8 @@ from mwork_jax.sharding import fetch, fetch_each
 @dataclass(frozen=True)
 class ModelInfo:
     """Which model. source: the path or name that it was loaded by; weights, tokenizer: fingerprints (tokenizer None
-    without one); revision: the commit on the Hub, where it came from there.
+    without one); revision: the commit on the Hub, where it came from there; stored: how the file holds the weights, as
+    in "4-bit GGUF (Q4_0)", where that is known.
 
     Two are equal in `key` where they are one model in one dtype, from wherever it was loaded.
     """
@@ -33,6 +34,7 @@ class ModelInfo:
     weights: str
     tokenizer: str | None
     revision: str | None = None
+    stored: str | None = None
 
     def __post_init__(self) -> None:
         if self.layers < 1 or self.hidden_size < 1:
@@ -41,7 +43,14 @@ class ModelInfo:
     @property
     def key(self) -> dict[str, object]:
         """What tells two models apart, however their paths are spelled, as JSON."""
-        return {name: value for name, value in asdict(self).items() if name not in ("source", "revision")}
+        return {name: value for name, value in asdict(self).items() if name not in ("source", "revision", "stored")}
+
+    @property
+    def precision(self) -> str:
+        """The dtype that was computed in, and what the weights were before."""
+        if self.stored is None:
+            return self.dtype
+        return f"{self.dtype}, {'dequantised ' if '-bit ' in self.stored else ''}from {self.stored}"
 
     def is_same_as(self, other: ModelInfo) -> bool:
         """Whether both are one model. In two dtypes the weights are rounded differently and have two fingerprints, so
@@ -51,7 +60,7 @@ class ModelInfo:
         return self._without_weights() == other._without_weights()
 
     def _without_weights(self) -> ModelInfo:
-        return replace(self, dtype="", weights="", revision=None)
+        return replace(self, dtype="", weights="", revision=None, stored=None)
 
     def __str__(self) -> str:
         return f"{self.source} (weights {self.weights})"

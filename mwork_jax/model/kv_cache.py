@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mwork_jax.intervention import Edit
 from mwork_jax.model.attention import attend, heads_first, position_tables
 from mwork_jax.model.bfloat16_bits import from_bits, to_bits
 from mwork_jax.model.decoder import Decoder, decoder_layer, inputs_of_layer, stacked_inputs
-from mwork_jax.neurons import NeuronMask
 
 
 class KeyValueCache(NamedTuple):
@@ -53,10 +53,11 @@ def extend(
     decoder: Decoder,
     cache: KeyValueCache,
     x: jax.Array,
-    mask: NeuronMask,
+    mask: Edit,
     *,
     positions: jax.Array,
     now: int | jax.Array,
+    generated: jax.Array | None = None,
     first: int | jax.Array = 0,
     last: int | jax.Array | None = None,
 ) -> tuple[jax.Array, KeyValueCache]:
@@ -65,7 +66,8 @@ def extend(
 
     x: float32 [batch, time, hidden], the residual stream that enters layer `first`, `embedded` tokens for layer 0.
     positions: int32 [batch or 1, times of the cache], each token's position in its row, -1 where no token is to be
-    seen. Returns (the residual stream that leaves layer `last` - 1, the cache with these layers and times written).
+    seen. generated: bool [batch or 1, time], as in `hidden_states`. Returns (the residual stream that leaves layer
+    `last` - 1, the cache with these layers and times written).
     `first` and `last` may be traced, so one program serves any part of the model; a `now` that is a Python number
     spares attention the times after it. The cache must have room: where it has none, the last times are overwritten.
     Not for training: a bfloat16 cache passes no gradient on.
@@ -78,7 +80,7 @@ def extend(
     def step(layer: jax.Array, carry: tuple[jax.Array, KeyValueCache]) -> tuple[jax.Array, KeyValueCache]:
         # The cache is carried and not scanned over: a carry is updated in place, a scanned output is a copy.
         x, cache = carry
-        inputs = inputs_of_layer(layer_inputs, layer)
+        inputs = inputs_of_layer(decoder, layer_inputs, layer)._replace(generated=generated)
 
         def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeyValueCache]:
             written = cache.write(layer, now, heads_first(k), heads_first(v))

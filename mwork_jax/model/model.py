@@ -22,7 +22,7 @@ from mwork_jax.model.tokens import AddedTokens, added_tokens, chat_prompt, encod
 class Model:
     """A loaded model: `decoder` (parameters, a pytree), its `config`, its `tokenizer` (or None), and where it came
     from: the `source` that it was loaded by and, from the Hub, the commit (`revision`). ignored_in_answers: what its
-    generation_config.json asks for that `generate` leaves out, such as penalties.
+    generation_config.json asks for that `generate` leaves out, such as penalties. stored: as in `ModelInfo`.
 
     A pytree whose leaves are the parameters, so it can be an argument of jit, and grad with respect to it is a Model.
     """
@@ -32,6 +32,7 @@ class Model:
     source: str
     revision: str | None = None
     ignored_in_answers: tuple[str, ...] = ()
+    stored: str | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -79,11 +80,18 @@ class Model:
             family=config.family,
             layers=config.num_layers,
             hidden_size=config.hidden_size,
-            dtype=jnp.dtype(self.decoder.dtype).name,
+            dtype=self._dtype,
             weights=fingerprint_of_weights(self.decoder),
             tokenizer=fingerprint_of_tokenizer(self.tokenizer),
             revision=self.revision,
+            stored=self.stored,
         )
+
+    @property
+    def _dtype(self) -> str:
+        """What the matrices are read in, and that they are kept as whole numbers, where they are."""
+        name = jnp.dtype(self.decoder.dtype).name
+        return f"int8, read in {name}" if self.decoder.int8 else name
 
     @property
     def key(self) -> dict[str, object]:
@@ -96,7 +104,8 @@ class _Static:
     """What a Model has besides its parameters, as jit compares it: tokenizers by identity, as they have no equality."""
 
     def __init__(self, model: Model):
-        self.tokenizer, self.rest = model.tokenizer, (model.source, model.revision, model.ignored_in_answers)
+        self.tokenizer = model.tokenizer
+        self.rest = model.source, model.revision, model.ignored_in_answers, model.stored
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Static) and self.tokenizer is other.tokenizer and self.rest == other.rest

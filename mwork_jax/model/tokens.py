@@ -179,6 +179,18 @@ def _check_unicode(text: str, where: str) -> None:
         ) from None
 
 
+def vocabulary_texts(tokenizer: Any, size: int) -> list[str]:
+    """The text of each entry; "" for control tokens and for entries that the tokenizer does not have."""
+    known = min(size, len(tokenizer))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    alone = [[i] for i in range(known)]
+    texts = backend.decode_batch(alone, skip_special_tokens=True) if backend else [tokenizer.decode(i) for i in alone]
+    for i in tokenizer.all_special_ids:
+        if 0 <= i < known:
+            texts[i] = ""
+    return [*texts, *[""] * (size - known)]
+
+
 def shared_prefix_length(a: np.ndarray, b: np.ndarray) -> int:
     """How many tokens two one-dimensional arrays have in common at their beginning."""
     shorter = min(a.size, b.size)

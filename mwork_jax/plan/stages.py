@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
@@ -19,17 +20,20 @@ from mwork_jax.enhance.packing import PackedRows
 from mwork_jax.enhance.train import Frozen, Program, State, train_step
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import LOGIT_ROWS, losses_at
-from mwork_jax.model.generate import Decoded, DecodeState, run_steps
-from mwork_jax.model.kv_cache import KeyValueCache
-from mwork_jax.model.prefill import advance
+from mwork_jax.model.attention import KEY_BLOCK, KEY_BLOCKS_LOOP
+from mwork_jax.model.decode_slots import SlotState, StopTable, decode_slots
+from mwork_jax.model.slot_runner import time_for
+from mwork_jax.model.slots import BLOCK, LAYERS_LOOP, Blocks, Places, SlotCache, Span, advance_blocks
 from mwork_jax.plan.topology import abstract, abstract_decoder, abstract_masks
-from mwork_jax.runtime.compiled import Cost, Trips, no_unknown_loops
+from mwork_jax.runtime.compiled import Cost, Instruction, Trips, no_unknown_loops
 from mwork_jax.sharding import DATA, MASK, MODEL
 
 STAGES = ("detect", "evaluate", "generate", "enhance")
 # Vector operations that the query and key kernel takes for each change of a score where none can be over 40 nats;
 # others take a third more (docs/detection.md).
 _KERNEL_OPERATIONS = 36
+# The same on a GPU, where a product and a sum are one operation: 15, and one exponential.
+_GPU_KERNEL_OPERATIONS = 15
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Size:
     """What one group of devices that holds a whole model works on at a time.
 
     batch: documents, prompts or packed rows; length: their tokens; masks: masks side by side, or tuning runs; new:
-    tokens that generation adds; tuned: neurons of each layer and group that tuning makes room for.
+    tokens that generation adds; tuned: neurons of each layer and group that tuning makes room for; int8: whether the
+    layers' matrices are kept as 8-bit whole numbers.
     """
 
     batch: int
@@ -45,6 +50,7 @@ class Size:
     masks: int = 1
     new: int = 64
     tuned: int = 128
+    int8: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "length", "masks", "new", "tuned"):
@@ -67,17 +73,22 @@ _NOTHING = Cost()
 @dataclass(frozen=True)
 class StageProgram:
     """A function to lower and compile on a mesh, how often the loops run whose bounds it gets as arguments, and what a
-    call of a kernel does inside, at least, which the program's text does not show."""
+    call of a kernel does inside, at least, which the program's text does not show. To run it: the values of arguments
+    that are numbers, or their leaves, {place: value}, and the places of those that are tokens."""
 
     name: str
     function: Any
     arguments: tuple[Any, ...]
     trips: Trips = no_unknown_loops
     inside: Cost = _NOTHING
+    values: Mapping[int, Any] = field(default_factory=dict)
+    tokens: tuple[int, ...] = ()
 
 
 def programs(stage: str, config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     """The programs that one step of a stage runs, one after the other."""
+    if stage == "enhance" and size.int8:
+        raise InputError("--weights int8: they cannot be tuned; leave it out for the stage enhance")
     return {"detect": _detect, "evaluate": _evaluate, "generate": _generate, "enhance": _enhance}[stage](
         config, mesh, size
     )
@@ -95,8 +106,8 @@ def _detect(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
         abstract(mesh, (rows, size.length), jnp.float32, "batch", "time"),
         abstract(mesh, (rows,), jnp.bool_, "batch"),
     )
-    arguments = (abstract_decoder(config, mesh), state, *batch)
-    return [StageProgram("score a batch", score_batch, arguments, inside=_kernel(config, mesh, size))]
+    arguments = (abstract_decoder(config, mesh, int8=size.int8), state, *batch)
+    return [StageProgram("score a batch", score_batch, arguments, inside=_kernel(config, mesh, size), tokens=(2,))]
 
 
 def _kernel(config: ModelConfig, mesh: Mesh, size: Size) -> Cost:
@@ -104,64 +115,119 @@ def _kernel(config: ModelConfig, mesh: Mesh, size: Size) -> Cost:
     heads = config.num_heads // (1 if config.num_heads % mesh.shape[MODEL] else mesh.shape[MODEL])
     seen = sum(_keys_seen(size.length, window) for window in config.windows) / config.num_layers
     changes = 2.0 * size.batch * heads * config.head_dim * size.length * seen
+    if mesh.devices.flat[0].platform == "gpu":
+        return Cost(vector=(_GPU_KERNEL_OPERATIONS - 1) * changes, transcendental=changes)
     return Cost(vector=_KERNEL_OPERATIONS * changes)
 
 
-def _prefill(config: ModelConfig, mesh: Mesh, size: Size, room: int = 0) -> StageProgram:
-    """All layers over prompts that share nothing, under every mask."""
-    masks, rows = size.masks * mesh.shape[MASK], size.batch * mesh.shape[DATA]
+def _groups(mesh: Mesh) -> int:
+    """Groups of devices that hold a whole model each, and with it slots of their own."""
+    return mesh.shape[DATA] * mesh.shape[MASK]
+
+
+def _through_slots(config: ModelConfig, mesh: Mesh, size: Size, room: int = 0) -> StageProgram:
+    """All layers over prompts that share nothing, each under its own mask, in blocks."""
+    groups, blocks = _groups(mesh), size.batch * size.masks * -(-size.length // BLOCK)
+
+    def of_blocks(*shape: int) -> Any:
+        axes = ("slots", None, "time")[: 2 + len(shape)]
+        return abstract(mesh, (groups, blocks, *shape), jnp.int32, *axes)
+
+    number = abstract(mesh, (), jnp.int32)
+    own = Blocks(of_blocks(BLOCK), Places(of_blocks(), of_blocks()), of_blocks(), of_blocks(), of_blocks())
+    streams = (time_for(size.length + room), 1, groups, 1, config.hidden_size)
     arguments = (
-        abstract_decoder(config, mesh),
-        _cache(config, mesh, masks, rows, size.length + room),
-        abstract(mesh, (rows, size.length, config.hidden_size), jnp.float32, "batch", "time", "hidden"),
-        abstract_masks(config, mesh, masks),
-        abstract(mesh, (rows, size.length), jnp.int32, "batch", "time"),
-        abstract(mesh, (), jnp.int32),
-        abstract(mesh, (), jnp.int32),
+        abstract_decoder(config, mesh, int8=size.int8),
+        _slot_cache(config, mesh, size, room),
+        abstract(mesh, streams, jnp.float32, "time", None, "slots", None, "hidden"),
+        abstract_masks(config, mesh, size.masks),
+        own,
+        Span(number, number, number, number),
     )
-    return StageProgram("layers over the prompts", advance, arguments, lambda loop: config.num_layers)
+    trips = _loops(config, config.num_layers, size.length)
+    per_row = -(-size.length // BLOCK)
+    number_of = np.broadcast_to(np.arange(blocks, dtype=np.int32), (groups, blocks))
+    nothing = np.zeros((groups, blocks), np.int32)
+    at = Places(number_of // per_row, number_of % per_row * BLOCK)
+    tokens = np.ones((groups, blocks, BLOCK), np.int32)
+    real = Blocks(tokens, at, at.slots % size.masks, nothing + np.int32(size.length + room), nothing)
+    span = Span(*(np.int32(value) for value in (0, config.num_layers, 0, 0)))
+    return StageProgram("layers over the prompts", advance_blocks, arguments, trips, values={4: real, 5: span})
 
 
-def _cache(config: ModelConfig, mesh: Mesh, masks: int, rows: int, time: int) -> KeyValueCache:
-    shape = (masks, config.num_layers, rows, config.num_kv_heads, time, config.head_dim)
-    axes = ("masks", "layers", "batch", "kv_heads", "time", "head_dim")
-    return KeyValueCache(*(abstract(mesh, shape, jnp.bfloat16, *axes) for _ in range(2)))
+def _loops(config: ModelConfig, layers: int, length: int, steps: int = 1) -> Trips:
+    """How often the loops of slots run where the longest row has so many tokens."""
+    blocks = -(-length // KEY_BLOCK)
+    seen = [blocks if w == FULL_ATTENTION else min(blocks, -(-w // KEY_BLOCK) + 1) for w in config.windows]
+
+    def trips(loop: Instruction) -> float:
+        if KEY_BLOCKS_LOOP in loop.where:
+            return sum(seen) / len(seen)
+        return layers if LAYERS_LOOP in loop.where else steps
+
+    return trips
+
+
+def _slot_cache(config: ModelConfig, mesh: Mesh, size: Size, room: int) -> SlotCache:
+    slots = size.batch * size.masks + 1  # and the one of what nobody reads
+    time = time_for(size.length + room)
+    shape = (time, config.num_layers, _groups(mesh), slots, config.num_kv_heads, config.head_dim)
+    axes = ("time", "layers", "slots", None, "kv_heads", "head_dim")
+    return SlotCache(*(abstract(mesh, shape, jnp.bfloat16, *axes) for _ in range(2)))
 
 
 def _evaluate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
-    of_masks, of_rows = mesh.shape[MASK], mesh.shape[DATA]
-    masks, rows, time = size.masks * of_masks, size.batch * of_rows, size.length
-    positions = -(-size.masks * size.batch * time // LOGIT_ROWS) * LOGIT_ROWS
+    groups, blocks = _groups(mesh), size.batch * size.masks * -(-size.length // BLOCK)
+    positions = -(-blocks * BLOCK // LOGIT_ROWS) * LOGIT_ROWS
+    x = (groups, blocks, BLOCK, config.hidden_size)
     arguments = (
-        abstract_decoder(config, mesh),
-        abstract(mesh, (masks, rows, time, config.hidden_size), jnp.float32, "masks", "batch", "time", "hidden"),
-        abstract(mesh, (rows, time), jnp.int32, "batch", "time"),
-        abstract(mesh, (of_masks, of_rows, positions), jnp.int32, "masks", "batch", "positions"),
+        abstract_decoder(config, mesh, int8=size.int8),
+        abstract(mesh, x, jnp.float32, "slots", None, "time", "hidden"),
+        abstract(mesh, (groups, blocks, BLOCK), jnp.int32, "slots", None, "time"),
+        abstract(mesh, (groups, positions), jnp.int32, "slots", "positions"),
         abstract(mesh, (), jnp.int32),
     )
     chunks = positions // LOGIT_ROWS
-    return [_prefill(config, mesh, size), StageProgram("losses", losses_at, arguments, lambda loop: chunks)]
+    losses = StageProgram("losses", losses_at, arguments, lambda loop: chunks, values={4: positions}, tokens=(2,))
+    return [_through_slots(config, mesh, size), losses]
 
 
 def _generate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
-    masks, rows = size.masks * mesh.shape[MASK], size.batch * mesh.shape[DATA]
+    groups, slots = _groups(mesh), size.batch * size.masks
 
-    def whole(shape: tuple[int, ...], dtype: Any) -> Any:
-        return abstract(mesh, shape, dtype, *("masks", "batch", "time")[: len(shape)])
+    def of_slots(dtype: Any, *shape: int) -> Any:
+        return abstract(mesh, (groups, slots, *shape), dtype, *("slots", None, "time")[: 2 + len(shape)])
 
-    decoded = Decoded(
-        whole((masks, rows, size.new), jnp.int32), whole((masks, rows), jnp.int32), abstract(mesh, (), jnp.int32)
-    )
-    cache = _cache(config, mesh, masks, rows, size.length + size.new)
+    numbers = {name: of_slots(jnp.int32) for name in SlotState._fields}
+    numbers |= {"tokens": of_slots(jnp.int32, size.new), "places": of_slots(jnp.uint32)}
+    state = SlotState(**numbers | {name: of_slots(jnp.bool_) for name in ("done", "stopped")})
+    stops = StopTable(*(abstract(mesh, (config.vocab_size,), jnp.uint32, None) for _ in range(4)))
     arguments = (
-        abstract_decoder(config, mesh),
-        DecodeState(cache, decoded, whole((masks, rows), jnp.bool_)),
-        abstract(mesh, (rows, size.length + size.new), jnp.int32, "batch", "time"),
-        abstract_masks(config, mesh, masks),
+        abstract_decoder(config, mesh, int8=size.int8),
+        _slot_cache(config, mesh, size, size.new),
+        state,
+        abstract_masks(config, mesh, size.masks),
+        stops,
+        abstract(mesh, (), jnp.int32),
         abstract(mesh, (), jnp.int32),
     )
-    steps = StageProgram("decoding steps", run_steps, arguments, lambda loop: size.new - 1)
-    return [_prefill(config, mesh, size, room=size.new), steps]
+    trips = _loops(config, config.num_layers, size.length + size.new // 2, steps=size.new)
+    steps = StageProgram("decoding steps", decode_slots, arguments, trips)
+    steps = replace(steps, values={2: _full_slots(groups, size), 6: size.new})
+    return [_through_slots(config, mesh, size, room=size.new), steps]
+
+
+def _full_slots(groups: int, size: Size) -> SlotState:
+    """Slots with a row each that has read its prompt and may go on to the end."""
+    shape = (groups, size.batch * size.masks)
+    each = {name: np.zeros(shape, np.int32) for name in SlotState._fields}
+    each |= {"positions": each["positions"] + size.length - 1, "prompts": each["prompts"] + size.length}
+    each |= {"limits": each["limits"] + size.new + 1, "tokens": np.zeros((*shape, size.new), np.int32)}
+    each |= {"slots": np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)}
+    each |= {"masks": np.broadcast_to(np.arange(shape[1], dtype=np.int32) % size.masks, shape)}
+    return SlotState(
+        **each | {"places": np.zeros(shape, np.uint32), "done": np.zeros(shape, bool), "stopped": np.zeros(shape, bool)}
+    )
 
 
 def _enhance(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:

@@ -1,6 +1,6 @@
-"""TPUs that are not here: their devices as descriptions, and models on them as shapes.
+"""TPUs and GPUs that are not here: their devices as descriptions, and models on them as shapes.
 
-Programs compile for these as for real ones, on any machine that has libtpu.
+Programs compile for these as for real ones, on any machine that has their compiler.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from mwork_jax.errors import InputError
 from mwork_jax.model.decoder import Decoder, parameter_specs
 from mwork_jax.neurons import NeuronMask, group_widths
 from mwork_jax.plan.chips import Slice
+from mwork_jax.plan.gpus import described_gpus
 from mwork_jax.sharding import make_mesh, sharding
 
 
 def described(slice_: Slice) -> list[Any]:
-    """The slice's devices, as descriptions to compile for. Raises InputError where libtpu is missing or does not know
-    the slice."""
+    """The slice's devices, as descriptions to compile for. Raises InputError where the compiler is missing or does not
+    know the slice."""
+    if slice_.chip.gpu is not None:
+        nodes, each = slice_.grid
+        return described_gpus(slice_.chip.gpu, nodes, each)
     # Without these, libtpu searches for a TPU on this machine and for the others of its pod, and waits.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # the lock guards a TPU, which is not used here
@@ -57,18 +61,18 @@ def abstract(mesh: Mesh, shape: Sequence[int], dtype: Any, *axes: str | None) ->
     return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding(mesh, names, shape))
 
 
-def abstract_decoder(config: ModelConfig, mesh: Mesh, dtype: Any = jnp.bfloat16) -> Decoder:
+def abstract_decoder(config: ModelConfig, mesh: Mesh, dtype: Any = jnp.bfloat16, int8: bool = False) -> Decoder:
     """A decoder without weights, sharded over the mesh as a real one would be."""
     arrays = {
-        name: abstract(mesh, spec.shape, jnp.float32 if spec.keep_float32 else dtype, *spec.axes)
-        for name, spec in parameter_specs(config).items()
+        name: abstract(mesh, spec.shape, spec.stored_in(dtype), *spec.axes)
+        for name, spec in parameter_specs(config, int8).items()
     }
     return Decoder(config, arrays)
 
 
 def abstract_masks(config: ModelConfig, mesh: Mesh, masks: int) -> NeuronMask:
-    """So many masks side by side, each leaf [masks, layers, width]."""
+    """A table of so many masks, each leaf [masks, layers, width]."""
     return NeuronMask(**{
-        group: abstract(mesh, (masks, config.num_layers, width), jnp.float32, "masks", "layers", "neurons")
+        group: abstract(mesh, (masks, config.num_layers, width), jnp.float32, None, "layers", "neurons")
         for group, width in group_widths(config).items()
     })  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mwork_jax.evaluate.paper_tables import TABLES
+from mwork_jax.evaluate.table_files import TABLES
 
 _LANGUAGES = 11  # English and ten others
 _SEEDS = 5  # random controls for each language
@@ -50,5 +50,5 @@ def full_tables(stage: str) -> Work:
         # Each other language's masks on its own items and on English ones, and the original model on all languages.
         passes = (_LANGUAGES - 1) * masks * 2 + _LANGUAGES
         tokens += passes * items * (new or prompt)
-        named.append(f"Table {table.number}: {masks} masks a language, {items} items of {prompt} + {new} tokens")
+        named.append(f"Table {table.name}: {masks} masks a language, {items} items of {prompt} + {new} tokens")
     return Work(tokens, f"{_LANGUAGES} languages, {_SEEDS} random seeds; " + "; ".join(named))

@@ -2,42 +2,11 @@
 
 from __future__ import annotations
 
+from mwork_jax.report.iso_639 import LANGUAGES
 from mwork_jax.report.names import one_line
 
 _LONGEST = 40  # characters of a name that nobody has checked
-_NAMES = {
-    "ar": ("Arabic", "العربية"),
-    "bn": ("Bengali", "বাংলা"),
-    "cs": ("Czech", "čeština"),
-    "de": ("German", "Deutsch"),
-    "el": ("Greek", "Ελληνικά"),
-    "en": ("English", "English"),
-    "es": ("Spanish", "español"),
-    "fa": ("Persian", "فارسی"),
-    "fr": ("French", "français"),
-    "he": ("Hebrew", "עברית"),
-    "hi": ("Hindi", "हिन्दी"),
-    "id": ("Indonesian", "Bahasa Indonesia"),
-    "it": ("Italian", "italiano"),
-    "ja": ("Japanese", "日本語"),
-    "ko": ("Korean", "한국어"),
-    "nl": ("Dutch", "Nederlands"),
-    "pl": ("Polish", "polski"),
-    "pt": ("Portuguese", "português"),
-    "ru": ("Russian", "русский"),
-    "sw": ("Swahili", "Kiswahili"),
-    "ta": ("Tamil", "தமிழ்"),
-    "te": ("Telugu", "తెలుగు"),
-    "th": ("Thai", "ไทย"),
-    "tr": ("Turkish", "Türkçe"),
-    "uk": ("Ukrainian", "українська"),
-    "ur": ("Urdu", "اردو"),
-    "vi": ("Vietnamese", "Tiếng Việt"),
-    "zh": ("Chinese", "中文"),
-}
-
-
-NAMES = {code: english for code, (english, _) in _NAMES.items()}
+NAMES = {code: english for code, (english, _) in LANGUAGES.items()}
 
 
 def name_of(language: str) -> str:
@@ -65,4 +34,4 @@ def shown_name(name: str) -> str:
 
 def _names_of(language: str) -> tuple[str, str]:
     code = shown_name(language)
-    return _NAMES.get(language, (code, code))
+    return LANGUAGES.get(language, (code, code))

@@ -14,19 +14,24 @@ from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.model.identity import model_of
 from mwork_jax.neurons import NeuronSet, check_language, files_of_languages
+from mwork_jax.paper import PLAN_FILE
 from mwork_jax.report.names import check_distinct
 from mwork_jax.results import (
     AnyResults,
     DetectResults,
     EnhanceResults,
     LensResults,
+    LmEvalResults,
     ModelInfo,
     NeuronSetInfo,
     RunResults,
+    SteerResults,
     TableResult,
     TablesResults,
     read_results,
 )
+from mwork_jax.samples import SAMPLES_FOLDER, Sample, read_samples
+from mwork_jax.select.modes import MODES, Mode
 from mwork_jax.select.rules import DEFAULT_RULE, Rule, activated
 
 T = TypeVar("T")
@@ -37,8 +42,10 @@ _FILES = ("results.json", "lens.json")
 class LoadedResults:
     """Everything that one folder holds of one model; parts that are not there are None or empty.
 
-    run: of `mwork run`; tables, grids: of `mwork evaluate`; tuning: of `mwork enhance`; lens: of `mwork lens`; neurons,
-    scores: {language: its set, its scores}.
+    run: of `mwork run`; tables, grids: of `mwork evaluate`; lm_eval: of `mwork evaluate --lm-eval`; tuning: of
+    `mwork enhance`; lens: of `mwork lens`; steer: of `mwork steer`; detect: of `mwork detect`; neurons, scores:
+    {language: its set, its scores}; samples: the answers that were saved; is_paper: whether
+    `mwork paper` made the folder.
     """
 
     folder: Path
@@ -48,8 +55,13 @@ class LoadedResults:
     grids: tuple[TableResult, ...] = ()
     tuning: EnhanceResults | None = None
     lens: LensResults | None = None
+    steer: SteerResults | None = None
     neurons: Mapping[str, NeuronSet] = field(default_factory=dict)
     scores: Mapping[str, NeuronScores] = field(default_factory=dict)
+    detect: DetectResults | None = None
+    samples: tuple[Sample, ...] = ()
+    lm_eval: LmEvalResults | None = None
+    is_paper: bool = False
 
     @cached_property
     def split(self) -> StageSplit:
@@ -65,9 +77,9 @@ class LoadedResults:
 
     @property
     def mode(self) -> str:
-        """The mode of the sets; "all" where it needs English and there are no scores of English."""
-        mode = self._of_sets("mode") or "minus_english"
-        return "all" if mode == "minus_english" and self.scores and ENGLISH not in self.scores else mode
+        """The mode of the sets; "all" where there are scores, and not of the languages that it needs."""
+        mode = Mode.parse(self._of_sets("mode") or MODES[0])
+        return str(mode) if not self.scores or mode.is_possible(self.scores) else "all"
 
     def _of_sets(self, name: str) -> str | None:
         values = (s.provenance.get(name) for lang, s in self.neurons.items() if lang != ENGLISH)
@@ -106,14 +118,16 @@ def load_results(folder: str | Path) -> LoadedResults:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give one that `mwork run`, `evaluate`, `detect` or `lens` wrote")
+        needed = "no such folder; give one that `mwork run`, `evaluate`, `detect` or `lens` wrote"
+        raise InputError(f"{folder}: {'a file; give the folder that it is in' if folder.is_file() else needed}")
     files = list(_result_files(folder))
     neurons = {lang: NeuronSet.load(p) for lang, p in files_of_languages(folder / "neurons", ".json").items()}
     scores = {lang: NeuronScores.load(p) for lang, p in files_of_languages(folder / "scores", ".safetensors").items()}
     for kind, parts, suffix in (("neurons", neurons, "json"), ("scores", scores, "safetensors")):
         for language, part in parts.items():
             check_language(folder / kind / f"{language}.{suffix}", part.provenance)
-    models = {str(path): results.provenance.model for path, results in files}
+    # What detection says of its model, its scores say themselves.
+    models = {str(path): r.provenance.model for path, r in files if not isinstance(r, DetectResults)}
     for kind, parts in (("neurons", neurons), ("scores", scores)):
         models |= _models_of(folder / kind, parts)
     if not models:
@@ -122,14 +136,13 @@ def load_results(folder: str | Path) -> LoadedResults:
             "neurons/ is needed"
         )
     run, tuning, lens = _only(files, RunResults), _only(files, EnhanceResults), _only(files, LensResults)
+    steer = _only(files, SteerResults)
     tables = _tables(files)
-    for names in (
-        (*neurons, *scores),
-        [table.task.name for table in tables],
-        [row.task for row in tuning.rows] if tuning else (),
-        [shares.language for shares in lens.shares] if lens else (),
-    ):
-        check_distinct(names, str(folder))
+    check_distinct((*neurons, *scores), str(folder))
+    check_distinct([table.task.name for table in tables], str(folder))
+    check_distinct([row.task for row in tuning.rows] if tuning else (), str(folder))
+    check_distinct([shares.language for shares in lens.shares] if lens else (), str(folder))
+    check_distinct([row.language for row in steer.grid] if steer else (), str(folder))
     if run is not None:
         _check_neurons(folder, run.neurons, neurons)
     order = [*(run.original if run else ()), *(lens.provenance.data if lens else ())]
@@ -141,27 +154,41 @@ def load_results(folder: str | Path) -> LoadedResults:
         tuple(t for t in tables if t.kind == "grid"),
         tuning,
         lens,
+        steer,
         _in_order(neurons, order),
         _in_order(scores, order),
+        next((r for _, r in files if isinstance(r, DetectResults)), None),
+        tuple(sample for path in _sample_files(folder) for sample in read_samples(path)),
+        _only(files, LmEvalResults),
+        (folder / PLAN_FILE).is_file(),
     )
+    _check_selection(loaded)
+    return loaded
+
+
+def _check_selection(loaded: LoadedResults) -> None:
+    """Raises InputError, naming the folder, for a rule or a mode that is none."""
     try:
         Rule.parse(loaded.rule)
+        Mode.parse(loaded.mode)
     except InputError as error:
-        raise InputError(f"{folder}: {error}") from None
-    return loaded
+        raise InputError(f"{loaded.folder}: {error}") from None
+
+
+def _sample_files(folder: Path) -> list[Path]:
+    """In the same folders as results."""
+    return sorted(path for where in (folder, *folder.glob("*/")) for path in where.glob(f"{SAMPLES_FOLDER}/*.jsonl"))
 
 
 def _result_files(folder: Path) -> Iterator[tuple[Path, AnyResults]]:
     for name in _FILES:
         for path in sorted(p for p in (folder / name, *folder.glob(f"*/{name}")) if p.is_file()):
-            results = read_results(path)
-            if not isinstance(results, DetectResults):  # its scores are read themselves
-                yield path, results
+            yield path, read_results(path)
 
 
 def _tables(files: Sequence[tuple[Path, AnyResults]]) -> list[TableResult]:
     """All tables and grids; InputError where two are of the same kind."""
-    found: dict[tuple[str, int, str], tuple[Path, TableResult]] = {}
+    found: dict[tuple[str, int | str, str], tuple[Path, TableResult]] = {}
     for path, results in files:
         for table in results.tables if isinstance(results, TablesResults) else ():
             if table.identity in found:

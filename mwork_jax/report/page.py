@@ -6,15 +6,16 @@ import base64
 import html
 import shlex
 from collections.abc import Iterable
-from importlib import resources
 
 import msgspec
 
+from mwork_jax.report.citation import bibtex
+from mwork_jax.report.html_head import html_head, packaged, safe
 from mwork_jax.report.language_names import direction_of, full_name, name_of
 from mwork_jax.report.loaded_results import LoadedResults
-from mwork_jax.report.names import one_line
-from mwork_jax.report.sections import LENS_KEY, Figure, Section
-from mwork_jax.report.table import Table
+from mwork_jax.report.sections import LENS_KEY, Figure, Mark, Section
+from mwork_jax.report.svg import Drawing
+from mwork_jax.report.table import SCROLL_HINT, Table
 from mwork_jax.results import LensExample, LensToken, Provenance
 
 _LONG = 16  # rows
@@ -29,24 +30,13 @@ def page(loaded: LoadedResults, parts: Iterable[Section]) -> str:
     """The whole page as HTML."""
     parts = list(parts)
     title = f"mwork: {loaded.model.source}"
-    css = (resources.files("mwork_jax.report") / "page.css").read_text(encoding="utf-8")
-    links = "".join(f'<li><a href="#{s.name}">{_text(s.title)}</a></li>' for s in parts)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="generator" content="mwork-jax">
-<title>{_text(title)}</title>
-<link rel="icon" href="data:,">
-<style>
-{css}</style>
-</head>
+    css = packaged("page.css")
+    links = "".join(f'<li><a href="#{s.name}">{safe(s.title)}</a></li>' for s in parts)
+    return f"""{html_head(title, _POLICY, css)}
 <body>
 <header>
-<h1>{_text(_short(loaded.model.source))}</h1>
-<p class="lead">How this model handles languages: {_text(_lead(loaded))}</p>
+<h1>{safe(_short(loaded.model.source))}</h1>
+<p class="lead">How this model handles languages: {safe(_lead(loaded))} Weights: {safe(loaded.model.precision)}.</p>
 {_facts(loaded)}
 <nav aria-label="Sections"><ul>{links}<li><a href="#made">What made this</a></li></ul></nav>
 </header>
@@ -58,10 +48,6 @@ def page(loaded: LoadedResults, parts: Iterable[Section]) -> str:
 </body>
 </html>
 """
-
-
-def _text(text: object) -> str:
-    return html.escape(one_line(str(text)))
 
 
 def _short(source: str) -> str:
@@ -97,34 +83,53 @@ def _facts(loaded: LoadedResults) -> str:
 
 
 def _section(section: Section) -> str:
-    words = "".join(f"<p>{_text(w)}</p>" for w in section.words)
+    words = "".join(f"<p>{safe(w)}</p>" for w in section.words)
     figures = f'<div class="figures">{"".join(map(_figure, section.figures))}</div>'
     tables = "".join(map(_table, section.tables))
+    links = "".join(f'<li><a href="{html.escape(address)}">{safe(words)}</a></li>' for address, words in section.links)
+    figures += f'<nav aria-label="{safe(section.title)}"><ul>{links}</ul></nav>' if links else ""
     examples = "".join(_example(e, i == 0) for i, e in enumerate(section.examples))
     if examples:
         head = f"<h3>What each layer would say next</h3><p class='note'>{_EXAMPLE_NOTE}</p>"
-        examples = f"{head}{_key(LENS_KEY)}{examples}"
+        probability = Mark("muted", "probability, 0 to 1", "scale")
+        examples = f"{head}{_key((*LENS_KEY, probability))}{examples}"
     return (
         f'<section id="{section.name}" aria-labelledby="{section.name}-title">'
-        f'<h2 id="{section.name}-title">{_text(section.title)}</h2>{words}{figures}{examples}{tables}</section>\n'
+        f'<h2 id="{section.name}-title">{safe(section.title)}</h2>{words}{figures}{examples}{tables}'
+        f"{_repeat(section.command)}</section>\n"
     )
 
 
-def _key(key: Iterable[tuple[str, str]]) -> str:
-    items = "".join(f'<li><i style="background:var(--{c})"></i>{_text(w)}</li>' for c, w in key)
+def _repeat(command: tuple[str, ...]) -> str:
+    """The command that repeats a part, as it was typed."""
+    typed = " ".join(f'<span class="word">{safe(shlex.quote(word))}</span>' for word in command)
+    typed = typed if command[:1] == ("mwork",) else ""
+    return f'<p class="note">To repeat this part: <code>{typed}</code></p>' if typed else ""
+
+
+def _key(key: Iterable[Mark]) -> str:
+    items = "".join(f'<li><i class="{m.shape}" style="--mark:var(--{m.colour})"></i>{safe(m.words)}</li>' for m in key)
     return f'<ul class="key">{items}</ul>' if items else ""
 
 
 def _figure(figure: Figure) -> str:
     key = _key(figure.key)
     if len(figure.drawings) == 1:
-        kind, body = "", f"<h3>{_text(figure.drawings[0].label)}</h3>{key}<figure>{figure.drawings[0].inline}"
+        kind, body = "", f"<h3>{safe(figure.drawings[0].label)}</h3>{key}<figure>{_drawing(figure.drawings[0])}"
     else:
         panels = "".join(
-            f'<div class="panel"><h3><bdi>{_text(d.label)}</bdi></h3>{d.inline}</div>' for d in figure.drawings
+            f'<div class="panel"><h3><bdi>{safe(d.label)}</bdi></h3>{_drawing(d)}</div>' for d in figure.drawings
         )
         kind, body = ' class="wide"', f'{key}<figure><div class="panels">{panels}</div>'
-    return f"<div{kind}>{body}<figcaption>{_text(figure.caption)}</figcaption></figure></div>"
+    return f"<div{kind}>{body}<figcaption>{safe(figure.caption)}</figcaption></figure></div>"
+
+
+def _drawing(drawing: Drawing) -> str:
+    """A drawing, in a box that scrolls where it would be too small to read."""
+    if not drawing.is_wide:
+        return drawing.inline
+    box = f'<div class="scroll" role="region" tabindex="0" aria-label="{safe(drawing.label)}">'
+    return f"{box}{SCROLL_HINT}{drawing.inline}</div>"
 
 
 def _table(table: Table) -> str:
@@ -132,11 +137,11 @@ def _table(table: Table) -> str:
     data = base64.b64encode(table.csv().encode()).decode()
     link = (
         f'<p class="note download"><a download="{table.name}.csv" href="data:text/csv;base64,{data}" '
-        f'aria-label="Data as CSV: {_text(table.title)}">Data as CSV</a></p>'
+        f'aria-label="Data as CSV: {safe(table.title)}">Data as CSV</a></p>'
     )
     if len(table.rows) <= _LONG:
         return table.html() + link
-    return f"<details><summary>{_text(table.title)}: the numbers</summary>{table.html()}{link}</details>"
+    return f"<details><summary>{safe(table.title)}: the numbers</summary>{table.html()}{link}</details>"
 
 
 def _example(example: LensExample, opened: bool) -> str:
@@ -147,11 +152,11 @@ def _example(example: LensExample, opened: bool) -> str:
     for layer in reversed(range(len(example.layers))):
         cells = "".join(_lens_token(token, language) for token in example.layers[layer])
         rows.append(f'<tr><th scope="row">{layer}</th>{cells}</tr>')
-    name = _text(full_name(language))
+    name = safe(full_name(language))
     return (
         f"<details{' open' if opened else ''}><summary>{name}</summary>"
-        f'<div class="scroll lens" role="region" tabindex="0" aria-label="Layers by position, {name}">'
-        f'<table dir="{direction_of(language)}">'
+        f'<div class="scroll lens" role="region" tabindex="0" dir="{direction_of(language)}" '
+        f'aria-label="Layers by position, {name}">{SCROLL_HINT}<table>'
         f'<thead><tr><th scope="col">layer</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></details>"
     )
@@ -163,18 +168,18 @@ def _lens_token(token: LensToken, language: str) -> str:
     )
     tint = 8 + round(42 * token.probability)
     style = f"background:color-mix(in srgb, var(--{kind}) {tint}%, transparent)"
-    about = _text(f"{token.label}, probability {token.probability:.2f}")
+    about = safe(f"{token.label}, probability {token.probability:.2f}")
     return f'<td style="{style}" title="{about}"><bdi>{_token(token.token)}</bdi></td>'
 
 
 def _token(token: str) -> str:
     shown = token.replace("\n", "⏎").replace("\t", "⇥")
-    return _text(shown) if shown.strip() else "␣"
+    return safe(shown) if shown.strip() else "␣"
 
 
 def _provenance(loaded: LoadedResults) -> str:
     """Model, data, settings, versions, and the commands that made it."""
-    facts: list[tuple[str, str]] = [("Model", _values(loaded.model))]
+    facts = [("Model", _values(loaded.model)), ("Weights", loaded.model.precision)]
     parts = _parts(loaded)
     if loaded.run or loaded.lens or loaded.tables or loaded.neurons:
         split = loaded.split
@@ -183,19 +188,23 @@ def _provenance(loaded: LoadedResults) -> str:
         facts.append((f"{title}: settings", _values(provenance.settings)))
         facts.append((f"{title}: data", "; ".join(f"{lang}: {d.origin}" for lang, d in provenance.data.items())))
         facts.append((f"{title}: versions", ", ".join(f"{name} {v}" for name, v in provenance.versions.items())))
-    rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts if value)
-    commands = "\n".join(map(_text, repeat_commands(loaded)))
+    rows = "".join(f"<dt>{safe(name)}</dt><dd>{safe(value)}</dd>" for name, value in facts if value)
+    commands = "\n".join(map(safe, repeat_commands(loaded)))
     again = f"<h3>To repeat it</h3><pre><code>{commands}</code></pre>" if commands else ""
     return (
         '<section id="made" aria-labelledby="made-title"><h2 id="made-title">What made this</h2>'
-        f'<dl class="made">{rows}</dl>{again}</section>'
+        f'<dl class="made">{rows}</dl>{again}'
+        f"<h3>To cite it</h3><pre><code>{html.escape(bibtex().strip())}</code></pre></section>"
     )
 
 
 def _parts(loaded: LoadedResults) -> list[tuple[str, Provenance]]:
     """Every result of the folder with what made it."""
     parts = [(name, r) for name, r in (("Run", loaded.run), ("Tuning", loaded.tuning), ("Lens", loaded.lens)) if r]
-    parts += [(f"Table {t.table}, {t.task.name}", t) for t in (*loaded.tables, *loaded.grids)]
+    parts += [("Steering", loaded.steer)] if loaded.steer else []
+    parts += [("lm-evaluation-harness", loaded.lm_eval)] if loaded.lm_eval else []
+    parts += [("Detection", loaded.detect)] if loaded.detect and not loaded.run else []
+    parts += [(f"Table {t.table}, {t.task_title}", t) for t in (*loaded.tables, *loaded.grids)]
     return [(name, result.provenance) for name, result in parts]
 
 

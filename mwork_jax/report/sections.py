@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -14,36 +15,58 @@ from mwork_jax.report.figures import (
     neuron_shares,
     plot_deltas,
     plot_enhancement,
+    plot_forcing_matrix,
     plot_grid,
     plot_importance,
     plot_layer_languages,
     plot_losses,
+    plot_matrix,
     plot_neurons,
     plot_overlap,
+    plot_steering,
     plot_thresholds,
 )
 from mwork_jax.report.language_names import full_name, name_of
 from mwork_jax.report.loaded_results import LoadedResults
 from mwork_jax.report.names import slug
+from mwork_jax.report.neurons_page import FILE, fragment
+from mwork_jax.report.paper_tables import paper_tables
 from mwork_jax.report.svg import Drawing, draw
 from mwork_jax.report.table import Table
 from mwork_jax.report.tables import (
     FRACTIONS,
     all_tables,
+    digits_of,
     grid_settings,
     grid_tables,
+    has_matrix,
     interval_text,
     lens_sentence,
     lens_shares,
+    matrix_note,
+    matrix_order,
+    measure_title,
     measures,
     own_english_rest,
     parts_off,
+    steer_name,
     table_name,
 )
-from mwork_jax.results import DeltaRow, EnhanceResults, LensExample, LensShares, RunResults, TableResult
+from mwork_jax.results import (
+    HELD_OUT_LOSS,
+    AnyResults,
+    DeltaRow,
+    EnhanceResults,
+    LensExample,
+    LensShares,
+    RunResults,
+    SteerResults,
+    TableResult,
+)
 from mwork_jax.select.rules import Rule
 
 _PANEL, _WIDE = (3.5, 2.15), 4.1
+_NEURONS = {"lang-spec": "language-specific"}
 GROUP_TITLES = {
     "attn_q": "Queries",
     "attn_k": "Keys",
@@ -52,19 +75,27 @@ GROUP_TITLES = {
 }
 
 
+class Mark(NamedTuple):
+    """An entry of a figure's key: a colour's name in the theme, what it stands for, and its shape."""
+
+    colour: str
+    words: str
+    shape: Literal["square", "disc", "ring", "diamond", "bar", "scale"] = "square"
+
+
 @dataclass(frozen=True)
 class Figure:
-    """One or several drawings under one caption. key: (colour name of the theme, what it stands for)."""
+    """One or several drawings under one caption."""
 
     caption: str
     drawings: tuple[Drawing, ...]
-    key: tuple[tuple[str, str], ...] = ()
+    key: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what is to be said, figures, the tables with the data behind them, and examples as HTML is built by
-    the page."""
+    """A heading, what is to be said, figures, the tables with the data behind them, examples as HTML is built by the
+    page, (address, what it says) of other pages, and the command that made it, empty where it was not one."""
 
     name: str
     title: str
@@ -72,28 +103,51 @@ class Section:
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
     examples: tuple[LensExample, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
+    command: tuple[str, ...] = ()
 
 
 def sections(loaded: LoadedResults) -> Iterator[Section]:
     """In the order of the page."""
     tables = {table.name: table for table in all_tables(loaded)}
+    yield from _paper_sections(loaded)
     if loaded.run is not None:
-        yield _run_section(loaded.run, tables)
+        yield _made_by(loaded.run, _run_section(loaded.run, tables))
+        if has_matrix(loaded.run):
+            yield _made_by(loaded.run, _matrix_section(loaded.run, tables))
     for table in loaded.tables:
-        yield _task_section(table, tables)
+        yield _made_by(table, _task_section(table, tables))
     for grid in loaded.grids:
-        yield _grid_section(grid)
+        yield _made_by(grid, _grid_section(grid))
+    if loaded.lm_eval is not None:
+        yield _made_by(loaded.lm_eval, _lm_eval_section(tables))
     if loaded.tuning is not None:
-        yield _tuning_section(loaded.tuning, tables)
+        yield _made_by(loaded.tuning, _tuning_section(loaded.tuning, tables))
+    if loaded.steer is not None:
+        yield _made_by(loaded.steer, _steer_section(loaded.steer, tables))
     if loaded.lens is not None:
-        yield _lens_section(loaded, tables)
+        yield _made_by(loaded.lens, _lens_section(loaded, tables))
+    of_scores = loaded.run or loaded.detect
     if loaded.neurons:
-        yield _where_section(loaded, tables)
+        yield _made_by(loaded.run, _where_section(loaded, tables))
     if loaded.overlap_sets:
-        yield _overlap_section(loaded, tables)
+        yield _made_by(of_scores, _overlap_section(loaded, tables))
     if loaded.scores:
-        yield _threshold_section(loaded, tables)
-        yield _importance_section(loaded, tables)
+        yield _made_by(of_scores, _threshold_section(loaded, tables))
+        yield _made_by(of_scores, _importance_section(loaded, tables))
+
+
+def _paper_sections(loaded: LoadedResults) -> Iterator[Section]:
+    """The verdicts, and the paper's numbers beside those measured, of a folder of `mwork paper`."""
+    found = list(paper_tables(loaded))
+    if found:
+        words = "Each statement is one or several tests, named beforehand; docs/paper.md says how they decide."
+        yield Section("paper", "What the paper says", (words,), (), (found[0],))
+        yield Section("printed", "Beside the paper's numbers", (), (), tuple(found[1:]))
+
+
+def _made_by(results: AnyResults | TableResult | None, section: Section) -> Section:
+    return replace(section, command=() if results is None else results.provenance.command)
 
 
 def _run_section(run: RunResults, tables: Mapping[str, Table]) -> Section:
@@ -108,27 +162,79 @@ def _run_section(run: RunResults, tables: Mapping[str, Table]) -> Section:
         "losses",
         "Rise of the held-out loss with a language's own neurons off",
         f"Nats per token. {alt}.",
-        (_WIDE, 0.32 * len(languages) + 0.75),
+        (_WIDE, 0.42 * len(languages) + 0.75),
         lambda ax: plot_losses(ax, languages),
     )
     words = (
         f"With its own neurons switched off, {name_of(worst)} loses most, "
         f"{languages[worst].everywhere.own:+.2f} nats per token; the same costs English "
         f"{languages[worst].everywhere.english:+.2f}.",
+        *_without_controls(rows),
     )
     key = (
-        ("own", "the language itself (disc)"),
-        ("english", "English (diamond)"),
-        ("random", "the language, random neurons off (bar)"),
+        Mark("own", "the language itself", "disc"),
+        Mark("english", "English", "diamond"),
+        Mark("random", "the language, random neurons off", "bar"),
     )
     figures = (
-        Figure(
-            "Each line is one language. The further right, the worse the model predicts held-out text.", (losses,), key
-        ),
+        Figure(_losses_caption(run), (losses,), key),
         _delta_figure("delta-held-out", rows, "Δ of the held-out loss by deactivated part", 2),
     )
-    parts = (tables["loss-by-language"], tables["delta-held-out-loss"])
+    names = ("loss-by-language", "loss-absolute", "loss-intervals", "delta-held-out-loss")
+    parts = tuple(tables[name] for name in names if name in tables)
     return Section("loss", "What switching the neurons off costs", words, figures, parts)
+
+
+def _without_controls(rows: Sequence[DeltaRow]) -> Iterator[str]:
+    """Says which rows have no random sets to compare with, and how to get them."""
+    controlled = {row.off for row in rows if row.neurons == "random"}
+    alone = [_off(row) for row in rows if row.neurons != "random" and row.off not in controlled]
+    if alone:
+        yield (
+            f"No random sets were measured for {', '.join(alone)}; mwork run --random-stages in the same folder adds "
+            "them."
+        )
+
+
+def _losses_caption(run: RunResults) -> str:
+    measured = any(row.everywhere.own_ci95 for row in run.languages.values())
+    lines = "Lines: 95 % intervals over clusters of documents; of random, from the lowest to the highest set. "
+    without = "Lines: of random, from the lowest to the highest set. "
+    return f"The further right, the worse the model predicts held-out text. {lines if measured else without}".strip()
+
+
+def _matrix_section(run: RunResults, tables: Mapping[str, Table]) -> Section:
+    rows, columns = matrix_order(run)
+    rises = np.asarray([[run.matrix[off][lang].rise for lang in columns] for off in rows])
+    highest = [columns[i] for i in rises.argmax(axis=1)]
+    first = sum(most == off for off, most in zip(rows, highest, strict=True))
+    elsewhere = {(off, lang): run.matrix[off][lang].rise for off in rows for lang in columns if lang != off}
+    (off, hurt), most = max(elsewhere.items(), key=lambda cell: cell[1])
+    words = (
+        f"Each language's neurons were switched off in turn, and every language measured: the language itself loses "
+        f"most in {first} of {len(rows)} rows. The most that one set costs another language is {most:+.2f} nats per "
+        f"token, {name_of(hurt)} under the neurons of {name_of(off)}.",
+    )
+    alt = "; ".join(
+        f"{name_of(off)} off: {name_of(off)} {run.matrix[off][off].rise:+.2f}, the others at most "
+        f"{max(run.matrix[off][lang].rise for lang in columns if lang != off):+.2f}"
+        for off in rows
+    )
+    drawing = draw(
+        "language-matrix",
+        "Rise of each language's held-out loss with each language's neurons off",
+        f"Nats per token. {alt}.",
+        _squares_size(rows, columns),
+        lambda ax: plot_matrix(ax, rows, columns, rises),
+    )
+    figures = (Figure(f"Nats per token. {matrix_note(run)}", (drawing,)),)
+    return Section("matrix", "What each set costs each language", words, figures, (tables["language-matrix"],))
+
+
+def _squares_size(rows: Sequence[str], columns: Sequence[str]) -> tuple[float, float]:
+    """Inches for a figure of squares with the names of languages beside and below them, however long they are."""
+    names = 0.4 + max(0.9, 0.075 * max(len(name_of(language)) for language in (*rows, *columns)))
+    return 0.42 * len(columns) + names, 0.42 * len(rows) + names
 
 
 def _delta_figure(name: str, rows: Sequence[DeltaRow], label: str, digits: int) -> Figure:
@@ -136,18 +242,21 @@ def _delta_figure(name: str, rows: Sequence[DeltaRow], label: str, digits: int) 
         name,
         label,
         "; ".join(
-            f"{'random' if r.neurons == 'random' else 'language-specific'} neurons off in {_off(r)}: Δ "
-            f"{r.delta:+.{digits}f} ({interval_text(r.delta_ci95, digits)})"
+            f"{_NEURONS.get(r.neurons, r.neurons)} neurons off in {_off(r)}: Δ "
+            f"{r.effect:+.{digits}f} ({interval_text(r.effect_ci95, digits)})"
             for r in rows
         ),
         (_WIDE, 0.32 * len(rows) + 0.75),
         lambda ax: plot_deltas(ax, rows),
     )
-    caption = (
-        "Δ = ΔEng − Δn-Eng: far to the right, the languages suffer and English does not. Lines: 95 % intervals. Rings: "
-        "random neurons. ≈: not told apart from random."
+    what = (
+        "Δ = ΔEng − Δn-Eng: far to the right, the languages suffer and English does not."
+        if all(row.delta is not None for row in rows)
+        else "−Δn-Eng, as there is no English: far to the right, the languages suffer."
     )
-    return Figure(caption, (drawing,), (("own", "language-specific (disc)"), ("random", "random (ring)")))
+    caption = f"{what} Lines: 95 % intervals. Rings: random neurons. ≈: not told apart from random."
+    key = (Mark("own", "language-specific", "disc"), Mark("random", "random", "ring"))
+    return Figure(caption, (drawing,), key)
 
 
 def _off(row: DeltaRow) -> str:
@@ -157,12 +266,15 @@ def _off(row: DeltaRow) -> str:
 def _task_section(table: TableResult, tables: Mapping[str, Table]) -> Section:
     task, name = table.task, table_name(table)
     original = ", ".join(
-        f"{name_of(lang)} {scores[task.score]:.1f}" for lang, scores in table.original.items() if task.score in scores
+        f"{name_of(lang)} {scores[task.score]:.{digits_of(table)}f}"
+        for lang, scores in table.original.items()
+        if task.score in scores
     )
-    words = (f"Task {task.name}, scored by {task.score} in points. Original model: {original}.",)
-    label = f"Δ on {task.name} by deactivated part"
-    figure = _delta_figure(f"delta-{name}", table.rows, label, 1)
-    return Section(name, f"Table {table.table}: {table.stage}", words, (figure,), (tables[name],))
+    unit = "" if task.name == HELD_OUT_LOSS else " in points"
+    words = (f"Task: {table.task_title}, scored by {task.score}{unit}. Original model: {original}.",)
+    label = f"Δ on {table.task_title} by deactivated part"
+    figure = _delta_figure(f"delta-{name}", table.rows, label, digits_of(table))
+    return Section(name, f"Table {table.table}: {table.stage or table.task_title}", words, (figure,), (tables[name],))
 
 
 def _lens_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Section:
@@ -186,20 +298,22 @@ def _lens_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Section
         "Languages by layer",
         (lens_sentence(lens), _LABELS_NOTE),
         tuple(figures),
-        (tables["languages-by-layer"],),
+        tuple(tables[name] for name in ("languages-by-layer", "figure-1-pattern") if name in tables),
         lens.examples,
     )
 
 
 def _grid_section(grid: TableResult) -> Section:
     tables, drawings = tuple(grid_tables(grid)), []
+    deltas = [row.effect for row in grid.rows]
+    ends = min(deltas), max(deltas)
     for table, (off, rows) in zip(tables, grid_settings(grid).items(), strict=True):
-        best = max(rows, key=lambda row: row.delta)
-        alt = f"Highest Δ {best.delta:+.1f} at N1 = {best.understanding}, N2 = {best.generation}."
-        drawings.append(draw(table.name, " + ".join(off), alt, _PANEL, partial(plot_grid, rows=rows)))
-    figure = Figure("Δ in points, by N1 (down) and N2 (across); one panel for each deactivated part.", tuple(drawings))
-    title = f"Table {grid.table}, every N1 and N2: {grid.stage}"
-    return Section(table_name(grid), title, (f"Task {grid.task.name}.",), (figure,), tables)
+        best = max(rows, key=lambda row: row.effect)
+        alt = f"Highest Δ {best.effect:+.{digits_of(grid)}f} at N1 = {best.understanding}, N2 = {best.generation}."
+        drawings.append(draw(table.name, " + ".join(off), alt, _PANEL, partial(plot_grid, rows=rows, ends=ends)))
+    figure = Figure("Δ, by N1 (down) and N2 (across); one panel for each deactivated part.", tuple(drawings))
+    title = f"Table {grid.table}, every N1 and N2: {grid.stage or grid.task_title}"
+    return Section(table_name(grid), title, (f"Task: {grid.task_title}.",), (figure,), tables)
 
 
 def _tuning_section(tuning: EnhanceResults, tables: Mapping[str, Table]) -> Section:
@@ -212,12 +326,54 @@ def _tuning_section(tuning: EnhanceResults, tables: Mapping[str, Table]) -> Sect
 def tuning_figure(tuning: EnhanceResults) -> Drawing:
     """Figure 4: one panel for each measure of `mwork enhance --sweep`."""
     alt = "; ".join(
-        f"{r.task}, {name_of(r.language)}, {r.neurons} neurons, {r.documents} documents: {r.delta_n_eng:+.3g}"
+        f"{measure_title(tuning, r.task)}, {name_of(r.language)}, {r.neurons} neurons, {r.documents} documents: "
+        f"{r.delta_n_eng:+.3g}"
         for r in tuning.rows
     )
-    rows = ([row for row in tuning.rows if row.task == measure] for measure in measures(tuning))
-    plots = [partial(plot_enhancement, rows=alike) for alike in rows]
+    plots = [
+        partial(plot_enhancement, rows=[r for r in tuning.rows if r.task == name], title=measure_title(tuning, name))
+        for name in measures(tuning)
+    ]
     return draw("figure-4", "What tuning changed, by documents", alt, (_WIDE, 2.4), *plots)
+
+
+def _lm_eval_section(tables: Mapping[str, Table]) -> Section:
+    words = ("Tasks, prompts, filters and metrics are those of lm-evaluation-harness.",)
+    return Section("lm-eval", "Tasks of lm-evaluation-harness", words, tables=(tables["lm-eval"],))
+
+
+def _steer_section(steer: SteerResults, tables: Mapping[str, Table]) -> Section:
+    """What forces a language, and at what cost."""
+    pairs = dict.fromkeys((row.prompt, row.language) for row in steer.grid)
+    drawings = []
+    for prompt, language in pairs:
+        rows = [row for row in steer.grid if (row.prompt, row.language) == (prompt, language)]
+        best = max(rows, key=lambda row: row.score)
+        alt = f"Highest score {100 * best.score:.1f} with {steer_name(best)}, forcing {100 * best.forcing:.0f} %."
+        label = f"{name_of(prompt)} to {name_of(language)}"
+        size = (3.5, 2.2 + 0.17 * len({(row.recipe, row.layer) for row in rows}))
+        drawings.append(
+            draw(f"steering-{slug(prompt)}-{slug(language)}", label, alt, size, partial(plot_steering, rows=rows))
+        )
+    figures = [Figure("Forcing against the cost in English, over the strengths.", tuple(drawings))]
+    if len({prompt for prompt, _ in pairs}) > 1:
+        figures.append(Figure("Forcing, percent, by the prompts' language (down).", tuple(_matrices(steer))))
+    words = (
+        f"Answers wanted in another language than the prompt's, to questions of {steer.task_title}. Every recipe's "
+        "setting is chosen on the first half of the prompts and measured on the second.",
+    )
+    parts = tables["steering-best"], tables["steering-grid"]
+    return Section("steering", "Forcing a language", words, tuple(figures), parts)
+
+
+def _matrices(steer: SteerResults) -> Iterator[Drawing]:
+    """The best setting of each recipe, by the language of the prompts and the one wanted."""
+    steered = [row for row in steer.best if row.kind == "steered"]
+    for recipe in dict.fromkeys(row.recipe for row in steered):
+        rows = [row for row in steered if row.recipe == recipe]
+        alt = "; ".join(f"{row.prompt} to {row.language} {100 * row.forcing:.0f} %" for row in rows)
+        name = f"forcing-{slug(str(recipe))}"
+        yield draw(name, str(recipe), alt, _PANEL, partial(plot_forcing_matrix, rows=rows))
 
 
 _LABELS_NOTE = (
@@ -225,10 +381,10 @@ _LABELS_NOTE = (
     "is not among them may be taken for a similar one, so small shares mean little."
 )
 LENS_KEY = (
-    ("own", "the prompt's language"),
-    ("english", "English"),
-    ("others", "the other languages"),
-    ("rest", "not labelled"),
+    Mark("own", "the prompt's language"),
+    Mark("english", "English"),
+    Mark("others", "the other languages"),
+    Mark("rest", "not labelled"),
 )
 
 
@@ -249,23 +405,25 @@ def _lens_drawing(loaded: LoadedResults, language: str, shares: LensShares, suff
 def _where_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Section:
     sets = {lang: s for lang, s in loaded.neurons.items() if lang != ENGLISH} or loaded.neurons
     full = max(float(neuron_shares(s).max()) for s in sets.values()) or 1.0
-    drawings = []
+    drawings, read = [], (loaded.folder / FILE).is_file()
     for language, neurons in sets.items():
-        shares = neuron_shares(neurons)
+        shares, address = neuron_shares(neurons), partial(fragment, language) if read else None
         group, layer = np.unravel_index(int(shares.argmax()), shares.shape)
         most = f"{tuple(neurons.groups)[group]} of layer {layer + 1}, {100 * shares.max():.1f} %"
-        plot = partial(plot_neurons, neurons=neurons, split=loaded.split, full=full)
+        plot = partial(plot_neurons, neurons=neurons, split=loaded.split, full=full, address=address)
         alt = f"{neurons.count()} neurons; the largest share is in {most}."
         drawings.append(
             draw(f"neurons-{slug(language)}", f"{full_name(language)}: {neurons.count():,}", alt, (3.5, 1.75), plot)
         )
     split = loaded.split
     caption = (
-        f"Share of each layer and group that is the language's own; the darkest square is {100 * full:.1f} %. "
+        f"Share of each layer and group that is the language's own; the strongest square is {100 * full:.1f} %. "
         f"Understanding is up to N1 (layer {split.understanding}), generation from N2 on (the last {split.generation})."
     )
     words = (f"Rule {loaded.rule}, mode {loaded.mode}.",)
-    return Section("where", "Where the neurons sit", words, (Figure(caption, tuple(drawings)),), (tables["neurons"],))
+    links = tuple((fragment(lang), f"What neurons of {name_of(lang)} read") for lang in sets) if read else ()
+    figures = (Figure(caption, tuple(drawings)),)
+    return Section("where", "Where the neurons sit", words, figures, (tables["neurons"],), links=links)
 
 
 def _overlap_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Section:
@@ -273,13 +431,15 @@ def _overlap_section(loaded: LoadedResults, tables: Mapping[str, Table]) -> Sect
     upper = np.triu_indices(len(shared.languages), 1)
     best = int(np.argmax(shared.jaccard[upper]))
     pair = [name_of(shared.languages[int(axis[best])]) for axis in upper]
-    most = f"{pair[0]} and {pair[1]} share most: {100 * shared.jaccard[upper][best]:.0f} % of what either has."
-    size = 0.42 * len(shared.languages) + 1.3
+    highest = float(shared.jaccard[upper][best])
+    most = f"{pair[0]} and {pair[1]} share most: {100 * highest:.0f} % of what either has."
+    if not highest:
+        most = "No two of these languages share a neuron."
     drawing = draw(
         "overlap",
         "Jaccard index of each two languages, percent",
         most,
-        (size, size),
+        _squares_size(shared.languages, shared.languages),
         lambda ax: plot_overlap(ax, shared),
     )
     caption = f"{loaded.overlap_note} Similar languages are side by side (average linkage). In percent."

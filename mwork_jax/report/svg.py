@@ -29,6 +29,8 @@ from mwork_jax.report.names import one_line
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', Arial, sans-serif"
+_READABLE = 0.66  # of a figure's own size: its numbers are then 7 pixels high
+_PHONE = 300  # pixels that every screen has for a figure; one that needs more scrolls in its box
 THEME = {
     INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", OWN: "own", ENGLISH_COLOUR: "english", OTHERS: "others",
     REST_COLOUR: "rest", RANDOM: "random",
@@ -45,6 +47,11 @@ class Drawing:
     alt: str
     plain: str
     inline: str
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether a phone has no room for it."""
+        return "; min-width: " in self.inline
 
     def _repr_html_(self) -> str:
         return self.inline
@@ -71,9 +78,9 @@ def draw(name: str, label: str, alt: str, size: tuple[float, float], *plots: Cal
     root = _accessible(ET.fromstring("\n".join(lines)), f"fig-{name}", label, alt)
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _LINK)
-    plain = ET.tostring(root, encoding="unicode")
-    inline = re.sub(r"#[0-9a-f]{6}\b", lambda m: _themed(m[0]), plain)
-    return Drawing(name, label, alt, plain, inline)
+    linked = ET.tostring(root, encoding="unicode")
+    inline = re.sub(r"#[0-9a-f]{6}\b", lambda m: _themed(m[0]), linked)
+    return Drawing(name, label, alt, re.sub(r"</?a\b[^>]*>", "", linked), inline)  # a paper's figure leads nowhere
 
 
 def _matplotlib() -> Any:
@@ -108,7 +115,11 @@ def _accessible(root: ET.Element, name: str, label: str, alt: str) -> ET.Element
         child = ET.Element(f"{{{_SVG}}}{tag}", {"id": f"{name}-{tag}"})
         child.text = text
         root.insert(i, child)
-    root.set("style", f"max-width: {float(root.get('width', '0').removesuffix('pt')) / 72 * 96 * 1.15:.0f}px")
+    for link in root.iter(f"{{{_SVG}}}a"):  # for a mouse; the page has links for all who do not see the figure
+        link.set("tabindex", "-1")
+    width = float(root.get("width", "0").removesuffix("pt")) / 72 * 96
+    least = f"; min-width: {_READABLE * width:.0f}px" if _READABLE * width > _PHONE else ""
+    root.set("style", f"max-width: {1.15 * width:.0f}px{least}")
     root.set("role", "img")
     root.set("aria-labelledby", f"{name}-title {name}-desc")
     root.set("stroke-linejoin", "round")

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from mwork_jax.report.names import one_line
 
+# Shown by the page where the table is wider than its box; hidden where the page's style is not there.
+SCROLL_HINT = '<p class="hint" hidden aria-hidden="true">more to the side ↔</p>'
 FORMATS = ("md", "latex", "csv")
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "Δ": r"$\Delta$", "✗": r"$\times$", "✓": r"\checkmark{}",
-    "±": r"$\pm$", "−": "$-$", "≈": r"$\approx$", "–": "--", "·": r"$\cdot$",
+    "±": r"$\pm$", "−": "$-$", "≈": r"$\approx$", "–": "--", "·": r"$\cdot$", "×": r"$\times$",
     "<": "$<$", ">": "$>$", "|": r"\textbar{}",
 }  # fmt: skip
 
@@ -71,7 +73,8 @@ class Table:
         return f"**{plain(self.title)}**\n\n{body}\n" + (f"\n{plain(self.note)}\n" if self.note else "")
 
     def latex(self) -> str:
-        """A table for the packages booktabs and amssymb."""
+        """A table that fits one column, for the packages booktabs, amssymb and adjustbox; the last makes a wide one
+        smaller and leaves others as they are."""
 
         def line(cells: Sequence[str]) -> str:
             return " & ".join("".join(_LATEX.get(sign, sign) for sign in cell) for cell in cells) + r" \\"
@@ -82,8 +85,11 @@ class Table:
         alignment = "l" * self.words + "r" * (len(self.columns) - self.words)
         parts = [
             r"\begin{table}",
+            r"\centering",
             rf"\caption{{{plain(' '.join(filter(None, (self.title + '.', self.note))))}}}",
             rf"\label{{tab:{self.name}}}",
+            r"\footnotesize\setlength{\tabcolsep}{3pt}",
+            r"\begin{adjustbox}{max width=\columnwidth}",
             rf"\begin{{tabular}}{{{alignment}}}",
             r"\toprule",
             line(self.columns),
@@ -91,6 +97,7 @@ class Table:
             *map(line, self.rows),
             r"\bottomrule",
             r"\end{tabular}",
+            r"\end{adjustbox}",
             r"\end{table}",
         ]
         return "\n".join(parts) + "\n"
@@ -124,7 +131,7 @@ class Table:
         named = f'aria-labelledby="{self.name}-name"'
         return (
             f'<p class="caption" id="{self.name}-name">{html.escape(self.title)}</p>'
-            f'<div class="scroll" role="region" tabindex="0" {named}><table {named}>\n'
+            f'<div class="scroll" role="region" tabindex="0" {named}>{SCROLL_HINT}<table {named}>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>{note}"
         )
 

@@ -1,20 +1,45 @@
-"""Results as text for a terminal: the tables of `mwork run`, `evaluate`, `enhance` and `lens`."""
+"""Results as text for a terminal: the tables of `mwork run`, `evaluate`, `enhance`, `steer` and `lens`."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 
+from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS
 from mwork_jax.report.language_names import name_of
+from mwork_jax.report.loaded_results import LoadedResults
 from mwork_jax.report.names import one_line
-from mwork_jax.report.tables import delta_table, grid_tables, language_table, lens_sentence, lens_table, tuning_tables
-from mwork_jax.results import EnhanceResults, LensResults, ModelInfo, RunResults, TableResult
+from mwork_jax.report.paper_tables import paper_tables
+from mwork_jax.report.tables import (
+    delta_table,
+    digits_of,
+    grid_tables,
+    has_matrix,
+    language_table,
+    lens_sentence,
+    lens_table,
+    matrix_table,
+    steer_tables,
+    table_title,
+    tuning_tables,
+)
+from mwork_jax.results import (
+    DataInfo,
+    EnhanceResults,
+    LensResults,
+    ModelInfo,
+    NeuronResults,
+    RunResults,
+    SteerResults,
+    TableResult,
+)
 
 _KEPT = 0.95  # of the tuned change; a reader should know when less of it was measured
 _PLAIN = str.maketrans({"Δ": "D", "✗": "x", "✓": ".", "±": "+-", "−": "-", "×": "x", "–": "-", "·": "*", "≈": "~"})
 
 
 def run_report(run: RunResults) -> str:
-    """Both tables of a run as aligned text."""
+    """The tables of a run as aligned text."""
     stages, settings = run.stages, run.provenance.settings
     first, last = stages.understanding, stages.layers - stages.generation
     head = (
@@ -33,16 +58,16 @@ def run_report(run: RunResults) -> str:
         f"better; {settings.held_out} documents x {len(run.original)} languages."
     )
     table = delta_table(run.rows, 2)
-    parts = (
-        head,
-        f"{languages}\n\n{language_table(run).text()}",
-        f"{deltas}\n\n{table.text(left=0)}\n\n{textwrap.fill(table.note, 110)}",
-    )
+    parts = [head, f"{languages}\n\n{language_table(run).text()}"]
+    if has_matrix(run):
+        matrix = matrix_table(run)
+        parts.append(f"{matrix.title}.\n\n{matrix.text()}\n\n{textwrap.fill(matrix.note, 110)}")
+    parts.append(f"{deltas}\n\n{table.text(left=0)}\n\n{textwrap.fill(table.note, 110)}")
     return "\n\n".join(parts)
 
 
 def _model(model: ModelInfo) -> str:
-    return f"{model.source} ({model.dtype})"
+    return f"{model.source} ({model.precision})"
 
 
 def _lines(*lines: str) -> str:
@@ -64,6 +89,15 @@ def printable(text: str, encoding: str | None) -> str:
     return text
 
 
+def paper_report(loaded: LoadedResults) -> str:
+    """The verdicts and the tables beside the paper's, then every table."""
+    parts = []
+    for table in paper_tables(loaded):
+        parts.append(f"{table.title}\n\n{table.text()}\n\n{textwrap.fill(table.note, 110)}")
+    run = [] if loaded.run is None else [run_report(loaded.run)]
+    return "\n\n".join([*parts, *run, *map(table_report, (*loaded.tables, *loaded.grids))])
+
+
 def table_report(table: TableResult) -> str:
     """One of Tables 2 to 5 in the paper's layout, with intervals and the original scores; of a grid, Delta for every N1
     (down) and N2 (across), the highest marked."""
@@ -72,20 +106,24 @@ def table_report(table: TableResult) -> str:
 
 def _one_table_report(table: TableResult) -> str:
     task, stages, provenance = table.task, table.stages, table.provenance
-    original = ", ".join(f"{name_of(lang)} {scores[task.score]:.1f}" for lang, scores in table.original.items())
+    original = ", ".join(
+        f"{name_of(lang)} {scores[task.score]:.{digits_of(table)}f}" for lang, scores in table.original.items()
+    )
     items = next(iter(provenance.data.values())).items
     split = f", N1 = {stages.understanding}, N2 = {stages.generation}" if stages else ""
     title = _lines(
-        f"Table {table.table}: {table.stage}, {task.name} ({task.score}, points), {items} items per language{split}",
+        table_title(table),
+        f"{items} items per language{split}",
         f"{_model(provenance.model)}; original: {original}",
     )
-    shown = delta_table(table.rows, 1)
+    digits = digits_of(table)
+    shown = delta_table(table.rows, digits)
     return f"{title}\n\n{shown.text(left=0)}\n\n{textwrap.fill(shown.note, 110)}"
 
 
 def _grid_report(grid: TableResult) -> str:
     title = _lines(
-        f"Table {grid.table}: {grid.stage}, {grid.task.name}, Δ in points for N1 (down) and N2",
+        f"{table_title(grid)}: Δ for N1 (down) and N2",
         "(across); * the highest of each setting",
     )
     return "\n\n".join([title, *(f"{table.title}\n{table.text(left=0)}" for table in grid_tables(grid))])
@@ -97,7 +135,7 @@ def lens_report(lens: LensResults) -> str:
         f"{_model(lens.provenance.model)}, logit lens: shares of the top {lens.provenance.settings.top} tokens at\n"
         "each layer, in percent: own language / English / not labelled. Layer 0 is the embeddings."
     )
-    return f"{title}\n\n{lens_table(lens).text(left=0)}\n\n{lens_sentence(lens)}"
+    return f"{title}\n\n{lens_table(lens).text(left=0)}\n\n{textwrap.fill(lens_sentence(lens), 110)}"
 
 
 def enhance_report(tuning: EnhanceResults) -> str:
@@ -116,5 +154,43 @@ def enhance_report(tuning: EnhanceResults) -> str:
             f"\nRounded to {model.dtype}, the models that are measured keep {100 * kept:.0f} % of what was "
             "tuned; --dtype float32 keeps all of it."
         )
+    if HELD_OUT_LOSS in tuning.items:
+        head += f"\n{textwrap.fill(_measured_on(tuning.items[HELD_OUT_LOSS]), 110)}"
     shown = (f"{table.title}\n\n{table.text()}" for table in tables)
     return "\n\n".join([head, *shown, textwrap.fill(tables[0].note, 110)])
+
+
+def _measured_on(measured: Mapping[str, DataInfo]) -> str:
+    """Which documents the held-out loss is of."""
+    each = (f"{name_of(lang)} {data.items} ({one_line(data.origin)})" for lang, data in measured.items())
+    return f"The held-out loss is of documents that nothing was tuned on: {', '.join(each)}."
+
+
+def steer_report(steer: SteerResults) -> str:
+    """The best setting of each recipe, beside its controls."""
+    settings = steer.provenance.settings
+    best, _ = steer_tables(steer)
+    head = (
+        f"{_model(steer.provenance.model)}, questions of {steer.task_title}, answers of at most "
+        f"{settings.max_new_tokens} tokens; interventions act on: {settings.part}."
+    )
+    return f"{head}\n\n{best.title}\n\n{best.text(left=3)}\n\n{textwrap.fill(best.note, 110)}"
+
+
+def neurons_report(results: NeuronResults) -> str:
+    """The strongest neurons of each language, one line each: what they promote, and where they act most."""
+    lines = [_model(results.provenance.model)]
+    for language in results.provenance.settings.languages:
+        own = [reading for reading in results.readings if language in reading.importance]
+        own.sort(key=lambda reading: -(reading.importance[language] or 0.0))
+        lines += [
+            "",
+            f"{name_of(language)}, {len(own)} neurons (layer/index, layers from 1: promoted | strongest token)",
+        ]
+        for reading in own:
+            promoted = " ".join(token.token.strip() for token in (reading.promotes or ())[:5])
+            did = reading.by_language.get(language)
+            most = did.contexts[0] if did is not None and did.contexts else None
+            at = "" if most is None else f" | {most.before[-24:]}[{most.token}]{most.after[:12]}"
+            lines.append(one_line(f"  {reading.layer + 1}/{reading.index}: {promoted}{at}"))
+    return "\n".join(lines)

@@ -10,6 +10,8 @@ from pathlib import Path
 from mwork_jax.errors import InputError
 from mwork_jax.report.loaded_results import LoadedResults, load_results
 from mwork_jax.report.page import page
+from mwork_jax.report.paper_tables import paper_tables
+from mwork_jax.report.samples import samples_section
 from mwork_jax.report.sections import Section, sections
 from mwork_jax.report.svg import Drawing
 from mwork_jax.report.table import FORMATS, Table
@@ -25,11 +27,11 @@ class Report:
 
     @cached_property
     def sections(self) -> list[Section]:
-        return list(sections(self.results))
+        return [*sections(self.results), *samples_section(self.results.samples)]
 
     @cached_property
     def tables(self) -> dict[str, Table]:
-        return {table.name: table for table in all_tables(self.results)}
+        return {table.name: table for table in (*paper_tables(self.results), *all_tables(self.results))}
 
     @cached_property
     def drawings(self) -> dict[str, Drawing]:

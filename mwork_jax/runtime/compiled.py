@@ -10,10 +10,13 @@ counts against an unrolled model.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
+
+import numpy as np
 
 _BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "f16": 2,
@@ -21,6 +24,7 @@ _BYTES = {
 }  # fmt: skip
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]m[0-9][a-z]*)?)\[([0-9,]*)\](\{[^}]*\})?")
 _SPACE = re.compile(r"S\(([0-9]+)\)")
+_KERNEL = re.compile(r"tpu_custom_call|__gpu\$xla\.gpu\.triton|triton_kernel_call")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 
@@ -41,7 +45,22 @@ _FREE = _words(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
     "iota opt-barrier copy-start slice-start async-start async-update async-done domain"
 )
-_FLOAT32_PASSES = 6  # bfloat16 products that a float32 product of the highest precision takes on a matrix unit
+
+
+@dataclass(frozen=True)
+class Target:
+    """What counting has to know of the machine that a program is compiled for.
+
+    exact, float32: bfloat16 products that take as long as one of float32 operands, at the highest precision and at the
+    usual one. in_node: devices of a node, numbered one after the other; None where all are in one.
+    """
+
+    exact: float = 6.0
+    float32: float = 1.0
+    in_node: int | None = None
+
+
+TPU = Target()
 
 
 @dataclass(frozen=True)
@@ -85,12 +104,14 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Collective:
-    """Communication between chips: the kind, how many chips take part, the bytes that each of them sends, how often."""
+    """Communication between chips: the kind, how many chips take part, the bytes that each of them sends, how often;
+    between: of the bytes, those that go to other nodes."""
 
     kind: str
     chips: int
     bytes: float
     times: float = 1.0
+    between: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,12 +132,17 @@ class Cost:
         )
 
     def times(self, count: float) -> Cost:
-        collectives = tuple(Collective(c.kind, c.chips, c.bytes, c.times * count) for c in self.collectives)
+        collectives = tuple(replace(c, times=c.times * count) for c in self.collectives)
         return Cost(*(getattr(self, n) * count for n in _NUMBERS), collectives=collectives)
 
     @property
     def collective_bytes(self) -> float:
         return sum(c.bytes * c.times for c in self.collectives)
+
+    @property
+    def between_bytes(self) -> float:
+        """Of the collective bytes, those between nodes."""
+        return sum(c.between * c.times for c in self.collectives)
 
     @property
     def collective_count(self) -> float:
@@ -131,16 +157,19 @@ def no_unknown_loops(loop: Instruction) -> float:
     raise ValueError(f"how often does the loop {loop.name} ({loop.where}) run? Its bound is not in the program")
 
 
-def cost_of(text: str, trips: Trips = no_unknown_loops) -> Cost:
-    """The cost of a compiled program, from `compiled.as_text()`."""
+def cost_of(text: str, trips: Trips = no_unknown_loops, experts: int = 0, target: Target = TPU) -> Cost:
+    """The cost of a compiled program, from `compiled.as_text()`. experts: of the model, 0 without; a chip's products
+    are taken to have an even part of the rows, as large as the chip's part of the experts."""
     computations, entry = parse(text)
-    return _Counter(computations, trips).of(entry)
+    return _Counter(computations, trips, experts, target).of(entry)
 
 
 @dataclass(frozen=True)
 class _Counter:
     computations: Mapping[str, Mapping[str, Instruction]]
     trips: Trips
+    experts: int
+    target: Target = TPU
     _known: dict[tuple[str, bool], Cost] = field(default_factory=dict)
 
     def of(self, name: str, fused: bool = False) -> Cost:
@@ -164,7 +193,8 @@ class _Counter:
         own = self._own(computation, one, fused)
         if one.opcode in ("fusion", "async-start"):
             inner = one.opcode == "fusion" or fused
-            return sum((self.of(name, inner) for name in one.called("calls")), own)
+            called = sum((self.of(name, inner) for name in one.called("calls")), Cost())
+            return own + (self._of_own_experts(one, called) if _passes_over_tiles(one) else called)
         if one.opcode == "call":
             return sum((self.of(name, fused) for name in one.called("to_apply")), own)
         return own
@@ -176,19 +206,51 @@ class _Counter:
         size = one.arrays[0].elements if one.arrays else 0
         kind = one.opcode.removesuffix("-start")
         if kind in _COLLECTIVES:
-            return Cost(bytes=bytes_, collectives=(_collective(kind, one, inputs),))
+            return Cost(bytes=bytes_, collectives=(_collective(kind, one, inputs, self.target.in_node),))
         if one.opcode in ("dot", "convolution"):
             flops = _dot_flops(one, inputs) if one.opcode == "dot" else _convolution_flops(one, inputs)
-            return Cost(flops=flops, passes=flops * _passes(one, inputs), bytes=bytes_)
+            return Cost(flops=flops, passes=flops * self._passes(one, inputs), bytes=bytes_)
         if one.opcode in ("reduce", "reduce-window"):
             return Cost(vector=max((a.elements for a in inputs), default=0), bytes=bytes_)
-        if one.opcode == "custom-call" and "tpu_custom_call" in one.rest:
+        if _is_library_product(one):
+            flops = _library_flops(one, inputs)
+            return Cost(flops=flops, passes=flops * self._passes(one, inputs), bytes=bytes_)
+        if one.opcode == "custom-call" and "ragged_dot_tiling" in one.rest:
+            return replace(self._by_expert(one, inputs), bytes=bytes_)
+        if one.opcode == "custom-call" and _KERNEL.search(one.rest) and "ragged-dot-metadata" not in one.rest:
             return Cost(bytes=bytes_, custom_calls=1)
         return Cost(
             vector=size if one.opcode in _ELEMENTWISE else 0,
             transcendental=size if one.opcode in _TRANSCENDENTAL else 0,
             bytes=bytes_,
         )
+
+    def _passes(self, one: Instruction, inputs: list[Array]) -> float:
+        if any(a.kind != "f32" for a in inputs[:2]):
+            return 1.0
+        return self.target.exact if re.search('highest|"HIGHEST"', one.rest) else self.target.float32
+
+    def _by_expert(self, one: Instruction, inputs: list[Array]) -> Cost:
+        """libtpu's kernel for rows [n, a], sorted by expert, times their expert's matrix. The matrix unit goes through
+        the rows in tiles; one that holds rows of several experts is computed for each."""
+        rows, matrices = inputs[-2:]
+        tile = int(re.findall(r'ragged_dot_tiling="(\d+)', one.rest)[0])
+        own, each = self._own_part(matrices.shape[0]) * rows.shape[0], 2.0 * rows.shape[1] * one.arrays[0].shape[-1]
+        return Cost(flops=own * each, passes=(own + (matrices.shape[0] - 1) * tile) * each)
+
+    def _of_own_experts(self, one: Instruction, called: Cost) -> Cost:
+        """The same where libtpu has no kernel: its text multiplies all rows with all matrices, but tiles without a row
+        of an expert are passed over."""
+        loops = re.findall(r'"iteration_bounds":\[([^\]]*)\]', one.rest)
+        of_mask = re.findall(r'"mask_dim_to_iteration_index":\["(\d+)","(\d+)"\]', one.rest)
+        experts, tiles = (_numbers(loops[0].replace('"', ""))[int(i)] for i in of_mask[0])
+        own = self._own_part(experts)
+        visited = (own * tiles + experts - 1) / (experts * tiles)
+        return replace(called.times(visited), flops=called.flops * own / experts)
+
+    def _own_part(self, held: int) -> float:
+        """Of the rows, those that go to the experts which a chip holds."""
+        return held / self.experts if self.experts else 1.0
 
     def _inputs(self, computation: str, one: Instruction) -> list[Array]:
         instructions = self.computations[computation]
@@ -228,30 +290,36 @@ class _Counter:
         taken, _ = self._taken(body, place, whole)
         return min(taken, whole)
 
-    def _taken(self, body: Mapping[str, Instruction], place: int, whole: float) -> tuple[float, bool]:
-        """Bytes that a fusion reads of the parameter at `place`, and whether it gives the parameter on as it is."""
+    def _taken(
+        self, body: Mapping[str, Instruction], place: int, whole: float, within: bool = False
+    ) -> tuple[float, bool]:
+        """Bytes that a fusion reads of the parameter at `place`, and whether it gives the parameter on as it is. A copy
+        `within` a larger fusion is another order to read in, as far as it is read."""
         names = {i.name for i in body.values() if i.opcode == "parameter" and i.rest == str(place)}
         taken = 0.0
         for one in body.values():  # in order of definition
             if names.isdisjoint(one.operands):
                 continue
-            if one.opcode == "bitcast":
+            if one.opcode == "bitcast" or (within and one.opcode == "copy"):
                 names.add(one.name)
             elif one.opcode in ("dynamic-slice", "gather", "slice"):
                 taken += sum(a.bytes for a in one.arrays)
             elif one.opcode == "fusion":
                 inner = self.computations[one.called("calls")[0]]
                 for i in (i for i, name in enumerate(one.operands) if name in names):
-                    read, given_on = self._taken(inner, i, whole)
+                    read, given_on = self._taken(inner, i, whole, within=True)
                     taken += read
                     names |= {one.name} if given_on else set()
             elif one.opcode != "dynamic-update-slice" or one.operands[0] not in names:  # that one is done in place
                 return whole, False
-        return taken, any(one.root and one.name in names for one in body.values())
+        given_on = [one for one in body.values() if one.root and one.name in names]
+        if not within and any(one.opcode == "fusion" for one in given_on):
+            return whole, False
+        return taken, bool(given_on)
 
     def _written(self, one: Instruction, body: Mapping[str, Instruction] | None) -> float:
         """Bytes of the result; of one that a fusion updates where it lies, the part that is new."""
-        whole = sum(a.bytes for a in one.arrays if a.in_hbm)
+        whole = sum(a.bytes for a in _results(one) if a.in_hbm)
         if not body or not whole:
             return whole
         updates = [i for i in body.values() if i.opcode == "dynamic-update-slice"]
@@ -285,9 +353,26 @@ class _Counter:
         return bounds[0] if len(bounds) == 1 else None
 
 
-def _passes(one: Instruction, inputs: list[Array]) -> int:
-    exact = "highest" in one.rest and all(a.kind == "f32" for a in inputs[:2])
-    return _FLOAT32_PASSES if exact else 1
+def _passes_over_tiles(one: Instruction) -> bool:
+    return "kind=kCustom" in one.rest and '"is_ragged_dot":true' in one.rest
+
+
+def _is_library_product(one: Instruction) -> bool:
+    """A matrix product that XLA for GPUs leaves to cuBLAS."""
+    return one.opcode == "custom-call" and '"__cublas$' in one.rest
+
+
+def _library_flops(one: Instruction, inputs: list[Array]) -> float:
+    match = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.rest)
+    contracted = prod(inputs[0].shape[d] for d in _numbers(match[1])) if match else 1
+    return 2.0 * one.arrays[0].elements * contracted
+
+
+def _results(one: Instruction) -> tuple[Array, ...]:
+    """What an instruction gives, without the room to work in that cuBLAS is lent."""
+    if one.opcode in ("custom-call", "fusion") and len(one.arrays) > 1:
+        return tuple(a for a in one.arrays if a.kind != "s8" or len(a.shape) != 1)
+    return one.arrays
 
 
 def _numbers(text: str) -> list[int]:
@@ -343,8 +428,9 @@ def _meetings(size: int, kernel: int, out: int, window: Mapping) -> int:
     return count
 
 
-def _collective(kind: str, one: Instruction, inputs: list[Array]) -> Collective:
-    """Bytes that each chip sends where the chips of a group form a ring."""
+def _collective(kind: str, one: Instruction, inputs: list[Array], in_node: int | None) -> Collective:
+    """Bytes that each chip sends where the chips of a group form a ring. Where they are of several nodes, the ring
+    passes from each node to the next once; with a ring for each chip of a node, each sends its part of that."""
     chips = _group_size(one.rest)
     sent = sum(a.bytes for a in inputs)
     share = (chips - 1) / chips if chips else 1.0
@@ -354,7 +440,48 @@ def _collective(kind: str, one: Instruction, inputs: list[Array]) -> Collective:
         sent *= max(chips - 1, 0)
     elif kind != "collective-permute":
         sent *= share
-    return Collective(kind, chips, sent)
+    together = 0 if in_node is None else _most_in_one_node(one.rest, in_node)
+    if not together or together == chips:
+        return Collective(kind, chips, sent)
+    return Collective(kind, chips, sent, between=sent / together)
+
+
+def _most_in_one_node(rest: str, in_node: int) -> int:
+    """Of the devices of a group, how many are in one node at most, in the group that is spread the most; 0 where the
+    text does not say which devices are in a group."""
+    groups = _groups(rest)
+    counts = [max(Counter(device // in_node for device in group).values()) for group in groups if group]
+    return min(counts, default=0)
+
+
+def _groups(rest: str) -> list[list[int]]:
+    """The devices of each group, whatever form the text has them in."""
+    match = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
+    if match:
+        grid = np.arange(prod(_numbers(match[3]))).reshape(_numbers(match[3]))
+        turned = grid.transpose(_numbers(match[4])) if match[4] else grid
+        return turned.reshape(int(match[1]), int(match[2])).tolist()
+    match = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest)
+    if match:
+        return _groups_of_mesh(match[1], match[2])
+    match = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,]+\}(?:, ?\{[\d,]+\})*)\}", rest)
+    return [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", match[1])] if match else []
+
+
+def _groups_of_mesh(mesh: str, axes: str) -> list[list[int]]:
+    """`'a'=2,'b'=4` and `'b'`; of an axis that is split, `'b':(2)2` is the part of 2 behind another of 2."""
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
+    parts = [(n, int(a or 1), int(b or 0)) for n, a, b in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)]
+    shape: list[int] = []
+    taken: list[int] = []
+    for name, size in sizes.items():
+        split = [(before, length or size) for n, before, length in parts if n == name]
+        before, length = split[0] if split else (size, 1)
+        taken += [len(shape) + 1] if split else []
+        shape += [before, length, size // (before * length)]
+    grid = np.arange(prod(sizes.values())).reshape(shape)
+    size = prod(shape[axis] for axis in taken)
+    return np.moveaxis(grid, taken, range(-len(taken), 0)).reshape(-1, size).tolist()
 
 
 def _group_size(rest: str) -> int:

@@ -44,7 +44,16 @@ _EXTREME = (
 )
 _LFS = b"version https://git-lfs"
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
-_WRITTEN_TO = ("cache", "checkpoints", "figures", "labels", "model", "neurons", "scores")  # in an output folder
+_WRITTEN_TO = (
+    "cache",
+    "checkpoints",
+    "figures",
+    "labels",
+    "model",
+    "neurons",
+    "samples",
+    "scores",
+)  # in an output folder
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _STATED_SEPARATOR = re.compile(r"sep=([,;|\t])\r?\n")
 _SEMICOLONS = re.compile(r'[^\n,]*;?"?text"?(;[^\n,]*)?\r?\n')  # where numbers have commas, Excel writes these in .csv

@@ -16,30 +16,47 @@ from mwork_jax.runtime.distributed import is_first
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FRAMES = 0.1
 _ENOUGH = 0.02  # the share of the work after which its speed is known
-_WIDTH = 30  # of the bar
+_WIDTH, _LEAST_WIDTH = 30, 10  # of the bar
 _NAME = 28  # characters of what is worked on
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+_READ = "/jax/compilation_cache/cache_hits"
 
 
 class Compilations:
-    """How many programs XLA compiled."""
+    """How many programs XLA compiled, how many more were read as they had been compiled before, and the seconds that
+    both took."""
 
     count = 0
+    read = 0
+    seconds = 0.0
+
+    def __str__(self) -> str:
+        kept = f", {self.read} more were kept from before" if self.read else ""
+        return f"{self.count} programs compiled{kept} ({self.seconds:.0f} s), for every shape once"
 
 
 @contextlib.contextmanager
 def compilations() -> Iterator[Compilations]:
-    """Counts the programs that are compiled within the block."""
+    """Counts the programs that are compiled, or read, within the block."""
     compiled = Compilations()
 
     def listen(event: str, duration_secs: float, **details: Any) -> None:
-        compiled.count += event == _COMPILED
+        if event == _COMPILED:
+            compiled.count += 1
+            compiled.seconds += duration_secs
+
+    def listen_reads(event: str, **details: Any) -> None:
+        if event == _READ:  # JAX counts these among the compiled ones too
+            compiled.read += 1
+            compiled.count -= 1
 
     jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.monitoring.register_event_listener(listen_reads)
     try:
         yield compiled
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+        jax.monitoring.unregister_event_listener(listen_reads)
 
 
 class Progress:
@@ -55,7 +72,7 @@ class Progress:
         self._clock = clock
         self._begin = self._last_unit = clock()
         self._shown: float | None = None
-        self._what = ""
+        self._what = self._beside = ""
         self._quiet = quiet or not is_first()
         self._terminal = not self._quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
@@ -90,7 +107,7 @@ class Progress:
 
     def describe(self, what: str) -> None:
         """Names the work that begins now."""
-        self._what = what
+        self._what, self._beside = what, ""
         self._show(at_once=self._terminal)
 
     def add(self, units: float, *, free: bool = False) -> None:
@@ -114,6 +131,19 @@ class Progress:
             before = done
 
         return step
+
+    def speedometer(self) -> Callable[[int, int, float], None]:
+        """A function that is told how many tokens there are so far, how many rows are under way and the share of the
+        slots that have been full, which are shown beside the time left."""
+        begin = self._clock()
+
+        def tell(tokens: int, rows: int, full: float) -> None:
+            seconds = self._clock() - begin
+            speed = f"{tokens / seconds:,.0f} tokens/s, " if seconds > 0 else ""
+            self._beside = f", {speed}{rows} rows, slots {full:.0%} full"
+            self._show()
+
+        return tell
 
     def share(self) -> float:
         """How much of the total is done, from 0 to 1."""
@@ -144,6 +174,8 @@ class Progress:
         times = f"{_interval(self._shown - self._begin)} so far, {'?' if left is None else _interval(left)} left"
         full, empty = ("█", " ") if (sys.stderr.encoding or "").lower().startswith("utf") else ("#", "-")
         before, after = f"{self._what:<{_NAME}.{_NAME}} {100 * self.share():3.0f}% |", f"| {times}"
+        if len(before) + len(after) + len(self._beside) + _LEAST_WIDTH < _columns():
+            after += self._beside
         # A line that the terminal breaks at its edge could not be drawn over.
         width = max(0, min(_WIDTH, _columns() - 1 - len(before) - len(after)))
         drawn = (full * round(width * self.share())).ljust(width, empty)
@@ -153,7 +185,7 @@ class Progress:
         self._shown = self._clock()
         left = self.seconds_left()
         times = "" if left is None else f", about {_interval(left)} left"
-        print(f"mwork: {100 * self.share():3.0f}% {self._what}{times}", file=sys.stderr, flush=True)
+        print(f"mwork: {100 * self.share():3.0f}% {self._what}{times}{self._beside}", file=sys.stderr, flush=True)
 
 
 def _columns() -> int:

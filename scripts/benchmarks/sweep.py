@@ -26,7 +26,7 @@ from mwork_jax.families import config_from_hf
 from mwork_jax.intervene.stages import EACH_STAGE, StageSplit
 from mwork_jax.load.packaged import packaged_gguf
 from mwork_jax.model.decoder import Decoder, forward_decoder, hidden_states, logits_of
-from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
+from mwork_jax.neurons import LayOut, NeuronMask, NeuronSet, group_widths
 from mwork_jax.settings import TableSettings
 
 LANGUAGES = ("en", "de", "th", "zh")
@@ -63,7 +63,7 @@ def _sweeps(rounds: int, data: str | None) -> Iterator[dict[str, Any]]:
     path = packaged_gguf("gemma3-270m")
     theirs = {d: torch_checkpoint(path, d) for d in DTYPES}
     items = _items(models["float32"], data)
-    sets = _sets(models["float32"].config, 64)
+    sets = sets_of_stages(models["float32"].config, 64)
     first_batch = items[:AT_ONCE]
     ours_dtype = fastest({d: partial(_ours, m, first_batch, sets[:4]) for d, m in models.items()})
     theirs_dtype = fastest({d: partial(_theirs, m, first_batch, sets[:4]) for d, m in theirs.items()})
@@ -109,7 +109,7 @@ def _items(model: mw.Model, data: str | None) -> list[_Item]:
     return items
 
 
-def _sets(config: ModelConfig, count: int) -> list[NeuronSet]:
+def sets_of_stages(config: ModelConfig, count: int) -> list[NeuronSet]:
     """Sets of 2 % of the neurons, in each of the paper's four stages in turn: speed does not depend on which."""
     split, settings = StageSplit.default(config.num_layers), list(EACH_STAGE.values())
     sets = []
@@ -157,21 +157,13 @@ def _check_same(ours: np.ndarray, theirs: np.ndarray) -> None:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Unmasked:
-    """Stands where a mask is expected and multiplies by nothing: the forward pass as it would be without masks."""
+    """Stands where a mask is expected and does nothing: the forward pass as it would be without masks."""
 
-    @property
-    def attn_q(self) -> _Unmasked:
-        return self
+    def applied(self, site: str, x: jax.Array, lay_out: LayOut, generated: jax.Array | None) -> jax.Array:
+        return x
 
-    attn_k = attn_v = ffn_up = ffn_down = attn_q
-
-    def reshape(self, *shape: int) -> _Unmasked:
-        return self
-
-    def __mul__(self, other: Any) -> Any:
-        return other
-
-    __rmul__ = __mul__
+    def steered(self, x: jax.Array, generated: jax.Array | None) -> jax.Array:
+        return x
 
 
 @jax.jit
@@ -184,7 +176,7 @@ def _masking(rounds: int) -> dict[str, Any]:
     config = config_from_hf(SMOLLM2)
     decoder = Decoder.random(config, jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (8, 256)).astype(np.int32)
-    mask = NeuronMask.keep_all(config).drop(_sets(config, 1)[0])
+    mask = NeuronMask.keep_all(config).drop(sets_of_stages(config, 1)[0])
     times = paired(
         lambda: forward_decoder(decoder, ids, mask).block_until_ready(),
         lambda: _unmasked(decoder, ids).block_until_ready(),
@@ -212,7 +204,7 @@ def _generations(rounds: int) -> Iterator[dict[str, Any]]:
 def _generation(name: str, decoders: dict[str, Decoder], hf: dict[str, Any], rounds: int) -> dict[str, Any]:
     config = decoders["float32"].config
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (16, 64)).astype(np.int32)
-    mask = NeuronMask.keep_all(config).drop(_sets(config, 1)[0])
+    mask = NeuronMask.keep_all(config).drop(sets_of_stages(config, 1)[0])
 
     def ours(dtype: str) -> Any:
         return mw.generate(mw.Model(decoders[dtype], None, name), list(ids), mask, max_new_tokens=64)

@@ -1,5 +1,6 @@
 """The whole loop on a small model: results, interruption and repetition, and the command line as a user meets it."""
 
+import csv
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.cli import main
+from mwork_jax.cli.options import neurons_of
+from mwork_jax.errors import InputError
 from mwork_jax.report import run_report
 from mwork_jax.results import RunResults, read_results
 
@@ -54,7 +57,7 @@ def test_results_say_what_made_them(finished, tiny_folder):
     assert provenance.data["de"].origin == "mwork-jax data, documents.de.jsonl"
     assert provenance.data["de"].items == 5
     assert made.neurons["de"].fingerprint == mw.NeuronSet.load(finished / "neurons" / "de.json").fingerprint
-    files = {"results.json", "table.txt", "report.html", "neurons", "scores", "cache", "figures"}
+    files = {"results.json", "table.txt", "report.html", "neurons", "samples", "scores", "cache", "figures"}
     assert {p.name for p in finished.iterdir()} == files
 
 
@@ -101,10 +104,39 @@ def test_a_language_s_row_equals_doing_it_by_hand(finished, tiny_folder):
     assert row["random"]["own_mean"] == pytest.approx(np.mean(random), abs=1e-5)
 
 
+def test_the_matrix_has_the_numbers_that_the_run_reports_elsewhere(finished):
+    made = read_results(finished / "results.json")
+    assert list(made.matrix) == ["de", "th"], "English's set is everything that is activated for it"
+    for off, row in made.matrix.items():
+        assert list(row) == ["en", "de", "th"]
+        assert row[off].rise == made.languages[off].everywhere.own
+        assert row["en"].rise == made.languages[off].everywhere.english
+        assert all(cell.documents == 2 for cell in row.values())
+    rows = list(csv.DictReader((finished / "figures" / "language-matrix.csv").open()))
+    shown = {(row["off"], row["measured"]): float(row["rise"]) for row in rows}
+    assert shown == {(off, lang): cell.rise for off, row in made.matrix.items() for lang, cell in row.items()}
+
+
+def test_every_held_out_document_is_saved_with_its_loss_under_each_mask(finished):
+    samples = mw.read_samples(finished)
+    assert [sample.language for sample in samples] == ["en", "en", "de", "de", "th", "th"]
+    documents = {lang: mw.own_corpus(lang).held_out[:2] for lang in ("en", "de", "th")}
+    assert [sample.prompt for sample in samples] == [text for texts in documents.values() for text in texts]
+    german = samples[2]
+    assert {(a.under, a.neurons) for a in german.answers} == {("original", ""), ("own", "de"), ("random", "de")}
+    assert [a.seed for a in german.answers if a.under == "random"] == [0, 1]
+    assert sum(a.under == "own" for a in german.answers) == 5, "everywhere, and each of four stages"
+    assert {a.answer for sample in samples for a in sample.answers} == {None}
+    cached = [json.loads(path.read_text())["value"] for path in (finished / "cache").glob("*.json")]
+    losses = {-value["nats"][n] / value["tokens"][n] for value in cached for n in range(len(value["nats"]))}
+    assert {a.score for sample in samples for a in sample.answers} <= losses
+    assert "Document by document" in (finished / "report.html").read_text()
+
+
 def test_the_table_shows_the_results(finished):
     text = run_report(read_results(finished / "results.json"))
     assert text + "\n" == (finished / "table.txt").read_text()
-    for word in ("German", "Thai", "Lang-Spec", "Random", "Δn-Eng"):
+    for word in ("German", "Thai", "Lang-Spec", "Random", "Δn-Eng", "switched off (rows) and measured (columns)"):
         assert word in text
     assert max(map(len, text.splitlines()[1:])) <= 125, "it should fit a terminal and a paper"
 
@@ -276,6 +308,24 @@ def test_detect_then_select(tiny_folder, tmp_path, capsys):
     assert found.provenance["corpus"] == f"{tmp_path}/de.txt"
 
 
+def test_select_never_replaces_a_set_silently(finished, tmp_path, capsys):
+    shutil.copytree(finished / "scores", tmp_path / "scores")
+    mwork("select", tmp_path, "--rule", "top_k:3")
+    before = {p: p.read_bytes() for p in (tmp_path / "neurons").iterdir()}
+    mwork("select", tmp_path, "--rule", "top_k:3")  # the same sets
+    output = mwork("select", tmp_path, "--rule", "top_k:4", expect=2, capture=capsys)
+    assert "holds another set (" in output.err
+    assert "neurons, rule top_k:3, mode minus_english), which would be replaced; choose another folder" in output.err
+    assert {p: p.read_bytes() for p in (tmp_path / "neurons").iterdir()} == before
+    output = mwork("select", tmp_path, "--rule", "top_k:4", "--out", tmp_path / "four", "--json", capture=capsys)
+    assert json.loads(output.out)["de"]["file"] == str(tmp_path / "four" / "neurons" / "de.json")
+    assert {p: p.read_bytes() for p in (tmp_path / "neurons").iterdir()} == before
+    mwork("select", tmp_path, "--rule", "top_k:4", "--replace")
+    four = (tmp_path / "four" / "neurons" / "de.json").read_bytes()
+    assert (tmp_path / "neurons" / "de.json").read_bytes() == four
+    mwork("select", finished, "--rule", "top_k:4", "--out", tmp_path / "beside")  # not in the run's folder
+
+
 def test_a_tolerant_rule_has_scores_that_remember_enough(tiny_folder, tmp_path, capsys):
     """Half of 20 documents may miss a neuron: 10, where scores remember 8 unless more are asked for."""
     for lang in ("en", "de"):
@@ -395,7 +445,17 @@ BAD = {
     "too many documents": (["run", "--documents", "33"], "33 detection documents asked, there are 32"),
     "no documents": (["run", "--documents", "0"], "0 detection documents asked"),
     "rule": (["run", "--rule", "best:3"], "rule 'best:3' is not one of"),
-    "mode": (["run", "--mode", "minus"], "--mode minus: it must be one of minus_english"),
+    "mode": (["run", "--mode", "minus"], "mode 'minus' is not one of minus_english"),
+    "mode without a number": (["run", "--mode", "shared_by:many"], "mode 'shared_by:many' is not one of minus_english"),
+    "mode of more languages": (
+        ["run", "--languages", "en,de", "--mode", "shared_by:3"],
+        "mode shared_by:3 needs at least 3 languages; there are en, de",
+    ),
+    "a mode that has no languages to tune": (
+        ["enhance", "--language", "de", "--mode", "shared_by:=3"],
+        "mode shared_by:=3 needs at least 3 languages; there are en, de",
+    ),
+    "matrix": (["run", "--matrix-documents", "-1"], "--matrix-documents -1: it must be at least 0"),
     "seeds": (["run", "--seeds", "0"], "--seeds 0: it must be at least 1"),
     "not a number": (["run", "--documents", "many"], "invalid int value: 'many'"),
     "unknown option": (["run", "--fast"], "unrecognized arguments: --fast"),
@@ -408,6 +468,15 @@ BAD = {
     "a path as language": (["detect", "--corpus", "../x=file.txt"], "'../x' is not a language code"),
     "a language to tune": (["enhance", "--language", "d e"], "--language: 'd e' is not a language code"),
     "kept": (["detect", "--corpus", "en=a", "--kept", "0"], "--kept 0: it must be at least 1"),
+    "a name for a code": (["run", "--languages", "en,german"], "'german' is not a language code; did you mean de, Ger"),
+    "its own name": (["steer", "--languages", "español"], "'español' is not a language code; did you mean es, Span"),
+    "a country": (["detect", "--corpus", "jp=file.txt"], "'jp' is not a language code; did you mean ja, Japanese?"),
+    "no language": (
+        ["run", "--languages", "en,klingon"],
+        "of ISO 639, as en and yue are; for one of your own write x-k",
+    ),
+    "one file name": (["run", "--data", "zh-tw=a", "zh-TW=b"], "zh-tw and zh-TW differ only in capital letters"),
+    "one language twice": (["run", "--languages", "en,de,EN"], "en and EN differ only in capital letters"),
     "a trailing comma": (["run", "--languages", "en,de,"], "'' is not a language code"),
     "nothing to select from": (["select", "."], "no scores/LANG.safetensors"),
     "corpus missing": (["detect", "--corpus", "en=nowhere.txt"], "nowhere.txt: no such file"),
@@ -424,6 +493,34 @@ def test_bad_input_is_one_line_and_status_2(case, tmp_path, monkeypatch, capsys)
     assert output.err.startswith("mwork: ")
     assert output.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_or_file_too_deep_is_said(finished, capsys):
+    for arguments, message in (
+        (("select", finished / "scores"), "give the folder that scores/LANG.safetensors are in"),
+        (("select", finished / "scores" / "de.safetensors"), "give the folder that scores/LANG.safetensors are in"),
+        (("report", finished / "results.json"), "results.json: a file; give the folder that it is in"),
+    ):
+        output = mwork(*arguments, expect=2, capture=capsys)
+        assert message in output.err
+        assert output.err.count("\n") == 1
+    for given in (finished / "neurons", finished / "neurons" / "de.json"):
+        with pytest.raises(InputError, match=r"--neurons takes the folder that neurons/de.json is in$"):
+            neurons_of(given, ("de",))
+
+
+def test_documents_that_two_languages_share_are_said(tiny_folder, tmp_path, capsys):
+    texts = {"en": "one text\nanother\n", "de": "one text\nanother\n", "fr": "third text\n" * 3}
+    corpora = []
+    for language, text in texts.items():
+        (tmp_path / f"{language}.txt").write_text(text)
+        corpora += ["--corpus", f"{language}={tmp_path}/{language}.txt"]
+    output = mwork("detect", "--model", tiny_folder, *corpora, "--out", tmp_path / "out", capture=capsys)
+    lines = [line for line in output.err.splitlines() if "warning" in line]
+    assert lines == [
+        "mwork: warning: en and de: 2 documents are the same; is one file given for both?",
+        "mwork: warning: fr: 3 documents, of which 1 are different",
+    ]
 
 
 def test_stages_that_do_not_fit(tiny_folder, tmp_path, capsys):

@@ -3,6 +3,7 @@ neurons."""
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -11,14 +12,17 @@ from safetensors.numpy import save_file
 import mwork_jax.detect.scores as detect
 import mwork_jax.model.decoder
 from mwork_jax.corpus import Batching, Encoded
+from mwork_jax.detect.activations import MEASURED_SITES
 from mwork_jax.detect.importance import importance
 from mwork_jax.detect.scores import NeuronScores, score_neurons
 from mwork_jax.errors import InputError, InputWarning
-from mwork_jax.neurons import GROUPS
+from mwork_jax.model.decoder import hidden_states
+from mwork_jax.neurons import GROUPS, NeuronMask
 from mwork_jax.runtime.files import checksum_of
 from mwork_jax.runtime.progress import Progress
 from mwork_jax.select.modes import select_neurons
 from support import planted
+from support.slow_deactivation import hf_logits
 from support.tiny import pair, torch
 
 SMALL = Batching(max_tokens=40, tokens_per_batch=96)
@@ -79,6 +83,55 @@ def test_activity_equals_counting_in_pytorch():
         gate, product = (torch.cat(kept[layer::layers]).numpy() for kept in (gates, products))
         np.testing.assert_allclose(scores.active[layer], (gate > 0).mean(axis=0), atol=2e-3)
         np.testing.assert_allclose(scores.activation[layer], product.mean(axis=0), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "bloom", "mixtral"])
+def test_values_for_interventions_equal_those_of_pytorch(family):
+    """Everything that `Sites` names, the residual stream, the largest product, and where the router sends tokens."""
+    both = pair(family, 2)
+    documents, config = [d[:16] for d in some_documents(30) if d.size >= 16], both.config
+    scores = score_neurons(both.model, documents, batching=SMALL)
+    records, names = [], ("q_raw", "k_raw", "v", "activated", "product", "hidden", "experts")
+    for document in documents:
+        _, record = hidden_states(
+            both.decoder,
+            jnp.asarray(document[None]),
+            NeuronMask.keep_all(config),
+            observe=lambda record: {name: getattr(record, name) for name in names},
+        )
+        records.append(record)
+    for layer in range(config.num_layers):
+        of_layer = {
+            name: np.concatenate([np.asarray(record[name])[layer, 0, 1:] for record in records])
+            for name in names
+            if records[0][name] is not None
+        }
+        expected = {
+            site: of_layer[name].reshape(len(of_layer[name]), -1)
+            for site, name in zip(MEASURED_SITES, names, strict=False)
+        }
+        largest = expected["neuron"].max(axis=0)
+        if config.num_experts:
+            sent = of_layer["experts"]
+            share = np.asarray([(sent == e).any(axis=1).mean() for e in range(config.num_experts)])
+            np.testing.assert_allclose(scores.routed[layer], share, atol=1e-6)
+            of_experts = {name: _by_expert(of_layer[name], sent, config) for name in ("activated", "product")}
+            for site, name in (("gate", "activated"), ("neuron", "product")):
+                means = np.concatenate([rows.mean(axis=0) for rows in of_experts[name]])
+                np.testing.assert_allclose(scores.means[site][layer], means, rtol=1e-3, atol=1e-5)
+                del expected[site]
+            largest = np.concatenate([rows.max(axis=0) for rows in of_experts["product"]])
+        for site, values in expected.items():
+            np.testing.assert_allclose(scores.means[site][layer], values.mean(axis=0), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(scores.largest[layer], largest, rtol=1e-4, atol=1e-6)
+    assert scores.routed.shape == (config.num_layers, config.num_experts)
+    hidden = hf_logits(both.hf, documents[0][None], output_hidden_states=True).hidden_states[1][0, 1:].numpy()
+    np.testing.assert_allclose(np.asarray(records[0]["hidden"])[0, 0, 1:], hidden, atol=1e-5)
+
+
+def _by_expert(values, sent, config):
+    """The rows [tokens of an expert, f] of every expert, of values [tokens, experts of a token, f]."""
+    return [values[sent == expert] for expert in range(config.num_experts)]
 
 
 def test_scores_of_an_older_version_are_refused(streamed, tmp_path, monkeypatch):
@@ -150,6 +203,10 @@ def test_save_and_load(streamed, tmp_path):
         np.testing.assert_array_equal(again.worst_rank[group], scores.worst_rank[group])
     np.testing.assert_array_equal(again.active, scores.active)
     np.testing.assert_array_equal(again.activation, scores.activation)
+    for site in MEASURED_SITES:
+        np.testing.assert_array_equal(again.means[site], scores.means[site])
+    np.testing.assert_array_equal(again.largest, scores.largest)
+    np.testing.assert_array_equal(again.routed, scores.routed)
     assert [p.name for p in path.parent.iterdir()] == ["en.safetensors"]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="damaged"):

@@ -120,7 +120,7 @@ def test_names_of_others_stay_text_in_the_model_card(tmp_path):
     foreign = {"rule\n\n<script>alert(1)</script>": "![x](http://evil/p.png) | `a`"}
     neurons = NeuronSet(tuned.neurons.groups, {**tuned.neurons.provenance, **foreign})
     card = export._card(
-        replace(tuned, result=replace(tuned.result, run=replace(tuned.result.run, neurons=neurons))), "float32", {}
+        replace(tuned, result=replace(tuned.result, run=replace(tuned.result.run, neurons=neurons))), "float32", {}, {}
     )
     assert "<script" not in card
     assert "\n\n<" not in card
@@ -429,6 +429,10 @@ def test_what_made_the_results(finished, tiny_folder):
     assert (provenance.versions, provenance.seed) == (versions(), 0)
     assert provenance.model.source == str(tiny_folder)
     assert (provenance.data["de"].origin, len(provenance.data)) == (own_corpus("de").origin, 1)
+    measured = results_in(finished).items["held-out loss"]["fr"]
+    assert (measured.origin, measured.items) == (own_corpus("fr").origin, len(own_corpus("fr").held_out))
+    held_out = f"German {len(own_corpus('de').held_out)} (mwork-jax data, documents.de.jsonl)"
+    assert held_out in " ".join((finished / "table.txt").read_text().split())
 
 
 def test_again_it_computes_nothing(finished, tiny_folder, monkeypatch):
@@ -439,10 +443,11 @@ def test_again_it_computes_nothing(finished, tiny_folder, monkeypatch):
     assert (finished / "results.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("save", [mw.save_folder, mw.save_delta])
-def test_a_model_that_was_not_tuned_is_refused(save, tmp_path):
-    with pytest.raises(mw.InputError, match="a Model cannot be saved; what `fine_tune` returns"):
-        save(mw.Model(None, None, "plain"), tmp_path / "x")
+def test_what_cannot_be_saved_is_refused(tmp_path):
+    with pytest.raises(mw.InputError, match="a Model has no delta to save; what `fine_tune` returns"):
+        mw.save_delta(mw.Model(None, None, "plain"), tmp_path / "x")
+    with pytest.raises(mw.InputError, match=r"model is a str; a Model is needed, as mw.load_model gives"):
+        mw.save_folder("gemma3-270m", tmp_path / "x")
 
 
 def without_command(results):
@@ -452,7 +457,7 @@ def without_command(results):
 
 @pytest.mark.processes
 @pytest.mark.slow
-@pytest.mark.parametrize("kilobytes", [1, 30, 100])
+@pytest.mark.parametrize("kilobytes", [1, 100])
 def test_a_disk_that_is_full_is_one_line_and_nothing_is_lost(kilobytes, finished, tiny_folder, tmp_path):
     """No file may become larger: scores, checkpoints or the model cannot be written whole. Then there is room again."""
     asked = ("--model", tiny_folder, "--out", tmp_path, "--documents", 16, "--rule", "top_fraction:0.3", *TUNING)
@@ -494,8 +499,8 @@ def test_a_sweep_makes_table_6_and_figure_4(tiny_folder, tmp_path, capsys):
             assert row.own_beyond_random.change == pytest.approx(own - random, abs=1e-9)
             assert row.own_beyond_random.ci95 is row.own_beyond_random.p is None, "of two seeds there is no interval"
     figure = (tmp_path / "figure4.svg").read_text()
-    for measure in ("held-out loss", "xcsqa"):
-        assert figure.count(f">{measure}</text>") == 1, "a panel for each measure"
+    for title in (">held-out loss</text>", ">xcsqa format"):
+        assert figure.count(title) == 1, "a panel for each measure"
     assert figure.count(">Lang-Spec</text>") == figure.count(">Random</text>") == 2
     read_report(tmp_path).write()
     assert (tmp_path / "figures" / "figure-4.svg").read_text() == figure
@@ -524,7 +529,7 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys):
         "no such file": ("--neurons", tmp_path),
         "learning_rate is 0": ("--learning-rate", 0),
         "it has none of de": ("--tasks", "xcopa"),
-        "--mode most: it must be one of": ("--mode", "most"),
+        "mode 'most' is not one of": ("--mode", "most"),
         "seed is -1": ("--seed", -1),
         "th-lang-spec-16-0: the neuron set is empty": (
             "--sweep",

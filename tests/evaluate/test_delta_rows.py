@@ -24,7 +24,7 @@ from mwork_jax.metrics import benjamini_hochberg, beyond_random, holm, mcnemar
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet
 from mwork_jax.pipeline import run_pipeline
 from mwork_jax.report.tables import ALIKE, DIFFERS, NONE, against_random
-from mwork_jax.results import McNemarPair, RunResults, read_results
+from mwork_jax.results import McNemarPair, RunResults, read_results, write_results
 from mwork_jax.settings import RunSettings
 from support.slow_deactivation import random_neurons
 from support.tiny import pair
@@ -133,6 +133,9 @@ def test_a_row_by_hand():
         for language, of_english, of_own in zip(("de", "th"), english, own, strict=True):
             change = row.by_language[language]
             assert (change.own, change.english) == (pytest.approx(of_own.mean()), pytest.approx(of_english.mean()))
+            if not spec.is_random:
+                half = stats.t.ppf(0.975, 3) * of_own.std(ddof=1) / math.sqrt(4)
+                assert change.own_ci95 == pytest.approx((change.own - half, change.own + half))
         if not spec.is_random:
             # Four independent documents, each in three languages: a t interval over four numbers.
             of_document = np.mean(english, axis=0) - np.mean(own, axis=0)
@@ -325,6 +328,29 @@ def test_vs_random_in_a_run_is_measured_with_random_sets_of_the_same_parts(finis
     compared = [row.beyond_random for row in results.rows if row.beyond_random is not None]
     assert len(compared) == 1, "no stage has random sets of its own"
     np.testing.assert_allclose([one.p_holm for one in compared], holm([one.p for one in compared]))
+
+
+def test_intervals_of_single_languages_are_those_of_the_matrix(finished):
+    _, _, results = finished
+    for language, row in results.languages.items():
+        assert row.everywhere.own_ci95 == pytest.approx(results.matrix[language][language].ci95)
+        assert row.everywhere.english_ci95 == pytest.approx(results.matrix[language]["en"].ci95)
+        assert row.gen.own_ci95[0] <= row.gen.own <= row.gen.own_ci95[1]
+
+
+def test_random_sets_in_every_stage(finished):
+    """Asked for later in the same folder, so that only they are measured; every row then has its control."""
+    model, out, results = finished
+    corpora = {lang: own_corpus(lang) for lang in RUN.languages}
+    again = run_pipeline(model, corpora, replace(RUN, random_stages=True), out)
+    kinds = [(row.off, row.neurons) for row in again.rows]
+    assert len(set(kinds)) == 10
+    own = [row for row in again.rows if row.neurons == "lang-spec"]
+    assert all((row.off, "random") in kinds and row.beyond_random.ci95 for row in own)
+    assert [(row.delta, row.delta_ci95) for row in own] == [
+        (row.delta, row.delta_ci95) for row in results.rows if row.neurons == "lang-spec"
+    ]
+    write_results(out / "results.json", results)
 
 
 def test_a_run_with_few_seeds_claims_nothing(finished, tmp_path):

@@ -10,8 +10,8 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.cli import main
-from mwork_jax.evaluate.likelihood import log_likelihood
-from mwork_jax.evaluate.paper_tables import TABLES
+from mwork_jax.evaluate.likelihood import LogLikelihood, log_likelihood
+from mwork_jax.evaluate.table_files import TABLES
 from mwork_jax.evaluate.table_run import prepare, prepare_table, run_table
 from mwork_jax.evaluate.tasks import TASKS, continuations
 from mwork_jax.intervene.stages import StageSplit
@@ -55,8 +55,9 @@ def evaluate(model, neurons, out, *more, expect=0):
 
 @pytest.mark.parametrize("number", [2, 4])
 def test_a_table_has_the_paper_s_rows(number, tiny_folder, neurons, four, tmp_path, capsys):
-    out = four if number == 4 else tmp_path
-    evaluate(tiny_folder, neurons, out, "--table", number)
+    """Table 2 generates, in one language besides English, as each shape is compiled; Table 4 scores choices."""
+    out, languages, less = (four, ("de", "fr"), ()) if number == 4 else (tmp_path, ("de",), ("--languages", "en,de"))
+    evaluate(tiny_folder, neurons, out, *less, "--table", number)
     printed = capsys.readouterr().out
     results = tables(out)
     (table,) = results.tables
@@ -69,8 +70,8 @@ def test_a_table_has_the_paper_s_rows(number, tiny_folder, neurons, four, tmp_pa
         assert row.neurons == declared.neurons
         assert row.seeds == (2 if declared.neurons == "random" else 0)
         assert row.delta == pytest.approx(row.delta_eng - row.delta_n_eng)
-        assert (row.n_items, row.n_clusters) == (9, 3), "3 items in 3 languages"
-        assert row.languages == ("de", "fr")
+        assert (row.n_items, row.n_clusters) == (3 * (1 + len(languages)), 3), "3 items in each language"
+        assert row.languages == languages
         assert row.understanding is row.generation is None
     assert f"Table {number}" in printed
     assert printed.count("Lang-Spec") == sum(r.neurons == "lang-spec" for r in TABLES[number].rows)
@@ -116,6 +117,39 @@ def test_python_gives_what_the_file_holds(tiny_folder, neurons, four, tmp_path, 
     assert read_results(tmp_path / "results.json") == gathered == tables(four)
 
 
+def test_every_answer_is_saved_and_comes_from_the_cache(tiny_folder, neurons, four, tmp_path, monkeypatch):
+    """Each item under each row's sets: the score is the row's, the answer the choice that was scored."""
+    monkeypatch.setattr("mwork_jax.evaluate.evaluations.log_likelihoods", lambda *a, **k: pytest.fail("computed again"))
+    path = four / "samples" / "table-4-xcsqa.jsonl"
+    samples, (table,) = mw.read_samples(path), tables(four).tables
+    assert len(samples) == 9
+    german = [sample for sample in samples if sample.language == "de"]
+    items = prepare_table(TABLES[4], None, TableSettings(("en", "de", "fr"), 3, seeds=2))["de"]
+    assert [sample.prompt for sample in german] == list(items.prompts)
+    for sample, item in zip(german, items.items, strict=True):
+        options = TASKS["xcsqa"].options(item)
+        assert sample.references == (options[item.answer],)
+        for answer in sample.answers:
+            assert answer.answer in options
+            assert (answer.score == 100.0) == (answer.answer == options[item.answer])
+    for row in table.rows:
+        off = "+".join(p for p, o in zip(("under", "s_attn", "s_ffn", "gen"), row.off, strict=True) if o)
+        under = "random" if row.neurons == "random" else "own"
+        change = [
+            np.mean([a.score for a in s.answers if (a.under, a.neurons, a.setting) == (under, "de", off)])
+            - s.answers[0].score
+            for s in german
+        ]
+        assert np.mean(change) == pytest.approx(row.by_language["de"].own)
+    before = path.read_bytes()
+    evaluate(tiny_folder, neurons, four, "--table", "4")
+    assert path.read_bytes() == before
+    evaluate(tiny_folder, neurons, four, "--table", "4", "--no-log-samples")
+    assert not path.exists()
+    evaluate(tiny_folder, neurons, four, "--table", "4")
+    assert path.read_bytes() == before
+
+
 def sets_in(neurons):
     return {lang: NeuronSet.load(neurons / "neurons" / f"{lang}.json") for lang in ("de", "fr")}
 
@@ -135,18 +169,17 @@ def test_sets_of_another_shape_and_no_seeds_are_refused_before_any_work(tiny_fol
 
 
 def accuracy(model, evaluation, neurons):
-    """Right or wrong of each item with these neurons off, as points: each choice scored alone."""
+    """Right or wrong of each item with these neurons off and no others in the batch, as points."""
     mask = NeuronMask.keep_all(model.config).drop(neurons)
-    right = []
-    for item, prompt in zip(evaluation.items, evaluation.prompts, strict=True):
-        options = continuations(evaluation.task, item)
-        answers = log_likelihood(model, [prompt] * len(options), options, mask)
-        right.append(answers.scores(_normalisation(evaluation.task)).argmax() == item.answer)
-    return 100.0 * np.asarray(right)
+    options = [continuations(evaluation.task, item) for item in evaluation.items]
+    prompts = [prompt for prompt, of in zip(evaluation.prompts, options, strict=True) for _ in of]
+    answers = log_likelihood(model, prompts, [option for of in options for option in of], mask)
+    each = np.split(answers.scores(_normalisation(evaluation.task)), np.cumsum([len(of) for of in options])[:-1])
+    return 100.0 * np.asarray([a.argmax() == i.answer for a, i in zip(each, evaluation.items, strict=True)])
 
 
 def test_a_row_equals_doing_it_by_hand(tiny_folder, neurons, tmp_path):
-    """A language's own S-FFN and the random sets of the same parts, each item under each set on its own."""
+    """A language's own S-FFN and the random sets of the same parts, each set on its own."""
     evaluate(tiny_folder, neurons, tmp_path, "--table", "4", "--seeds", "5", "--items", "4")
     rows = tables(tmp_path).rows
     row, setting = rows[-1], TABLES[4].rows[-1].setting
@@ -191,7 +224,12 @@ BAD = {
     "table": (("--table", "7"), "table '7' is not one of the paper's"),
     "items": (("--table", "4", "--items", "99"), "99 items asked"),
     "language": (("--table", "4", "--languages", "en,xx"), "no built-in data for language 'xx'"),
-    "no English": (("--table", "4", "--languages", "de,th"), "must include en"),
+    "English alone": (("--table", "4", "--languages", "en"), "must include another one than en"),
+    "no table": ((), "--table, --loss or --lm-eval: one is needed"),
+    "two folders": (("--table", "4", "--data", "a", "b"), "one folder, where a task is measured"),
+    "loss and task": (("--loss", "--task", "mgsm"), "one of them"),
+    "documents": (("--loss", "--data", "de=nowhere.txt"), "nowhere.txt: no such file"),
+    "documents of a language": (("--loss", "--data", "de=README.md"), "--data has no documents of en, fr"),
     "neurons": (("--table", "4", "--languages", "en,ru"), "ru.json: no such file"),
     "task": (("--table", "4", "--task", "chess"), "task 'chess' is not known"),
     "stages": (("--table", "4", "--n1", "4", "--n2", "3"), "do not fit a model of 4 layers"),
@@ -376,3 +414,135 @@ def test_prompts_go_through_the_chat_template(tiny_folder, neurons, tmp_path, ca
     assert mw.load_model(folder).chat_prompt("Q") == "[user] Q\n[model] ", "the answer begins at once"
     evaluate(folder, neurons, tmp_path / "out", "--table", "4", "--chat", "--languages", "en,de", "--items", "1")
     assert tables(tmp_path / "out").tables[0].provenance.settings.chat is True
+
+
+SHARING = """
+table = "sharing"
+task = "xcsqa"
+statistics = ["beyond-random", "by-language"]
+rows = [
+  {off = ["s_ffn", "gen"], neurons = "shared"},
+  {off = ["s_ffn", "gen"], neurons = "random", like = "shared"},
+  {off = ["s_ffn", "gen"], neurons = "exclusive"},
+  {off = ["s_ffn", "gen"], neurons = "union"},
+  {off = ["s_ffn", "gen"], neurons = "lang-spec", scale = 0.5},
+]
+"""
+
+
+def test_a_table_of_one_s_own(tiny_folder, neurons, tmp_path, capsys):
+    """Which sets each kind of row switches off, against sets put together by hand and measured one by one."""
+    (tmp_path / "mine.toml").write_text(SHARING)
+    evaluate(tiny_folder, neurons, tmp_path / "out", "--table", tmp_path / "mine.toml")
+    captured = capsys.readouterr()
+    assert "Table sharing: xcsqa" in captured.out
+    (table,) = tables(tmp_path / "out").tables
+    assert (table.table, [row.neurons for row in table.rows]) == (
+        "sharing", ["shared", "random", "exclusive", "union", "lang-spec"],
+    )  # fmt: skip
+    sets, model = sets_in(neurons), mw.load_model(tiny_folder)
+    evaluations = prepare(TASKS["xcsqa"], None, TableSettings(("en", "de", "fr"), 3))
+    split, setting = StageSplit.default(4), TABLES[4].rows[0].setting
+    off = replace(setting, gen=True)
+    both = sets["de"] & sets["fr"]
+    for row, by_hand in (
+        (table.rows[0], {"de": both, "fr": both}),
+        (table.rows[2], {"de": sets["de"] - sets["fr"], "fr": sets["fr"] - sets["de"]}),
+        (table.rows[3], dict.fromkeys(("de", "fr"), sets["de"] | sets["fr"])),
+    ):
+        for language, own in by_hand.items():
+            expected = accuracy(model, evaluations[language], off.choose(own, split)).mean()
+            before = table.original[language][table.task.score]
+            assert row.by_language[language].own == pytest.approx(expected - before)
+    assert table.rows[0].beyond_random.delta == pytest.approx(table.rows[0].delta - table.rows[1].delta)
+    assert table.rows[1].like == "shared"
+    assert table.rows[2].beyond_random is None, "no random row is matched to it"
+    assert table.rows[4].scale == 0.5
+    assert not any(row.mcnemar or row.seed_spread for row in table.rows), "not asked for"
+    assert "Lang-Spec ×0.5" in captured.out
+    path = tmp_path / "out" / "samples" / "table-sharing-xcsqa.jsonl"
+    settings = {answer.setting for answer in mw.read_samples(path)[0].answers}
+    assert {"s_ffn+gen, shared neurons", "s_ffn+gen x 0.5", "s_ffn+gen, union neurons"} <= settings
+    assert mw.read_report(tmp_path / "out").write().exists()
+    evaluate(
+        tiny_folder, neurons, tmp_path / "out", "--table", tmp_path / "mine.toml", "--languages", "en,de", expect=2
+    )
+    assert "compare the sets of several languages; there is de alone" in capsys.readouterr().err
+
+
+def test_held_out_loss_of_sets_that_exist(tiny_folder, neurons, tmp_path, capsys):
+    """Any text, without detection: scaled and whole, against each set measured alone; without English too."""
+    texts = {lang: [text[:80].strip() for text in mw.own_corpus(lang).held_out[:3]] for lang in ("en", "de", "fr")}
+    for lang, own in texts.items():
+        (tmp_path / f"{lang}.txt").write_text("\n\n".join(own), encoding="utf-8")
+    text = 'task = "held-out loss"\n' + SHARING.partition("statistics")[2].join(["statistics", ""])
+    (tmp_path / "mine.toml").write_text(text)
+    data = [f"{lang}={tmp_path / lang}.txt" for lang in texts]
+    evaluate(tiny_folder, neurons, tmp_path / "out", "--table", tmp_path / "mine.toml", "--data", *data)
+    (table,) = tables(tmp_path / "out").tables
+    model, sets = mw.load_model(tiny_folder), sets_in(neurons)
+    off = replace(TABLES[4].rows[0].setting, gen=True)
+    part = {lang: off.choose(own, StageSplit.default(4)) for lang, own in sets.items()}
+
+    def loss(lang, edit):
+        scores = mw.held_out_loss(model, texts[lang], edit)
+        return sum(scores.nats) / sum(scores.tokens)
+
+    nothing = NeuronMask.keep_all(model.config)
+    half = {lang: mw.Intervention.none(model.config).scale(own, 0.5) for lang, own in part.items()}
+    row = table.rows[4]
+    assert table.original["de"]["nats_per_token"] == pytest.approx(loss("de", nothing), rel=1e-5)
+    for lang in ("de", "fr"):
+        assert row.by_language[lang].own == pytest.approx(loss(lang, nothing) - loss(lang, half[lang]), abs=1e-5)
+        assert row.by_language[lang].english == pytest.approx(loss("en", nothing) - loss("en", half[lang]), abs=1e-5)
+    assert (row.n_items, table.provenance.data["de"].origin) == (9, f"{tmp_path / 'de'}.txt")
+    capsys.readouterr()
+    evaluate(tiny_folder, neurons, tmp_path / "two", "--loss", "--languages", "de,fr", "--data", *data[1:])
+    captured = capsys.readouterr()
+    assert "no English there; Delta needs it" in captured.err
+    assert "Without English there is no Δ" in captured.out
+    (without,) = tables(tmp_path / "two").tables
+    assert (without.table, len(without.rows)) == ("loss", 10)
+    for row in without.rows:
+        assert row.eng is row.delta_eng is row.delta is row.delta_ci95 is None
+        assert row.delta_n_eng == pytest.approx(np.mean([change.own for change in row.by_language.values()]))
+        assert all(change.english is None for change in row.by_language.values())
+    own, random = without.rows[1], without.rows[0]
+    assert own.beyond_random.delta == pytest.approx(random.delta_n_eng - own.delta_n_eng)
+    assert random.seed_spread.delta is None
+    assert mw.read_report(tmp_path / "two").write().exists()
+
+
+def test_a_task_without_english(tiny_folder, tmp_path, monkeypatch, capsys):
+    """XCOPA has none: the table says what becomes of the languages; COPA's test set gives Delta back."""
+
+    def likelihoods(model, contexts, continuations, masks, **_):
+        numbers = np.random.default_rng(0).normal(size=(len(masks), len(contexts)))
+        return [LogLikelihood(nats, np.ones(nats.size, int), np.ones(nats.size, int)) for nats in numbers]
+
+    monkeypatch.setattr("mwork_jax.evaluate.evaluations.log_likelihoods", likelihoods)
+    row = {
+        "premise": "Es regnet.",
+        "choice1": "Es ist nass.",
+        "choice2": "Es ist rot.",
+        "question": "effect",
+        "label": 0,
+    }
+    lines = "\n".join(json.dumps({**row, "label": 0, "idx": n}) for n in range(3))
+    (tmp_path / "test.th.jsonl").write_text(lines)
+    (tmp_path / "neurons").mkdir()
+    save_neurons(tmp_path, mw.load_model(tiny_folder), ("th",))
+    more = ("--table", "4", "--data", tmp_path, "--languages", "en,th")
+    evaluate(tiny_folder, tmp_path, tmp_path / "out", *more)
+    errors = capsys.readouterr().err
+    assert "xcopa stands in for it" in errors
+    assert "COPA's test set is XCOPA's English, as test.en.jsonl" in errors
+    (table,) = tables(tmp_path / "out").tables
+    assert {row.delta for row in table.rows} == {None}
+    assert {row.languages for row in table.rows} == {("th",)}
+    assert [pair.english for row in table.rows for pair in row.mcnemar.values()] == [None, None]
+    (tmp_path / "test.en.jsonl").write_text(lines)
+    evaluate(tiny_folder, tmp_path, tmp_path / "out", *more)
+    (whole,) = tables(tmp_path / "out").tables
+    assert all(row.delta is not None for row in whole.rows)
+    assert [row.delta_n_eng for row in whole.rows] == [row.delta_n_eng for row in table.rows]

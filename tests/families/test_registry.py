@@ -82,6 +82,9 @@ def test_qwen_windows_only_where_they_are_switched_on():
         ({"clip_qkv": 8.0}, "attribute 'clip_qkv' = 8.0 is not understood"),
         ({"sliding_window": 64}, "attribute 'sliding_window' = 64 is not understood for model_type 'llama'"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "the weights are quantised \\('bitsandbytes'\\)"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": False}}, "the weights are quantised"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "quantised \\('4 bits'\\).* remove quantization$"),
+        ({"min_new_tokens": 5}, "attribute 'min_new_tokens' = 5"),
         ({"repetition_penalty": 1.2}, "attribute 'repetition_penalty' = 1.2"),
         ({"use_mrope": True}, "attribute 'use_mrope' = True"),
         ({"partial_rotary_factor": 0.5}, "attribute 'partial_rotary_factor' = 0.5"),
@@ -132,8 +135,20 @@ OF_TRANSFORMERS_4 = {
         {"quantization_config": None},
         {"_attn_implementation": "sdpa", "_commit_hash": "0" * 40},
         {"do_sample": True, "temperature": 0.6, "max_length": 4096},
+        {"tokenizer_model_max_length": 4096, "neftune_noise_alpha": 5.0, "use_flash_attn": True, "eos_token": "</s>"},
+        {"quantization_config": {}},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False}},
     ],
-    ids=["transformers 4", "a switch that is off", "no quantisation", "bookkeeping", "sampling"],
+    ids=[
+        "transformers 4",
+        "a switch that is off",
+        "no quantisation",
+        "bookkeeping",
+        "sampling",
+        "of tuning",
+        "an empty quantisation",
+        "a quantisation that is off",
+    ],
 )
 def test_what_has_no_effect_is_taken(more):
     assert config_from_hf({**LLAMA_HF, **more}) == config_from_hf(LLAMA_HF)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+import mwork_kernels  # pyright: ignore[reportMissingImports]
 from mwork_kernels.qk_importance import qk_importance, tiles, xla  # pyright: ignore[reportMissingImports]
 from mwork_kernels.qk_importance.reference import qk_importance_reference  # pyright: ignore[reportMissingImports]
 from support.attention_arguments import arguments
@@ -42,6 +43,35 @@ def test_an_unknown_implementation_never_falls_back():
     args, keywords = arguments(3)
     with pytest.raises(ValueError, match="no implementation 'cuda'"):
         qk_importance(*args, **keywords, implementation="cuda")
+
+
+def swapped(name, *axes):
+    def change(args):
+        names = ("q", "k", "cos", "sin", "token_mask", "window")
+        return [np.transpose(a, axes) if n == name else a for n, a in zip(names, args, strict=True)]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        swapped("q", 0, 2, 1, 3),
+        swapped("k", 0, 2, 1, 3),
+        swapped("q", 0, 1, 3, 2),
+        swapped("token_mask", 1, 0),
+        swapped("cos", 0, 2, 1),
+        lambda args: [x[0] for x in args[:2]] + args[2:],
+        lambda args: [args[1], args[0], *args[2:]],
+        lambda args: [*args[:5], np.ones(3)],
+    ],
+)
+def test_axes_in_another_order_are_one_line_with_the_shapes(change):
+    args, keywords = arguments(9)
+    with pytest.raises(ValueError, match=r"^qk_importance: the shapes do not fit together: q \[.*needed are q \[batch"):
+        jax.eval_shape(lambda *a: mwork_kernels.qk_importance(*a, **keywords), *change(list(args)))
+    with pytest.raises(ValueError, match=r"^qk_importance: window is None; an int32 scalar"):
+        mwork_kernels.qk_importance(*args[:5], None, **keywords)
 
 
 @pytest.mark.parametrize(

@@ -59,14 +59,18 @@ def test_shares_equal_counting_one_by_one(family, masked):
     model, labels, k = pair(family, 2).model, some_labels(), 4
     mask = NeuronMask.keep_all(model.config)
     mask = mask.drop(random_neurons(model.config)) if masked else mask
-    found = language_shares(model, documents(), mask, labels, k=k)
+    each = {}
+    found = language_shares(
+        model, documents(), mask, labels, k=k, each=lambda number, shares: each.update({number: shares})
+    )
     top_k, top_1, positions = 0.0, 0.0, 0
-    for document in documents():
+    for number, document in enumerate(documents()):
         logits = np.asarray(lens_logits(model, document[None], mask))[:, 0, 1:]  # without BOS
         best = np.argsort(-logits, axis=-1, kind="stable")[..., :k]
         hot = np.eye(5)[labels.codes[best]]
         top_k, top_1 = top_k + hot.mean(axis=2).sum(axis=1), top_1 + hot[:, :, 0].sum(axis=1)
         positions += document.size - 1
+        np.testing.assert_allclose(each[number], hot.mean(axis=2).mean(axis=1), atol=1e-6)
     assert found.positions == positions
     np.testing.assert_allclose(found.top_k, top_k / positions, atol=1e-6)
     np.testing.assert_allclose(found.top_1, top_1 / positions, atol=1e-6)
@@ -85,6 +89,9 @@ def test_the_top_tokens_of_every_layer():
     np.testing.assert_allclose(probability, np.take_along_axis(every, found, axis=-1), rtol=1e-5)
     with pytest.raises(mw.InputError, match="0 tokens"):
         mw.top_tokens(model, document[:0], mask)
+    for k, says in ((0, "from 1 to 97"), (98, "from 1 to 97"), (2.5, "whole number")):
+        with pytest.raises(mw.InputError, match=says):
+            mw.top_tokens(model, document, mask, k=k)
 
 
 def test_one_program_for_every_mask():
@@ -152,6 +159,7 @@ def test_the_command(finished, tiny_folder, capsys, monkeypatch):
     for shares in results.shares:
         assert np.asarray(shares.top_k).shape == (5, 6)
         np.testing.assert_allclose(np.sum(shares.top_1, axis=1), 1, atol=1e-5)
+        assert len(shares.english_lead) == (0 if shares.language == "en" else 2), "of each prompt"
     assert [len(example.tokens) for example in results.examples] == [8, 8, 8], "without BOS"
     # Again: the labels and the shares are there already.
     before = (finished / "lens.json").read_bytes()

@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType as Kind
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.families import config_from_hf
+from mwork_jax.load import load_model
 from mwork_jax.load.assemble import assemble
 from mwork_jax.load.gguf_file import GGUFCheckpoint, llama3_scaling
 from mwork_jax.model.decoder import forward_decoder
@@ -111,6 +112,17 @@ def test_quantised_tensors(kind, llama, tmp_path):
     np.testing.assert_array_equal(found.astype(np.float32), gguf.quants.dequantize(packed, kind))
     assert found.dtype == {Kind.BF16: ml_dtypes.bfloat16, Kind.F16: np.float16}.get(kind, np.float32)
     assert np.abs(found.astype(np.float32) - tensors[name]).max() < 0.1 * np.abs(tensors[name]).max()
+
+
+def test_it_says_how_it_holds_its_weights(llama, tmp_path):
+    metadata, tensors = llama
+    matrices = [name for name, x in tensors.items() if x.ndim > 1 and x.shape[-1] % 32 == 0]
+    path = write_gguf(tmp_path / "m.gguf", "llama", metadata, tensors, dict.fromkeys(matrices, Kind.Q4_0))
+    assert GGUFCheckpoint(path).stored() in ("4-bit GGUF (Q4_0, F32)", "4-bit GGUF (F32, Q4_0)")
+    model = load_model(path, dtype="float32")
+    assert model.info.precision.startswith("float32, dequantised from 4-bit GGUF (")
+    assert "stored" not in model.key
+    assert GGUFCheckpoint(write_gguf(tmp_path / "f.gguf", "llama", metadata, tensors)).stored() == "GGUF (F32)"
 
 
 @pytest.mark.parametrize("kind", [Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K])

@@ -154,6 +154,14 @@ def stale_shards(folder):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "old.safetensors"}}')
 
 
+def one_deeper(folder):
+    """As the Hub's cache has it."""
+    below = folder / "snapshots" / "abc"
+    below.mkdir(parents=True)
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        path.rename(below / path.name)
+
+
 def as_doubles(folder):
     tensors = {name: tensor.astype(np.float64) for name, tensor in load_file(folder / "model.safetensors").items()}
     tensors["lm_head.weight"][7, 3] = -1e39
@@ -189,6 +197,19 @@ BROKEN = {
     "pickled": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
         "pytorch_model.bin can hold code and is not read",
+    ),
+    "shards without an index": (
+        lambda f: (f / "model.safetensors").rename(f / "model-00001-of-00001.safetensors"),
+        "there is model-00001-of-00001.safetensors, but not model.safetensors.index.json",
+    ),
+    "another layout": (
+        lambda f: (f / "model.safetensors").rename(f / "consolidated.safetensors"),
+        "consolidated.safetensors is not in Hugging Face's layout",
+    ),
+    "one folder too high": (one_deeper, "no config.json; .* has one: .*/snapshots/abc, for example"),
+    "a mark of Windows": (
+        lambda f: (f / "config.json").write_bytes(b"\xef\xbb\xbf" + (f / "config.json").read_bytes()),
+        "config.json: begins with a byte order mark",
     ),
     "two sets": (
         stale_shards,
@@ -256,6 +277,9 @@ def renamed(folder, prefix, head):
         ("llama-tied", "", ""),
         ("llama", "language_model.model.", "language_model."),
         ("llama", "model.language_model.", ""),
+        ("llama", "_orig_mod.model.", "_orig_mod."),
+        ("llama", "module.model.", "module."),
+        ("llama", "base_model.model.model.", "base_model.model."),
     ],
 )
 def test_parts_of_larger_models_have_other_names(family, prefix, head, mesh, tmp_path):

@@ -41,7 +41,7 @@ def wrong_masks(config):
     narrow = {**vars(keep), "ffn_up": keep.ffn_up[:, 1:]}
     return {
         "a set": (random_neurons(config), r"mask is a NeuronSet; .*keep_all\(config\)\.drop\(neurons\) makes one"),
-        "nothing": (None, "mask is a NoneType; a NeuronMask is needed"),
+        "nothing": (None, "mask is a NoneType; a NeuronMask or an Intervention is needed"),
         "a stack": (NeuronMask.stack([keep, keep]), "it is a stack: use jax.vmap"),
         "narrow": (NeuronMask(**narrow), r"mask: ffn_up is \[3, 47\], the model needs \[3, 48\]"),
         "not a number": (keep.__class__(**{**vars(keep), "attn_v": keep.attn_v * np.nan}), "mask: attn_v holds NaN"),
@@ -107,3 +107,33 @@ def test_programs_that_set_flags_of_jax_get_the_same(model):
     np.testing.assert_allclose(scores, before[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(nats, before[1], rtol=1e-5)
     assert new == before[2]
+
+
+def wrong_calls(model):
+    ids, keep, neurons = tokens(2, 9), NeuronMask.keep_all(model.config), random_neurons(model.config)
+    prompts = list(ids)
+    return {
+        "a name for a model": (lambda: mw.generate("tiny", prompts, keep, max_new_tokens=2), "model is a str"),
+        "a decoder": (lambda: mw.held_out_loss(model.decoder, prompts, keep), "model is a Decoder; a Model is needed"),
+        "scores of a name": (lambda: mw.score_neurons("tiny", prompts), "model is a str"),
+        "a prompt of two rows": (lambda: mw.generate(model, [ids], keep, max_new_tokens=2), r"int32 of shape \(2, 9\)"),
+        "numbers": (lambda: mw.importance(model, ids[0] * 1.0), r"float64 of shape \(9,\)"),
+        "swapped": (lambda: mw.log_likelihood(model, keep, prompts, prompts), "come as lists"),
+        "one pair": (lambda: mw.log_likelihood(model, ids[0], ids[1], keep), r"the continuation has shape \[\]"),
+        "mask for tokens": (lambda: mw.forward(model, keep, ids), r"tokens are object \[\];.*, not NeuronMask"),
+        "a row": (lambda: mw.lens_logits(model, ids[0], keep), r"int32 \[9\];.*tokens\[None\] makes one row"),
+        "labels": (lambda: mw.language_shares(model, prompts, keep, None), "labels are a NoneType; Vocabulary"),
+        "a mask to tune": (lambda: mw.fine_tune(model, keep, prompts), "a NeuronMask cannot be tuned; a NeuronSet"),
+        "a model for its shape": (lambda: NeuronMask.keep_all(model), "a ModelConfig is needed, model.config, not a M"),
+        "no masks": (lambda: NeuronMask.stack([]), "stack: there are no masks"),
+        "sets": (lambda: NeuronMask.stack([neurons]), "stack: a NeuronSet is no NeuronMask"),
+        "a list of sets": (lambda: mw.overlap([neurons]), "overlap: a list, where {language: NeuronSet} is needed"),
+    }
+
+
+@pytest.mark.parametrize("case", wrong_calls(pair("llama", 2).model))
+def test_wrong_arguments_are_one_line(case, model):
+    call, message = wrong_calls(model)[case]
+    with pytest.raises(mw.InputError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)

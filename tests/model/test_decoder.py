@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mwork_jax as mw
 from mwork_jax.model.decoder import Decoder, embedded, forward_decoder, hidden_states, logits_of
 from mwork_jax.neurons import GROUPS, NeuronMask
 from support.slow_deactivation import hf_logits, random_neurons, zero_neurons
-from support.tiny import DISTINCT, FAMILIES, KV_HEADS, hf_model, pair, tokens
+from support.tiny import DISTINCT, FAMILIES, KV_HEADS, hf_model, pair, tokens, torch
 
 TOLERANCE = 1e-5
 
@@ -144,3 +145,65 @@ def test_the_embedding_has_its_gradient(dtype):
     times = np.bincount(np.asarray(ids).ravel(), minlength=decoder.config.vocab_size)
     expected = 2 * times[:, None] * np.asarray(decoder.embed[...], np.float32)
     np.testing.assert_allclose(np.asarray(gradient, np.float32), expected, rtol=1e-2, atol=0)
+
+
+def kept(layer):
+    """What a cache of activations keeps, in any pytree."""
+    return {"hidden": layer.hidden, "parts": (layer.v, layer.product.max(axis=1))}
+
+
+def test_hidden_states_give_each_layer_s_activations():
+    """Against Hugging Face's hidden states, and each layer's values and products computed from those by hand."""
+    both = pair("llama", 2)
+    ids, keep = tokens(2, 11), NeuronMask.keep_all(both.config)
+    last, cached = mw.hidden_states(both.model, ids, keep, observe=kept)
+    with torch.no_grad():
+        theirs = both.hf.model(torch.tensor(ids, dtype=torch.long), output_hidden_states=True).hidden_states
+        layer, x = both.hf.model.layers[1], theirs[1]
+        values = layer.self_attn.v_proj(layer.input_layernorm(x)).numpy()
+        after = (
+            x
+            + layer.self_attn(
+                layer.input_layernorm(x),
+                position_embeddings=both.hf.model.rotary_emb(x, torch.arange(11)[None]),
+                attention_mask=torch.full((11, 11), -torch.inf).triu(1)[None, None],
+            )[0]
+        )
+        inner = layer.post_attention_layernorm(after)
+        products = (torch.nn.functional.silu(layer.mlp.gate_proj(inner)) * layer.mlp.up_proj(inner)).numpy()
+    layers = both.config.num_layers
+    for n in range(layers - 1):  # theirs of the last layer is after the norm
+        np.testing.assert_allclose(cached["hidden"][n], theirs[n + 1].numpy(), atol=1e-5)
+    np.testing.assert_array_equal(cached["hidden"][-1], last)
+    v, most = cached["parts"]
+    np.testing.assert_allclose(v[1].reshape(2, 11, -1), values, atol=1e-5)
+    np.testing.assert_allclose(most[1], products.max(axis=1), atol=1e-5)
+    np.testing.assert_allclose(logits_of(both.decoder, last), mw.forward(both.model, ids, keep), atol=1e-5)
+    assert mw.hidden_states(both.model, ids, keep)[1] is None
+
+
+def test_hidden_states_compile_once_and_go_through_vmap_and_jit():
+    both = pair("llama", 2)
+    ids, keep = tokens(2, 11), NeuronMask.keep_all(both.config)
+    masks = [keep, *(keep.drop(random_neurons(both.config, seed=s)) for s in range(2))]
+    each = [mw.hidden_states(both.model, ids, mask, observe=kept) for mask in masks]
+    compiled = mw._observed._cache_size()
+    assert mw.hidden_states(both.model, ids, keep.drop(random_neurons(both.config, seed=9)), observe=kept)
+    assert mw._observed._cache_size() == compiled
+    together = jax.jit(jax.vmap(lambda mask: mw.hidden_states(both.model, ids, mask, observe=kept)))
+    stacked = together(NeuronMask.stack(masks))
+    for ours, alone in zip(jax.tree.leaves(stacked), zip(*map(jax.tree.leaves, each), strict=True), strict=True):
+        np.testing.assert_allclose(ours, np.stack(alone), atol=1e-5)
+
+
+def test_hidden_states_of_what_cannot_be_meant():
+    model = pair("llama", 2).model
+    keep = NeuronMask.keep_all(model.config)
+    with pytest.raises(mw.InputError, match="observe is a list; a function of a LayerRecord is needed"):
+        mw.hidden_states(model, tokens(1, 5), keep, observe=["v"])
+    with pytest.raises(mw.InputError, match=r"tokens are int32 \[5\]; .* tokens\[None\] makes one row of them"):
+        mw.hidden_states(model, tokens(1, 5)[0], keep)
+    with pytest.raises(mw.InputError, match="mask is a NoneType"):
+        mw.hidden_states(model, tokens(1, 5), None)
+    with pytest.raises(mw.InputError, match="model is a Decoder; a Model is needed"):
+        mw.hidden_states(model.decoder, tokens(1, 5), keep)

@@ -1,4 +1,4 @@
-"""Greedy generation: token for token HF `generate`, a full forward pass at every step, and one program for any mask."""
+"""Generation: greedy, HF `generate` token for token and a full forward pass at every step; one program for any mask."""
 
 import re
 from functools import partial
@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 import mwork_jax as mw
-import mwork_jax.model.generate as generation
+import mwork_jax.model.decode_queue as queue
 from mwork_jax.errors import InputError
+from mwork_jax.model.decode_slots import decode_slots
 from mwork_jax.model.decoder import embedded, forward_decoder, hidden_states, logits_of
-from mwork_jax.model.generate import _first_tokens, decode_tokens, likeliest, run_steps
+from mwork_jax.model.generate import decode_tokens
 from mwork_jax.model.kv_cache import KeyValueCache, extend
+from mwork_jax.model.sampling import Sampling, likeliest, nucleus
+from mwork_jax.model.sampling import drawn as draw_tokens
+from mwork_jax.model.slots import advance_blocks
 from mwork_jax.neurons import NeuronMask
 from support.slow_deactivation import random_neurons, zero_neurons
 from support.tiny import POSITIONS, decoder_of, hf_model, pair, tokens, torch
@@ -190,7 +194,13 @@ def test_stop_strings_cut_the_text_and_end_the_loop(tiny_folder, monkeypatch):
     mask = NeuronMask.keep_all(model.config)
     options = {"mask": mask, "max_new_tokens": 40}
     calls = []
-    monkeypatch.setattr(generation, "run_steps", lambda *given: calls.append(int(given[-1])) or run_steps(*given))
+
+    def counted(*given):
+        *results, steps = decode_slots(*given)
+        calls.append(int(steps))
+        return *results, steps
+
+    monkeypatch.setattr(queue, "decode_slots", counted)
     texts = ["a prompt", "another"]
     free = mw.generate(model, texts, **options)
     assert calls == [40]
@@ -199,10 +209,16 @@ def test_stop_strings_cut_the_text_and_end_the_loop(tiny_folder, monkeypatch):
     calls.clear()
     stopped = mw.generate(model, texts, stop=stop, **options)
     assert stopped == [text[: min(text.find(s) % 1000 for s in stop)] for text in free]
-    assert calls == [16]
+    assert len(calls) == 1
+    assert calls[0] < 16, "a stop string is seen at the token that completes it"
     calls.clear()
     assert mw.generate(model, texts, stop=["no such text"], **options) == free
-    assert calls == [16, 32, 40]
+    assert calls == [40]
+    calls.clear()
+    assert (
+        mw.generate(model, texts, stop=["no such text, as it is longer than what the table holds"], **options) == free
+    )
+    assert calls == [16, 16, 8]
     (array,) = mw.generate(model, [model.encode(texts[0])], **options)
     assert array == free[0]
 
@@ -266,13 +282,82 @@ def test_the_likeliest_token_is_the_first_of_the_highest_logit(vocabulary):
 
 def test_any_mask_and_any_number_of_new_tokens_is_one_program():
     both = pair("llama", 2)
-    for program in (_first_tokens, run_steps):
+    for program in (advance_blocks, decode_slots):
         program.clear_cache()
     for seed in range(20):
         mask = NeuronMask.keep_all(both.config).drop(random_neurons(both.config, seed=seed))
         mw.generate(both.model, prompts((13 + seed % 4, 5)), mask, max_new_tokens=17 + seed % 4)
-    assert _first_tokens._cache_size() == 1
-    assert run_steps._cache_size() == 1
+    assert advance_blocks._cache_size() == 1
+    assert decode_slots._cache_size() == 1
+
+
+def sampled(both, mask, temperature=0.8, top_p=0.7, seed=0, **options):
+    rates = {"temperature": temperature, "top_p": top_p, "key": jax.random.key(seed)}
+    return mw.generate(both.model, prompts((13, 5, 9)), mask, max_new_tokens=17, **rates, **options)
+
+
+def test_any_temperature_top_p_and_key_is_one_more_program():
+    both = pair("llama", 2)
+    mask = NeuronMask.keep_all(both.config).drop(random_neurons(both.config, seed=0))
+    greedy = mw.generate(both.model, prompts((13, 5, 9)), mask, max_new_tokens=17)
+    programs = decode_slots._cache_size()
+    assert_rows_equal(sampled(both, mask, temperature=0), greedy)
+    assert decode_slots._cache_size() == programs, "greedy is the program that it was"
+    drawn = [sampled(both, mask, t, p, seed) for t, p, seed in ((0.8, 0.7, 0), (2.0, 1.0, 0), (2.0, 1.0, 1))]
+    assert decode_slots._cache_size() == programs + 1
+    texts = {tuple(map(tuple, rows)) for rows in (greedy, *drawn)}
+    assert len(texts) == 4
+    assert_rows_equal(sampled(both, mask), drawn[0])
+    assert_rows_equal(sampled(both, mask, tokens_per_batch=1), drawn[0])
+    assert_rows_equal(sampled(both, mask, top_p=1e-6), greedy)  # the likeliest alone is left
+
+
+def test_drawn_tokens_follow_the_distribution_of_temperature_and_top_p():
+    """By hand: the full forward pass, softmax of logits / temperature, the likeliest tokens up to top_p."""
+    both, count, temperature, top_p = pair("llama", 2), 4096, 1.5, 0.6
+    mask, ids = NeuronMask.keep_all(both.config), prompts((9,))[0]
+    logits = np.asarray(forward_decoder(both.decoder, ids[None], mask)[0, -1], np.float64)
+    p = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+    order = np.argsort(-p)
+    kept = order[: np.searchsorted(np.cumsum(p[order]), top_p) + 1]
+    sampling = Sampling(np.zeros(2, np.uint32), np.arange(count, dtype=np.int32), np.float32(temperature), top_p)
+    tiled = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (count, len(p)))
+    tokens = np.asarray(jax.jit(draw_tokens)(tiled, sampling, jnp.int32(0), jnp.zeros(count, jnp.int32)))
+    assert set(tokens) == set(kept)
+    shares = np.bincount(tokens, minlength=len(p))[kept] / count
+    np.testing.assert_allclose(shares, p[kept] / p[kept].sum(), atol=4 * 0.5 / count**0.5)
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.9, 0.99, 1.0])
+def test_the_nucleus_is_the_one_that_sorting_finds(top_p):
+    p = np.random.default_rng(0).dirichlet(np.full(300, 0.05), 20).astype(np.float32)
+    order = np.argsort(-p, axis=1)
+    before = np.cumsum(np.take_along_axis(p.astype(np.float64), order, 1), 1) - np.take_along_axis(p, order, 1)
+    expected = np.zeros(p.shape, bool)
+    np.put_along_axis(expected, order, before < top_p, 1)
+    found = np.asarray(nucleus(jnp.asarray(p), jnp.float32(top_p)))
+    different = (found != expected) & (p > 1e-6)  # sums of float32 know no smaller ones
+    assert not different.any()
+    assert found[np.arange(20), p.argmax(axis=1)].all()
+
+
+def test_a_mask_draws_the_same_numbers_and_temperatures_can_be_vmapped():
+    both = pair("llama", 2)
+    ids, lengths = padded_right(prompts((9, 5)))
+    mask = NeuronMask.keep_all(both.config)
+    sampling = Sampling(np.ones(2, np.uint32), np.arange(2, dtype=np.int32), np.float32(0), np.float32(0.9))
+
+    def decode(temperature, m):
+        given = sampling._replace(temperature=temperature)
+        return decode_tokens(both.decoder, ids, lengths, m, np.int32(NEW), 20, given).tokens
+
+    rates = jnp.asarray([0.0, 1.2, 1.2])
+    together = jax.vmap(decode)(rates, NeuronMask.stack([mask] * 3))
+    np.testing.assert_array_equal(
+        together[0], decode_tokens(both.decoder, ids, lengths, mask, np.int32(NEW), 20).tokens
+    )
+    np.testing.assert_array_equal(together[1], together[2])
+    assert not np.array_equal(together[0], together[1])
 
 
 def test_the_last_context_position_is_used():
@@ -302,6 +387,14 @@ def test_the_last_context_position_is_used():
         ({"max_new_tokens": True}, "max_new_tokens is True; a whole number"),
         ({"prompts": {"a": "b"}}, "come as lists"),
         ({"stop": ["a"]}, "no tokenizer to find stop strings with"),
+        ({"temperature": -1}, "temperature is -1; one number is needed, 0 or more"),
+        ({"temperature": "hot"}, "temperature is 'hot'; one number"),
+        ({"temperature": [1, 2]}, r"temperature is \[1, 2\]; one number"),
+        ({"temperature": np.nan}, "temperature is nan; one number"),
+        ({"temperature": 1.0}, r"temperature is 1, but there is no key to draw with; give jax.random.key\(seed\)"),
+        ({"temperature": 1.0, "key": 3}, "key is int; one random key"),
+        ({"temperature": 1.0, "key": jax.random.split(jax.random.key(0))}, r"key is .* \[2\]; one random key"),
+        ({"top_p": 0}, "top_p is 0; one number is needed, above 0, up to 1"),
     ],
 )
 def test_what_cannot_be_generated(given, message):

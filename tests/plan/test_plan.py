@@ -124,6 +124,72 @@ def test_bytes_are_of_the_slices_in_hbm_and_collectives_of_their_ring():
     assert (cost.collective_count, cost.collective_bytes) == (8, 8 * 2 * 0.5 * 4 * 64 * 4)
 
 
+KERNEL_TEXT = """HloModule m, entry_computation_layout={()->f32[]}
+
+ENTRY %main (x: bf16[512,32], w: bf16[4,16,32], n: s32[4]) -> f32[512,16] {
+  %x = bf16[512,32]{1,0} parameter(0)
+  %w = bf16[4,16,32]{2,1,0} parameter(1)
+  %n = s32[4]{0} parameter(2)
+  %m = s32[5]{0} custom-call(%n), custom_call_target="tpu_custom_call", metadata={op_name="ragged-dot-metadata"}
+  ROOT %y = f32[512,16]{1,0} custom-call(%m, %x, %w), custom_call_target="tpu_custom_call", TILING
+}
+""".replace("TILING", 'frontend_attributes={ragged_dot_tiling="64,32,16"}')
+FUSED_TEXT = """HloModule m, entry_computation_layout={()->f32[]}
+
+%inner (w: bf16[4,16,32], x: bf16[512,32]) -> f32[512,16] {
+  %w = bf16[4,16,32]{2,1,0} parameter(0)
+  %x = bf16[512,32]{1,0} parameter(1)
+  %b = bf16[4,512,32]{2,1,0} broadcast(%x), dimensions={1,2}
+  %d = f32[4,512,16]{2,1,0} dot(%b, %w), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_contracting_dims={2}
+  ROOT %r = f32[512,16]{1,0} reduce(%d, %d), dimensions={0}
+}
+
+%outer (w: bf16[4,16,32], x: bf16[512,32]) -> f32[512,16] {
+  %w = bf16[4,16,32]{2,1,0} parameter(0)
+  %x = bf16[512,32]{1,0} parameter(1)
+  ROOT %f = f32[512,16]{1,0} fusion(%w, %x), kind=kOutput, calls=%inner, backend_config={"is_ragged_dot":true}
+}
+
+ENTRY %main (x: bf16[512,32], w: bf16[4,16,32]) -> f32[512,16] {
+  %x = bf16[512,32]{1,0} parameter(0)
+  %w = bf16[4,16,32]{2,1,0} parameter(1)
+  ROOT %y = f32[512,16]{1,0} fusion(%w, %x), kind=kCustom, calls=%outer, CONFIG
+}
+""".replace(
+    "CONFIG",
+    'backend_config={"iteration_bounds":["6","4","8","1"],"is_ragged_dot":true,'
+    '"mask_dim_to_iteration_index":["1","2"]}',
+)
+
+
+def test_a_slice_that_is_read_in_another_order_is_a_slice():
+    """Matrices of int8 lie in larger tiles than products read; a copy within a fusion copies only what is taken."""
+    copying = """
+%copied (w: bf16[8,64,64]) -> bf16[8,64,64] {
+  %w = bf16[8,64,64]{2,1,0:T(8,128)} parameter(0)
+  ROOT %o = bf16[8,64,64]{2,1,0:T(4,128)} copy(%w)
+}
+
+%fused ("""
+    nested = TPU_TEXT.replace("\n%fused (", copying, 1)
+    given = "%g = bf16[8,64,64]{2,1,0:T(4,128)} fusion(%b), kind=kLoop, calls=%copied\n  %d = "
+    nested = nested.replace("%d = ", given, 1).replace("dynamic-slice(%b, %c)", "dynamic-slice(%g, %c)")
+    assert cost_of(nested).bytes == cost_of(TPU_TEXT).bytes
+    root = "ROOT %f = f32[4,64]{1,0:T(4,128)S(1)} convolution(%a, %e), dim_labels=bf_io->bf"
+    copy = "ROOT %f = bf16[8,64,64]{2,1,0:T(4,128)} fusion(%b), kind=kLoop, calls=%copied"
+    assert cost_of(nested.replace(root, copy)).bytes == 8 * 8 * 64 * 64 * 2, "a fusion that copies all reads all"
+
+
+@pytest.mark.parametrize("text", [KERNEL_TEXT, FUSED_TEXT], ids=["a kernel", "a fusion"])
+def test_products_with_experts_count_the_rows_that_go_to_them(text):
+    """4 of 8 experts are here, so half of 512 rows; a tile of 64 rows is computed for each expert that begins in it."""
+    each = 2 * 32 * 16
+    cost = cost_of(text, experts=8)
+    assert (cost.flops, cost.custom_calls) == (256 * each, 0)
+    assert cost.passes == (256 + 3 * 64) * each
+    assert cost_of(text).flops == 512 * each
+
+
 def test_costs_add_up():
     assert (Cost(flops=1.0) + Cost(flops=2.0, bytes=3.0)).times(2) == Cost(flops=6.0, bytes=6.0)
 
@@ -238,3 +304,14 @@ def test_a_small_model_is_planned_through_the_compiler(tmp_path, capsys):
     assert found["smallest_that_fits"]["topology"] == "v5e:1x1"
     assert 0.99 < found["computed"]["operations_ratio"] < 1.2  # attention's blocks weigh more in so small a model
     assert found["compiled"]["collective_bytes_per_chip_and_step"] == 0
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_devices_compute_the_experts_that_they_hold_and_nothing_twice():
+    config = small(model_type="mixtral", num_local_experts=8, num_experts_per_tok=2, hidden_size=512)
+    slice_, shape = Slice.parse("v5e:2x2"), {"data": 2, "model": 2}
+    planned = planning.plan("evaluate", config, slice_, Size(batch=4, length=128, masks=2), shape)
+    assert 0.99 < planned.operations_ratio < 1.1  # attention's blocks weigh more in so small a model
+    kinds = {one.kind for one in planned.case.cost.collectives if one.bytes * one.times > 1e6}
+    assert kinds == {"all-reduce"}

@@ -1,11 +1,14 @@
 """The page as a reader's browser shows it: nothing complains, nothing is fetched, nothing sticks out."""
 
+from dataclasses import replace
+
 import pytest
 
 from mwork_jax.report import read_report
+from mwork_jax.results import Change, write_results
 from support.browser import browser
 from support.foreign_results import NAMES, foreign_folder
-from support.made_results import all_parts, real_run
+from support.made_results import all_parts, made_matrix, made_run, real_run
 
 pytestmark = pytest.mark.browser
 WIDTHS = (390, 1280)
@@ -20,13 +23,50 @@ return Math.min(...[...document.querySelectorAll("svg text")].map(e => e.getBoun
 """
 
 
+# Every table and wide figure: does it fit, or scroll in a box of its own from its first column to its last, with a hint
+# that is seen just then?
+TABLES = """
+return [...document.querySelectorAll("table, .scroll > svg")].map(table => {
+  const box = table.closest(".scroll");
+  if (!box) return "a table in no box";
+  const hint = box.querySelector(".hint");
+  if (!hint) return "a box without a hint";
+  const name = table.getAttribute("aria-labelledby") || box.ariaLabel;
+  const seen = getComputedStyle(hint).visibility === "visible" && hint.getBoundingClientRect().height > 5;
+  const wide = box.scrollWidth > box.clientWidth;
+  const [inside, outside] = [() => table.getBoundingClientRect(), box.getBoundingClientRect()];
+  const leftwards = getComputedStyle(box).direction === "rtl";  // its first column stands at the right
+  const begins = leftwards ? outside.right - inside().right : inside().left - outside.left;
+  box.scrollLeft = leftwards ? -box.scrollWidth : box.scrollWidth;
+  const past = leftwards ? outside.left - inside().left : inside().right - outside.right;
+  box.scrollLeft = 0;
+  if (begins < -1) return `${name}: begins out of sight`;
+  if (past > 1) return `${name}: ${past} px cannot be reached`;
+  if (wide !== seen) return `${name}: ${box.scrollWidth} in ${box.clientWidth}, hint ${seen ? "" : "not "}shown`;
+  return wide ? "scrolls" : "fits";
+});
+"""
+FIVE_WIDTHS = (360, 390, 768, 1280, 1600)
+
+
+def many_languages(folder):
+    """Wide tables: a run and a lens of twelve languages, with intervals."""
+    languages = ("en", "de", "fr", "es", "ru", "zh", "vi", "th", "ar", "sw", "id", "a language without a name")
+    run = made_run()
+    change = replace(run.languages["de"], everywhere=Change(1.0, 0.25, (0.5, 1.5), (0.0, 0.5)))
+    original = dict.fromkeys(languages, run.original["en"])
+    run = replace(run, original=original, languages=dict.fromkeys(languages[1:], change), matrix=made_matrix(languages))
+    write_results(folder / "results.json", run)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def window():
     with browser() as opened:
         yield opened
 
 
-@pytest.fixture(scope="module", params=[real_run, all_parts])
+@pytest.fixture(scope="module", params=[real_run, all_parts, many_languages])
 def page(request, tmp_path_factory):
     return read_report(request.param(tmp_path_factory.mktemp("page") / "results")).write()
 
@@ -44,6 +84,20 @@ def test_the_page_in_a_browser(window, page, width, dark):
     assert window.run("return !document.querySelector('table:not(:has(thead th[scope=col])), svg:has(svg)')")
     paper = window.run("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, paper.strip("rgb()").split(","))) < 200) == dark
+
+
+def test_every_table_fits_or_scrolls_with_a_hint(window, page):
+    window.open(page, FIVE_WIDTHS[0])
+    window.run("document.querySelectorAll('details').forEach(d => d.open = true)")
+    scrolling = {}
+    for width in FIVE_WIDTHS:
+        window.resize(width)
+        found = window.run(TABLES)
+        assert set(found) <= {"fits", "scrolls"}, width
+        assert window.run("return document.documentElement.scrollWidth") == width
+        scrolling[width] = found.count("scrolls")
+    assert scrolling[360] > 0
+    assert scrolling[360] >= scrolling[768] >= scrolling[1600]
 
 
 @pytest.mark.parametrize("name", ["html", "an attribute", "a terminal's orders", "a way out"])

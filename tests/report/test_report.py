@@ -2,7 +2,9 @@
 test_browser.py, names that are more than names in test_names.py."""
 
 import csv
+import html
 import io
+import itertools
 import json
 import re
 import shutil
@@ -11,28 +13,49 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from mwork_jax.cli import main
 from mwork_jax.errors import InputError
+from mwork_jax.lens.pattern import Lead, OfLanguage, Pattern
 from mwork_jax.neurons import NeuronSet
-from mwork_jax.report import Table, load_results, read_report
-from mwork_jax.report.figures import plot_layer_languages, plot_overlap
+from mwork_jax.report import Table, load_results, read_report, run_report
+from mwork_jax.report.citation import PAPER, SOFTWARE
+from mwork_jax.report.figures import plot_enhancement, plot_layer_languages, plot_losses, plot_overlap
+from mwork_jax.report.lm_eval import lm_eval_table
+from mwork_jax.report.neurons_page import FILE, fragment
+from mwork_jax.report.page import page
+from mwork_jax.report.sections import _where_section
 from mwork_jax.report.svg import draw
-from mwork_jax.report.tables import against_random, delta_table, lens_sentence, tuning_tables
-from mwork_jax.results import BeyondRandom, read_results, write_results
+from mwork_jax.report.tables import (
+    absolute_table,
+    against_random,
+    all_tables,
+    delta_table,
+    lens_sentence,
+    matrix_table,
+    pattern_sentence,
+    steer_tables,
+    tuning_tables,
+)
+from mwork_jax.results import BeyondRandom, Change, LossRise, OriginalLoss, read_results, write_results
 from mwork_jax.select.rules import activated
 from support.made_results import (
     MODEL,
     all_parts,
     made_lens,
+    made_lm_eval,
     made_row,
     made_run,
     made_scores,
+    made_steering,
+    made_table,
     made_tables,
     made_tuning,
     real_run,
 )
+from support.paths import ROOT
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -187,6 +210,17 @@ def test_only_what_is_there_is_shown(tmp_path):
     assert 'id="loss"' not in text
 
 
+@pytest.mark.parametrize(("mode", "shown"), [("shared_by:2", "shared_by:2"), ("shared_by:=3", "all")])
+def test_a_mode_is_shown_where_the_scores_are_of_enough_languages(mode, shown, tmp_path):
+    scores = made_scores(("en", "de"), model=MODEL)
+    for language, one in scores.items():
+        one.save(tmp_path / "scores" / f"{language}.safetensors")
+        chosen = activated(one, "top_k:3")
+        made = {**chosen.provenance, "rule": "top_k:3", "mode": mode, "language": language}
+        NeuronSet(chosen.groups, made).save(tmp_path / "neurons" / f"{language}.json")
+    assert f"other thresholds, mode {shown}" in read_report(tmp_path).html
+
+
 def test_scores_without_english_are_shown_as_they_are(tmp_path):
     for language, scores in made_scores(("de", "th"), model=MODEL).items():
         scores.save(tmp_path / "scores" / f"{language}.safetensors")
@@ -213,6 +247,79 @@ def test_signs_that_latex_would_take_for_others():
 
 def beyond(p_holm):
     return made_row(beyond_random=BeyondRandom(1.5, (0.25, 2.75), p_holm, p_holm))
+
+
+def with_matrix(rises, original):
+    """A run with a matrix of these numbers: {off: {measured: rise}}."""
+    cells = {
+        off: {lang: LossRise(rise, (rise - 1, rise + 1), 2) for lang, rise in row.items()} for off, row in rises.items()
+    }
+    run = made_run()
+    return replace(run, original=dict.fromkeys(original, run.original["de"]), matrix=cells)
+
+
+def test_the_matrix_in_every_form(tmp_path):
+    run = with_matrix(
+        {
+            "de": {"en": 0.125, "de": 5.0, "fr": 0.5, "es": 0.25},
+            "fr": {"en": -0.25, "de": 0.5, "fr": 3.0, "es": 2.0},
+            "es": {"en": 0.0, "de": 0.25, "fr": 3.0, "es": 3.5},
+        },
+        ("en", "de", "fr", "es"),
+    )
+    table = matrix_table(run)
+    names = [row[0] for row in table.rows]
+    assert names in (
+        ["German", "French", "Spanish"],
+        ["French", "Spanish", "German"],
+        ["German", "Spanish", "French"],
+        ["Spanish", "French", "German"],
+    ), "French and Spanish hurt each other"
+    assert table.columns == ("off", "English", *names), "the diagonal is a language under its own neurons"
+    cells = {(row[0], column): cell for row in table.rows for column, cell in zip(table.columns, row, strict=True)}
+    assert (cells["French", "English"], cells["French", "Spanish"], cells["German", "German"]) == (
+        "-0.25",
+        "+2.00",
+        "+5.00",
+    )
+    assert "English has no row" in table.note
+    assert "over 2 held-out documents." in table.note
+    first = table.records[0]
+    assert (first["ci95_low"], first["ci95_high"]) == (first["rise"] - 1, first["rise"] + 1)
+    write_results(tmp_path / "results.json", run)
+    report = read_report(tmp_path)
+    assert "language-matrix" in report.tables
+    svg = report.drawings["language-matrix"].plain
+    for text in ("+5.00", "-0.25", "German", "neurons off", "measured"):
+        assert f">{text}</text>" in svg.replace("\u2212", "-"), text
+    assert svg.count("font-weight: 700") == 3, "the diagonal"
+    assert "the language itself loses most in 3 of 3 rows" in report.html
+    assert "another language is +3.00 nats per token, French under the neurons of Spanish" in report.html
+    assert table.text() in run_report(run)
+
+
+def test_the_matrix_says_over_how_many_documents_it_is():
+    note = matrix_table(made_run()).note
+    assert "over 2 to 8 held-out documents in the language itself and in English, over 2 in the others" in note
+    assert "no row" not in note, "English has one"
+
+
+def test_a_matrix_of_one_row_says_no_more_than_the_other_table(tmp_path):
+    run = with_matrix({"de": {"en": 0.1, "de": 4.0}}, ("en", "de"))
+    write_results(tmp_path / "results.json", run)
+    report = read_report(tmp_path)
+    assert "language-matrix" not in {*report.tables, *report.drawings}
+    assert "measured (columns)" not in run_report(run)
+
+
+@pytest.mark.parametrize("rise", [0.0, -1.0, 12.5, 1234.5, 1e29])
+def test_a_number_stays_in_its_square(rise, tmp_path):
+    run = with_matrix({lang: dict.fromkeys(("en", "de"), rise) for lang in ("en", "de")}, ("en", "de"))
+    write_results(tmp_path / "results.json", run)
+    svg = read_report(tmp_path).drawings["language-matrix"].plain
+    cells = re.findall(r">([+\-\u2212][0-9.e+]+)</text>", svg)
+    assert len(cells) == 4
+    assert max(map(len, cells)) <= 6
 
 
 def test_a_delta_like_random_is_marked():
@@ -263,7 +370,7 @@ def test_tuning_shows_changes_and_what_is_beyond_random():
     assert "  beyond Random" not in [row[0] for row in next(tuning_tables(alone)).rows]
 
 
-@pytest.mark.parametrize("make", [made_run, made_tables, made_tuning, made_lens])
+@pytest.mark.parametrize("make", [made_run, made_tables, made_tuning, made_lens, made_steering])
 def test_every_kind_of_result_is_shown_by_itself(make, tmp_path):
     write_results(tmp_path / "results.json", make())
     report = read_report(tmp_path)
@@ -274,14 +381,216 @@ def test_every_kind_of_result_is_shown_by_itself(make, tmp_path):
     assert "label_languages" not in page, "a setting without a value is left out"
 
 
+def test_lm_eval_shows_each_metric_and_what_changes(tmp_path):
+    table = lm_eval_table(made_lm_eval())
+    assert table.columns[3:] == ("original", "diffmean 2", "de", "de random", "th", "th random")
+    assert [row[:4] for row in table.rows] == [
+        ("xnli_de", "acc", "40", "0.5 ±0.062"),
+        ("sums", "exact_match, whole", "12", "0.25"),
+        ("sums", "exact_match, number", "12", "0 ±0.125"),
+    ]
+    assert table.rows[0][4:7] == ("-0.0156", "-0.0312", "-0.0547"), "random: the mean of its seeds, 3 and 4 of 64"
+    write_results(tmp_path / "results.json", made_lm_eval())
+    page = read_report(tmp_path).write().read_text()
+    assert "Tasks of lm-evaluation-harness" in page
+    assert "mwork made up" in page
+
+
+def test_steering_shows_the_best_setting_beside_its_controls(tmp_path):
+    best, grid = steer_tables(made_steering())
+    assert best.rows[0][:4] == ("English", "German", "original", "50")
+    assert best.rows[2][2:6] == ("diffmean 2, layer 1", "50", "+25 (+12 to +38)", "+20")
+    assert best.rows[3][2] == "diffmean 2, layer 1, random"
+    assert len(grid.rows) == 12
+    write_results(tmp_path / "results.json", made_steering())
+    names = set(read_report(tmp_path).drawings)
+    assert {"steering-en-de", "steering-de-th", "forcing-diffmean"} <= names
+
+
 def test_the_sentence_says_what_is_seen_and_no_more():
     through_english = [[0.5, 0.1], [0.1, 0.6], [0.7, 0.1]]
     never = [[0.5, 0.1], [0.5, 0.2], [0.7, 0.1]]
-    assert "this is the pattern" in lens_sentence(made_lens({"de": through_english, "th": through_english}))
     mixed = lens_sentence(made_lens({"de": through_english, "th": never}))
-    assert "holds for German" in mixed
     assert "outweighs the prompt's own language in 1 of 2" in mixed
-    assert "holds for none of them" in lens_sentence(made_lens({"th": never}))
+    assert "No verdict on the paper's Figure 1; it would need prompts in 3 languages" in mixed
+    assert pattern_sentence(Pattern("undecided", {}, ("more prompts",))).endswith("; more prompts.")
+    one = OfLanguage(8, Lead(0.3, (0.2, 0.4), 0.001), Lead(0.5, None, 0.001))
+    against = replace(one, inside=Lead(-0.3, (-0.4, -0.2), 0.001))
+    shown = pattern_sentence(Pattern("holds", {"de": one, "th": one, "es": one}))
+    assert "holds here: shown by 3 of 3 languages (German, Thai, Spanish), contradicted by 0 of 3" in shown
+    assert "does not hold here" in pattern_sentence(Pattern("does not hold", {"de": against}))
+    differs = pattern_sentence(
+        Pattern("differs", {"de": one, "th": against, "es": replace(one, end=Lead(0.1, None, None))})
+    )
+    assert "shown by 1 of 3 languages (German), contradicted by 1 of 3 languages (Thai), undecided in 1 of 3" in differs
+
+
+def test_the_verdict_has_its_numbers_in_a_table(tmp_path):
+    leads = {lang: [(0.3 + 0.01 * i, -0.6 - 0.01 * i) for i in range(8)] for lang in ("de", "th")}
+    write_results(tmp_path / "lens.json", made_lens(leads=leads))
+    report = read_report(tmp_path)
+    table = report.tables["figure-1-pattern"]
+    assert table.rows[0][:3] == ("German", "8", "+34 (+31 to +36)")
+    assert table.rows[0][-1] == "shows it"
+    assert table.records[0]["inside_ci95_low"] == pytest.approx(0.3145, abs=1e-3)
+    assert "No verdict" in report.html, "two languages are too few"
+
+
+def test_no_mark_hides_another():
+    """English, a language and random neurons at one place: three marks are seen, also without colours."""
+    from matplotlib.figure import Figure
+
+    change = replace(made_run().languages["de"], everywhere=Change(1.0, 1.0, (0.5, 1.5), (0.5, 1.5)))
+    change = replace(change, random=replace(change.random, own_mean=1.0))
+    for count in (1, 2, 12):
+        figure = Figure(figsize=(4.1, 0.42 * count + 0.75), layout="constrained")
+        ax = figure.subplots()
+        plot_losses(ax, {f"l{i}": change for i in range(count)})
+        figure.draw_without_rendering()
+        marks = []
+        for mark in ax.collections:
+            (_, y), half = ax.transData.transform(mark.get_offsets()[0]), mark.get_sizes()[0] ** 0.5 / 2
+            marks.append((y, 1.42 * half * figure.dpi / 72, mark.get_paths()[0].vertices.shape))
+        marks.sort()
+        assert all(b - a >= ra + rb for (a, ra, _), (b, rb, _) in itertools.pairwise(marks))
+        assert len({shape for *_, shape in marks}) == 3, "a disc, a diamond and a bar"
+
+
+def test_random_and_own_tuning_at_one_place_are_both_seen():
+    from matplotlib.figure import Figure
+
+    ax = Figure().subplots()
+    rows = [replace(row, delta_n_eng=0.25) for row in made_tuning().rows if row.task == "xquad"]
+    plot_enhancement(ax, rows)
+    random, own = (next(line for line in ax.lines if line.get_label() == name) for name in ("Random", "Lang-Spec"))
+    assert random.get_markersize() > own.get_markersize() + 2
+    assert random.get_markerfacecolor() == "none"
+
+
+def test_captions_and_keys_are_true_in_light_and_dark(whole):
+    text = (whole / "report.html").read_text()
+    said = re.findall(r"<(?:figcaption|p class=.(?:note|caption).|ul class=.key.).*?</(?:figcaption|p|ul)>", text)
+    assert len(said) > 40
+    colours = r"\b(dark(er|est)?|light(er|est)?|orange|blue|green|grey|gray|black|white|red)\b"
+    assert not re.search(colours, html_text(" ".join(said)))
+    for shape in ("disc", "diamond", "bar", "ring", "scale"):
+        assert f'<i class="{shape}"' in text
+    for name in ("language-matrix", "neurons-de", "grid-4-xcsqa-s-ffn", "forcing-diffmean"):
+        path = whole / "figures" / f"{name}.svg"
+        if path.exists():  # a colour bar: seven squares beside the grid's own
+            assert path.read_text().count('id="fig-') > 10
+    assert read_report(whole).drawings["neurons-de"].plain.count("%</text>") == 1, "what the strongest stands for"
+
+
+def html_text(page):
+    """What a page says, without style and figures."""
+    return re.sub(r"<style>.*?</style>|<svg.*?</svg>|<[^>]*>", " ", page, flags=re.S)
+
+
+def test_no_figure_shows_a_formula_s_source(whole):
+    for path in (whole / "figures").glob("*.svg"):
+        assert not re.search(r">[^<]*(\$|mathdefault)[^<]*</text>", path.read_text()), path.name
+
+
+OWN = "xcsqa format, the project's own questions, not a benchmark"
+
+
+def test_own_questions_never_stand_under_a_benchmark_s_name(whole, capsys):
+    page = html_text((whole / "report.html").read_text())
+    for name in ("xcsqa", "xquad", "mgsm"):
+        for found in re.finditer(rf"\b{name}\b", page):
+            after = page[found.end() :].replace("&#x27;", "'")
+            typed = page[: found.start()].endswith(("--task ", "--tasks ", "task "))
+            mentioned = after.startswith((" format, the project's own questions, not a benchmark", ".", "-"))
+            assert typed or mentioned, page[found.start() - 60 : found.end() + 60]
+    report = read_report(whole)
+    for name in ("table-4-xcsqa", "grid-4-xcsqa-s-ffn"):
+        table = report.tables[name]
+        assert OWN in table.title
+        assert OWN in table.latex().replace("\n", " ")
+        assert OWN in table.markdown()
+        assert {record["items"] for record in table.records} == {OWN}
+    assert main(["report", str(whole), "--format", "md", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert OWN in found["table-4-xcsqa"]["title"]
+    assert found["table-4-xcsqa"]["rows"][0]["items"] == OWN
+    assert report.tables["steering-best"].records[0]["items"].startswith("mgsm format, ")
+
+
+def test_a_benchmark_s_own_items_have_its_name_and_older_tuning_says_that_it_does_not_know():
+    table = made_table()
+    data = {lang: replace(one, origin=f"X-CSQA/{lang}.jsonl") for lang, one in table.provenance.data.items()}
+    assert replace(table, provenance=replace(table.provenance, data=data)).task_title == "xcsqa"
+    tuning = made_tuning()
+    titles = [table.title for table in tuning_tables(replace(tuning, items={}))]
+    assert "Table 6: xquad format, whose questions this file does not say (points" in titles[-1]
+    assert "xquad format, the project's own questions, not a benchmark" in list(tuning_tables(tuning))[-1].title
+    assert "held-out loss (minus nats" in titles[0]
+
+
+def test_the_loss_itself_per_token_and_per_byte():
+    run = made_run()
+    run = replace(
+        run, original={"en": OriginalLoss(3.0, 0.75), "de": OriginalLoss(2.0, 0.5), "th": OriginalLoss(4.0, None)}
+    )
+    table = absolute_table(run)
+    assert table.rows[0] == ("English", "3.00", "–", "–", "–", "0.750", "–", "–")
+    assert table.rows[1] == ("German", "2.00", "3.00", "2.20", "–", "0.500", "0.750", "0.550")
+    assert table.rows[2][1:3] == ("4.00", "5.00")
+    assert table.rows[2][5:] == ("–", "–", "–")
+    assert table.records[1]["own_off_nats_per_byte"] == pytest.approx(0.75)
+
+
+def test_single_languages_have_intervals_where_the_file_has_them(tmp_path):
+    run = made_run()
+    write_results(tmp_path / "old" / "results.json", run)
+    assert "loss-intervals" not in read_report(tmp_path / "old").tables
+    change = replace(run.languages["de"], everywhere=Change(1.0, 0.25, (0.5, 1.5), (0.0, 0.5)))
+    write_results(tmp_path / "new" / "results.json", replace(run, languages={"de": change, "th": change}))
+    table = read_report(tmp_path / "new").tables["loss-intervals"]
+    assert table.rows[0][:2] == ("German", "+1.00 (+0.50 to +1.50)")
+    assert table.rows[0][-1] == "+0.25 (+0.00 to +0.50)"
+    assert table.records[0]["everywhere_own_ci95_low"] == 0.5
+
+
+def test_each_part_says_what_repeats_it_and_where_its_weights_are_from(tmp_path):
+    run = made_run()
+    model = replace(MODEL, stored="4-bit GGUF (Q4_0)")
+    write_results(tmp_path / "results.json", replace(run, provenance=replace(run.provenance, model=model)))
+    text = read_report(tmp_path).html
+    assert html_text(text).count("To repeat this part:   mwork   made   up ") == 2
+    assert text.count("float32, dequantised from 4-bit GGUF (Q4_0)") == 2
+    assert "float32, dequantised from 4-bit GGUF (Q4_0)" in run_report(read_results(tmp_path / "results.json"))
+    assert replace(MODEL, stored="BF16 safetensors").precision == "float32, from BF16 safetensors"
+
+
+def test_what_to_cite(whole, capsys):
+    assert main(["report", str(whole), "--format", "bibtex"]) == 0
+    out = capsys.readouterr().out
+    assert PAPER.strip() in out
+    assert SOFTWARE.strip() in out
+    cff = (ROOT / "CITATION.cff").read_text()
+    for said in (
+        "mwork-jax: how language models handle languages, in JAX",
+        "How do Large Language Models Handle Multilingualism?",
+        "The mwork-jax authors",
+        "https://arxiv.org/abs/2402.18815",
+    ):
+        assert said in out
+        assert said in cff
+    for author in re.findall(r"given-names: (\w+), family-names: (\w+)", cff):
+        assert f"{author[1]}, {author[0]}" in out
+    assert out.count("{") == out.count("}")
+    assert "@inproceedings{zhao2024multilingualism," in (whole / "report.html").read_text()
+
+
+def test_latex_fits_a_column(whole):
+    for table in read_report(whole).tables.values():
+        lines = table.latex().splitlines()
+        begin, end = (lines.index(rf"\end{{{part}}}") for part in ("tabular", "adjustbox"))
+        assert end == begin + 1
+        assert r"\begin{adjustbox}{max width=\columnwidth}" in lines
+        assert lines[0] == r"\begin{table}"
 
 
 def test_figures_are_the_same_whatever_the_user_s_matplotlibrc_says(monkeypatch):
@@ -376,6 +685,13 @@ BAD = {
         ],
         r"results: rule 'best:7' is not one of epsilon:X",
     ),
+    "a mode that does not exist": (
+        lambda f: [
+            damage(f, f"neurons/{p.name}", lambda b: b["provenance"].update(mode="best:7"))
+            for p in (f / "neurons").iterdir()
+        ],
+        r"results: mode 'best:7' is not one of minus_english",
+    ),
     "neurons of another run": (other_neurons, r"neurons/de\.json: not the set that results\.json was measured with"),
     "foreign": (
         lambda f: (f / "results.json").write_text('{"accuracy": 1}'),
@@ -393,7 +709,7 @@ BAD = {
     ),
     "a number is text": (
         change_results(lambda b: b["rows"][2].update(delta="high")),
-        r"results\.json: damaged \(Expected `float`, got `str` - at `\$\.rows\[2\]\.delta`\)",
+        r"results\.json: damaged \(Expected `float \| null`, got `str` - at `\$\.rows\[2\]\.delta`\)",
     ),
     "a field is gone": (
         change_results(lambda b: b["languages"]["de"].pop("everywhere")),
@@ -463,3 +779,21 @@ def test_a_name_that_is_html_stays_text(tmp_path):
     text = read_report(folder).write().read_text()
     assert "<b onclick" not in text
     assert "&lt;b onclick=x&gt;&amp;" in text
+
+
+def test_the_squares_lead_to_the_page_of_neurons(tmp_path):
+    folder = real_run(tmp_path / "results")
+    for there in (False, True):
+        loaded = load_results(folder)
+        section = _where_section(loaded, {table.name: table for table in all_tables(loaded)})
+        drawing = section.figures[0].drawings[0]
+        (language,) = (lang for lang in loaded.neurons if drawing.name == f"neurons-{lang}")
+        places = [(g, i) for g, m in loaded.neurons[language].groups.items() for i in np.flatnonzero(m.any(axis=1))]
+        found = map(html.unescape, re.findall(r'<a [^>]*href="([^"]*)"', drawing.inline))
+        assert sorted(found) == (sorted(fragment(language, g, int(i) + 1) for g, i in places) if there else [])
+        assert drawing.inline.count('tabindex="-1"') == (len(places) if there else 0)
+        assert "<a" not in drawing.plain, "a figure in a paper leads nowhere"
+        listed = [address for address, _ in section.links]
+        assert listed == ([fragment(lang) for lang in loaded.neurons if lang != "en"] if there else [])
+        (folder / FILE).write_text("")
+    assert f'<a href="{fragment(language)}">What neurons of ' in page(loaded, [section])

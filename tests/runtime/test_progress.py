@@ -217,3 +217,20 @@ def test_quiet_shows_nothing(shown):
 @pytest.mark.parametrize(("value", "text"), [(0, "00:00"), (59.6, "01:00"), (3599, "59:59"), (36061, "10:01:01")])
 def test_intervals(value, text):
     assert _interval(value) == text
+
+
+def test_the_speed_of_the_slots_is_shown_beside_the_time_left(capsys):
+    clock = Clock()
+    bar = Progress(10, clock=clock)
+    bar.describe("answers")
+    tell = bar.speedometer()
+    clock.now += 20
+    bar.add(2)
+    tell(2400, 16, 0.934)
+    clock.now += 11
+    bar.add(2)
+    assert capsys.readouterr().err.splitlines()[-1].endswith("left, 120 tokens/s, 16 rows, slots 93% full")
+    bar.describe("losses")
+    clock.now += 11
+    bar.add(2)
+    assert capsys.readouterr().err.splitlines()[-1].endswith("left")

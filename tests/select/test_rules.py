@@ -1,6 +1,7 @@
 """Rules and modes, against doing it document by document."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.errors import InputError
 from mwork_jax.neurons import GROUPS
-from mwork_jax.select.modes import select_neurons
+from mwork_jax.select.modes import Mode, select_neurons
 from mwork_jax.select.rules import Rule, activated
 
 LAYERS, WIDTH, DOCUMENTS, KEPT = 3, 20, 12, 4
@@ -133,12 +134,82 @@ def test_modes():
         (("de", "ru"), "minus_english", "needs scores of 'en'"),
         (("de",), "minus_shared", "at least two languages"),
         (("en", "de"), "minus_everything", "is not one of"),
+        (("en", "de"), 2, "mode 2 is not one of"),
+        (("en", "de"), "shared_by:3", "mode shared_by:3 needs at least 3 languages; there are en, de"),
+        (("en", "de"), "shared_by:=3", "mode shared_by:=3 needs at least 3 languages; there are en, de"),
         ((), "all", "no scores"),
     ],
 )
 def test_modes_that_cannot_be(languages, mode, message):
     with pytest.raises(InputError, match=message):
         select_neurons({lang: scores_of(per_document(0)) for lang in languages}, "top_k:8", mode)
+
+
+SEVERAL = ("en", "de", "ru", "th")
+LAX = "top_k:15@0.75"  # so lax that some neurons are activated for all four
+
+
+@pytest.fixture(scope="module")
+def several():
+    return {lang: scores_of(per_document(seed)) for seed, lang in enumerate(SEVERAL)}
+
+
+@pytest.mark.parametrize("exactly", [False, True])
+@pytest.mark.parametrize("number", range(1, len(SEVERAL) + 1))
+def test_shared_by_equals_asking_every_language_of_every_neuron(several, number, exactly):
+    active = {lang: activated(s, LAX) for lang, s in several.items()}
+    mode = f"shared_by:{'=' * exactly}{number}"
+    selected = select_neurons(several, LAX, mode)
+    for lang, own in selected.items():
+        for group in GROUPS:
+            for place in np.ndindex(LAYERS, WIDTH):
+                having = [other for other in SEVERAL if active[other].groups[group][place]]
+                enough = len(having) == number if exactly else len(having) >= number
+                assert own.groups[group][place] == (lang in having and enough)
+        assert own.provenance["mode"] == mode
+    assert any(own.count() for own in selected.values())
+
+
+def test_shared_by_more_is_fewer_neurons_and_its_ends_are_other_modes(several):
+    at_least, exactly = (
+        [select_neurons(several, LAX, f"shared_by:{sign}{n}") for n in range(1, len(SEVERAL) + 1)] for sign in ("", "=")
+    )
+    everything = select_neurons(several, LAX, "all")
+    not_by_all = select_neurons(several, LAX, "minus_shared")
+    for lang in SEVERAL:
+        for fewer, more in pairwise(at_least):
+            assert (more[lang] - fewer[lang]).count() == 0, (
+                "shared by more languages: not one neuron that was not there"
+            )
+        assert at_least[0][lang] == everything[lang]
+        assert sum(one[lang].count() for one in exactly) == everything[lang].count()
+        assert at_least[-1][lang] == everything[lang] - not_by_all[lang] == exactly[-1][lang]
+        assert at_least[-1][lang] == at_least[-1]["en"], "what all have is the same for all"
+
+
+@pytest.mark.parametrize("text", ["minus_english", "minus_shared", "all", "shared_by:2", "shared_by:=3"])
+def test_a_printed_mode_is_the_mode(text):
+    assert str(Mode.parse(text)) == text
+    assert Mode.of(Mode.parse(text)) == Mode.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["shared_by", "shared_by:", "shared_by:0", "shared_by:=0", "shared_by:-1", "shared_by:2.0", "shared_by:two",
+     "shared_by:==2", "shared_by:>2", "shared_by:1e1", "shared_by:２", "shared_by:1_0", "shared_by:2:3", "all:1",
+     "shared_by:" + "9" * 5000, "shared by:2", "", None, 2, ["all"]],
+)  # fmt: skip
+def test_modes_that_make_no_sense(text):
+    with pytest.raises(InputError, match=r"N is 0; it must be 1 or more|is not one of minus_english") as caught:
+        Mode.parse(text)
+    assert len(str(caught.value)) < 250
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mode_made_by_hand_makes_sense_too():
+    for arguments in (("minus_everything",), ("all", 2), ("shared_by",), ("shared_by", 1.5), ("shared_by", True)):
+        with pytest.raises(InputError):
+            Mode(*arguments)
 
 
 def test_scores_of_different_models_are_refused():

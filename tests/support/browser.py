@@ -67,6 +67,13 @@ class Window:
         _ = self.console(), self.requests()  # what an earlier page left
         self.driver.get(path.resolve().as_uri())
 
+    def resize(self, width: int) -> None:
+        """Another width of the page that is open, and a frame for it to settle."""
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        frames = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done()))"
+        self.driver.execute_async_script(frames)
+
     def console(self) -> list[str]:
         """What the page complained of since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]

@@ -1,12 +1,10 @@
 """Families whose layers are laid out in a way of their own, on 8 simulated devices. Run by test_sharding.py in a
-process of its own. Prints one JSON object: {family: {"logits", "importance": largest difference to one device,
-relative}}."""
+process of its own. Prints one JSON object: {family: {"logits", "importance", "masks", "changes": largest difference to
+one device, relative}}, and for those with experts "sent": bytes that the largest collective of a forward pass sends,
+as a part of one expert's weights."""
 
 import json
-import os
-
-os.environ["XLA_FLAGS"] = " ".join(["--xla_force_host_platform_device_count=8", os.environ.get("XLA_FLAGS", "")])
-os.environ["JAX_PLATFORMS"] = "cpu"
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +12,20 @@ import numpy as np
 
 from mwork_jax.detect.importance import importance_batch
 from mwork_jax.enhance.neuron_params import parameter_arrays
-from mwork_jax.model.decoder import Decoder, forward_decoder, parameter_specs
-from mwork_jax.neurons import NeuronMask
-from mwork_jax.sharding import make_mesh, on_mesh_of, sharding
+from mwork_jax.model.decoder import Decoder, NeuronChange, forward_decoder, hidden_states, parameter_specs
+from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
+from mwork_jax.runtime.compiled import cost_of
+from mwork_jax.sharding import make_mesh, on_mesh_of, sharding, vmap_axis
 from support.tiny import pair, tokens
 
-FAMILIES = ("mixtral", "olmo2", "bloom")
+FAMILIES = ("mixtral", "gpt-oss", "qwen3-moe", "olmo2", "bloom")  # 4 experts, 4 with biases, 5
 
 
 def main():
-    mesh, differences = make_mesh({"data": 2, "model": 4}), {}
+    differences = {}
     for family in FAMILIES:
+        experts = "moe" in family or family in ("mixtral", "gpt-oss")
+        mesh = make_mesh({"data": 2, "model": 4})
         alone, ids = pair(family, 2).decoder, jnp.asarray(tokens(4, 13))
         specs, keep = parameter_specs(alone.config), NeuronMask.keep_all(alone.config)
         laid_out = {
@@ -40,7 +41,47 @@ def main():
             "logits": relative(logits, expected),
             "importance": max(relative(scores[g], expected_scores[g]) for g in scores),
         }
+        if experts:
+            differences[family] |= with_experts(alone, several, ids)
     print(json.dumps(differences))
+
+
+def with_experts(alone, several, ids):
+    """What each device computes for the experts that it holds: under several masks, and its gradient."""
+    rng, config = np.random.default_rng(0), alone.config
+    widths = group_widths(config).items()
+    dropped = [NeuronSet({g: rng.random((config.num_layers, w)) < 0.2 for g, w in widths}) for _ in range(2)]
+    masks = NeuronMask.stack([NeuronMask.keep_all(config).drop(each) for each in dropped])
+
+    @jax.jit
+    def under_masks(decoder):
+        one = partial(forward_decoder, decoder, ids)
+        return jax.vmap(one, spmd_axis_name=vmap_axis("masks", 2))(masks)
+
+    width, size = config.ffn_width, 6
+    indices = {name: jnp.asarray(rng.choice(width, (config.num_layers, size))) for name in ("gate", "up", "down")}
+    values = {
+        n: jnp.asarray(rng.normal(size=(config.num_layers, size, config.hidden_size)), jnp.float32) for n in indices
+    }
+
+    @jax.jit
+    def of_changes(decoder, values):
+        def squares(values):
+            changes = {name: NeuronChange(indices[name], values[name]) for name in values}
+            return jnp.square(hidden_states(decoder, ids, NeuronMask.keep_all(config), changes=changes)[0]).mean()
+
+        return jax.grad(squares)(values)
+
+    expected_masked, expected = under_masks(alone), of_changes(alone, values)
+    with on_mesh_of(several):
+        masked, gradient = under_masks(several), of_changes(several, values)
+        text = forward_decoder.lower(several, ids, NeuronMask.keep_all(config)).compile().as_text()
+    largest = max(one.bytes for one in cost_of(text, lambda loop: 1).collectives)
+    return {
+        "masks": relative(masked, expected_masked),
+        "changes": max(relative(gradient[name], expected[name]) for name in values),
+        "sent": largest / (3 * 4 * config.intermediate_size * config.hidden_size),
+    }
 
 
 def relative(found, expected):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mwork_jax.results import TablesResults, write_results
-from support.made_results import MODEL, made_grid, made_lens, made_run, made_table, made_tuning
+from support.made_results import MODEL, made_grid, made_lens, made_matrix, made_run, made_table, made_tuning
 
 NAMES = {
     "a way out": "x/../../../victim",
@@ -52,6 +52,7 @@ def foreign_folder(folder, name):
         run,
         original={name if lang == "de" else lang: loss for lang, loss in run.original.items()},
         languages={name if lang == "de" else lang: change for lang, change in run.languages.items()},
+        matrix=made_matrix(languages),
     )
     tables = [replace(of(made(name, languages)), stage=name) for made in (made_table, made_grid)]
     write_results(folder / "results.json", of(run))

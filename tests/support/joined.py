@@ -99,7 +99,7 @@ class JoinedProcesses:
             process.stdin.close()
         for process in self._processes:
             try:
-                process.wait(timeout=60)
+                process.wait(timeout=300)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -30,25 +30,50 @@ from mwork_jax.results import (
     LensResults,
     LensShares,
     LensToken,
+    LmEvalResults,
+    LmEvalRow,
+    LmEvalScore,
+    LmEvalTask,
+    LossRise,
     McNemarPair,
     ModelInfo,
+    NeuronActivity,
+    NeuronContext,
+    NeuronReading,
+    NeuronResults,
     NeuronSetInfo,
     OriginalLoss,
     Provenance,
     RandomChange,
+    RowChange,
     RunResults,
     ScoresInfo,
     SeedSpread,
+    SteerChange,
+    SteerResults,
+    SteerRow,
     TableResult,
     TablesResults,
     TaskInfo,
+    TokenWeight,
     TuningChange,
     TuningRow,
     TuningRunInfo,
     read_results,
     write_results,
 )
-from mwork_jax.settings import DetectSettings, EnhanceSettings, LensSettings, RunSettings, TableSettings, TuneSettings
+from mwork_jax.samples import Sample, SampleAnswer
+from mwork_jax.settings import (
+    DetectSettings,
+    EnhanceSettings,
+    LensSettings,
+    LmEvalSettings,
+    NeuronSettings,
+    RunSettings,
+    SteerSettings,
+    TableSettings,
+    TuneSettings,
+)
 from support.paths import TEST_DATA
 
 # What mwork run --quick, mwork lens and mwork evaluate gave (float32, two cores); the commands are in the files.
@@ -104,7 +129,13 @@ def all_parts(folder: Path) -> Path:
     """The demo run with everything that a report can show: real but for the scores and the tuning."""
     shutil.copytree(REAL, folder)
     shutil.copytree(_made_once(), folder / "scores")
-    write_results(folder / "tuning" / "results.json", made_tuning(read_results(REAL / "results.json").provenance.model))
+    run = read_results(REAL / "results.json")
+    assert isinstance(run, RunResults)
+    model = run.provenance.model
+    write_results(folder / "tuning" / "results.json", made_tuning(model))
+    steering = made_steering()
+    steering = replace(steering, provenance=replace(steering.provenance, model=model))
+    write_results(folder / "steering" / "results.json", steering)
     return folder
 
 
@@ -148,7 +179,7 @@ def made_row(neurons: str = "lang-spec", off: Sequence[str] = ("under",), **chan
         p_holm=0.02,
         beyond_random=None if random else BeyondRandom(1.5, (0.25, 2.75), 0.02, 0.04),
         seed_spread=SeedSpread(*(Spread(x, 0.5, x - 1, x + 1, 5) for x in (-1.0, -3.0, 2.0))) if random else None,
-        by_language={"de": Change(-2.0, -1.0), "th": Change(-4.0, -1.0)},
+        by_language={"de": RowChange(-2.0, -1.0), "th": RowChange(-4.0, -1.0)},
         mcnemar={} if random else {"de": McNemarPair(McNemar(3, 1, 0.625, False, 0.9), McNemar(0, 0, 1.0))},
     )
     return replace(row, **changes)
@@ -173,7 +204,21 @@ def made_run() -> RunResults:
         {lang: OriginalLoss(3.0, None if lang == "th" else 0.7) for lang in LANGUAGES},
         dict.fromkeys(("de", "th"), change),
         rows,
+        made_matrix(),
     )
+
+
+def made_matrix(languages: Sequence[str] = LANGUAGES) -> dict[str, dict[str, LossRise]]:
+    """Every language most hurt by its own set; no interval for English, and fewer documents beside the diagonal."""
+    return {
+        off: {
+            lang: LossRise(
+                4.0 + i if lang == off else 0.25 * j, None if lang == "en" else (-0.5, 9.5), 8 if i == j else 2
+            )
+            for j, lang in enumerate(languages)
+        }
+        for i, off in enumerate(languages)
+    }
 
 
 def made_infos() -> dict[str, NeuronSetInfo]:
@@ -232,12 +277,18 @@ def made_tuning(
     measured = {task: dict(zip(languages, (-3.2, -3.3, -3.1), strict=True)) for task in tasks}
     sizes = {task: dict.fromkeys(languages, 8) for task in tasks}
     run = TuningRunInfo(100, 400, 30, 20, 3.3, 3.1, False, 0.99, (3.4, 3.2), ((10, 3.2), (20, 3.1)))
-    return EnhanceResults("enhance", provenance, measured, sizes, {"de lang-spec 400": run}, rows)
+    items = {
+        task: {lang: DataInfo(f"mwork-jax data, {task}.{lang}", 8, "cd" * 16) for lang in languages} for task in tasks
+    }
+    return EnhanceResults("enhance", provenance, measured, sizes, {"de lang-spec 400": run}, rows, items)
 
 
-def made_lens(shares: Mapping[str, Sequence[Sequence[float]]] | None = None) -> LensResults:
+def made_lens(
+    shares: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    leads: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> LensResults:
     """A lens from {prompt language: [own, English] by layer}, on as many layers as there are, and `none` for the rest;
-    each language's first layers make an example too."""
+    each language's first layers make an example too. leads: {prompt language: English's lead of each prompt}."""
     shares = shares or dict.fromkeys(("de", "th"), ((0.5, 0.125), (0.125, 0.5), (0.25, 0.25), (0.75, 0.125)))
     columns = (*LANGUAGES, "other", "unclear", "none")
     made = []
@@ -246,7 +297,7 @@ def made_lens(shares: Mapping[str, Sequence[Sequence[float]]] | None = None) -> 
         top[:, columns.index(language)], top[:, 0] = np.transpose(layers)
         top[:, -1] = 1 - top.sum(axis=1)
         table = tuple(map(tuple, top.tolist()))
-        made.append(LensShares(language, 0, 40, table, table))
+        made.append(LensShares(language, 0, 40, table, table, tuple((leads or {}).get(language, ()))))
     depth = len(made[0].top_k)
     settings = LensSettings(top=5)
     provenance = replace(made_provenance(settings, tuple(shares)), model=replace(MODEL, layers=depth - 1))
@@ -255,12 +306,110 @@ def made_lens(shares: Mapping[str, Sequence[Sequence[float]]] | None = None) -> 
     return LensResults("lens", provenance, LabelsInfo(columns, dict.fromkeys(columns, 10)), tuple(made), examples)
 
 
+def made_steering() -> SteerResults:
+    """Prompts in two languages, answers wanted in two others."""
+
+    def row(kind: str, prompt: str, language: str, recipe: str | None = None, strength: float | None = None, **changes):
+        values = {"layer": None, "forcing": 0.5, "relevance": 0.25, "score": 1 / 3, "n_items": 2, **changes}
+        return SteerRow(kind, prompt, language, recipe, strength, reference_loss=2.0, english_loss=0.125,
+                        repetition=0.0625, **values)  # fmt: skip
+
+    grid, best = [], []
+    change, beyond = SteerChange(0.25, (0.125, 0.375), 0.01), SteerChange(0.2, None, None)
+    for prompt, language in (("en", "de"), ("en", "th"), ("de", "th")):
+        grid += [row("steered", prompt, language, "patch", s, forcing=s / 4, n_items=4) for s in (1.0, 2.0)]
+        grid += [row("steered", prompt, language, "diffmean", s, forcing=s / 3, layer=1) for s in (1.0, 2.0)]
+        best += [row(kind, prompt, language) for kind in ("original", "instruction")]
+        best.append(row("steered", prompt, language, "diffmean", 2.0, layer=1, beyond_original=change,
+                        beyond_random=beyond))  # fmt: skip
+        best.append(row("random", prompt, language, "diffmean", 2.0, layer=1, seeds=5))
+    settings = SteerSettings(("de", "th"), ("en", "de"), ("patch", "diffmean"), seeds=5)
+    provenance = made_provenance(settings)
+    questions = {f"{lang} prompts": DataInfo(f"mwork-jax data, mgsm.{lang}", 2, "ef" * 16) for lang in ("en", "de")}
+    return SteerResults(
+        "steer",
+        replace(provenance, data={**provenance.data, **questions}),
+        made_infos(),
+        tuple(grid),
+        tuple(best),
+        {"en": {"de diffmean 1": "Das Haus <b>"}},
+    )
+
+
+def made_lm_eval() -> LmEvalResults:
+    """Two tasks, one with two filters, under two languages' sets, random ones and an intervention."""
+    tasks = {
+        "xnli_de": LmEvalTask("1.0", "multiple_choice", 2, 40, {"acc": True}),
+        "sums": LmEvalTask("2", "generate_until", 0, 12, {"exact_match": True}),
+    }
+    conditions = [("original", "", "", None), ("steered", "", "diffmean 2", None)]
+    for lang in ("de", "th"):
+        conditions += [("own", lang, "under", None), ("random", lang, "under", 0), ("random", lang, "under", 1)]
+    rows = [
+        LmEvalRow(task, *condition, scores)
+        for place, condition in enumerate(conditions)
+        for task, scores in (
+            ("xnli_de", (LmEvalScore("acc", "none", 0.5 - place / 64, 0.0625),)),
+            (
+                "sums",
+                (LmEvalScore("exact_match", "whole", 0.25), LmEvalScore("exact_match", "number", place / 16, 0.125)),
+            ),
+        )
+    ]
+    settings = LmEvalSettings(tuple(tasks), ("de", "th"), "under", 2, 40)
+    return LmEvalResults("lm_eval", made_provenance(settings, tuple(tasks)), tasks, made_infos(), tuple(rows))
+
+
 def made_detection() -> DetectResults:
     scores = {lang: ScoresInfo(f"scores/{lang}.safetensors", 4, 100) for lang in LANGUAGES}
     return DetectResults("detect", made_provenance(DetectSettings()), scores)
 
 
+def made_neurons(text: str = "Haus", layers: int = 3) -> NeuronResults:
+    """Neurons of two sets in every layer, a feed-forward one and a query; `text` in the contexts and tokens."""
+    readings = []
+    for layer in range(layers):
+        for group, index in (("attn_q", 7), ("ffn_up", 30 + layer)):
+            ffn = group == "ffn_up"
+            contexts = tuple(
+                NeuronContext(2.5 - i, i, 9, f"before {text} ", f"{text}{i}", f" {'after ' * 30}\n") for i in range(3)
+            )
+            tokens = tuple(TokenWeight(f" {text}-{group}-{layer}", 0.5 - i) for i in range(10)) if ffn else None
+            readings.append(
+                NeuronReading(
+                    ("ffn_up", "ffn_down") if ffn else (group,),
+                    layer,
+                    index,
+                    {"de": 0.75} if layer else {"de": 0.75, "th": None},
+                    tokens,
+                    tokens,
+                    {
+                        lang: NeuronActivity(0.125 if ffn else None, () if lang == "en" else contexts)
+                        for lang in LANGUAGES
+                    },
+                )
+            )
+    provenance = replace(made_provenance(NeuronSettings(("de", "th"))), model=replace(MODEL, layers=layers))
+    return NeuronResults("neurons", provenance, made_infos(), tuple(readings))
+
+
 def every_kind() -> dict[str, AnyResults]:
     """One result of each kind, every optional field filled somewhere."""
-    results = (made_run(), made_tables(), made_tuning(), made_lens(), made_detection())
+    results = (made_run(), made_tables(), made_tuning(), made_lens(), made_detection(), made_steering(), made_neurons(),
+               made_lm_eval())  # fmt: skip
     return {one.kind: one for one in results}
+
+
+EVERYWHERE = "under+s_attn+s_ffn+gen"
+
+
+def made_sample(n, loss=1.0, language="de", section="table-2-xquad"):
+    """An item that loses n * loss points with its own neurons off."""
+    answers = (
+        SampleAnswer("original", 50.0 + n, answer=f"Antwort {n}.", answer_language="de"),
+        SampleAnswer("own", 1.0, language, "under", None, "?", None),
+        SampleAnswer("own", 50.0 + n - n * loss, language, EVERYWHERE, None, "Answer\n<b>=1+1</b>", "en"),
+        SampleAnswer("random", 49.0, "fr", EVERYWHERE, 0, "falsch", None),
+        SampleAnswer("random", 49.5 + n, language, EVERYWHERE, 0, "مرحبا", "ar"),
+    )
+    return Sample(section, f"item-{n}", language, f"Frage {n}\u2028?\nAntwort:", ("ja",), answers)

@@ -1,26 +1,24 @@
 """Every stage on meshes of 8 simulated devices against one device. Run by test_sharding.py in a process of its own, as
-the number of devices is fixed when JAX starts. Reads names of meshes, one a line, and answers each with one line of
-JSON: {stage: largest relative difference}."""
+the number of devices is fixed when JAX starts. Reads lines of a mesh and stages, and answers each with one of JSON:
+{stage: largest relative difference}."""
 
 import json
-import os
 import sys
-
-os.environ["XLA_FLAGS"] = " ".join([
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0", os.environ.get("XLA_FLAGS", ""),
-])  # fmt: skip
-os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import numpy as np
 
 from mwork_jax.corpus import Batching
+from mwork_jax.detect.attribution import attribution
+from mwork_jax.detect.contexts import strongest_tokens
 from mwork_jax.detect.importance import importance
+from mwork_jax.detect.language_vectors import language_vectors
 from mwork_jax.detect.scores import score_neurons
 from mwork_jax.enhance import TuneSettings, TuningRun, fine_tune_many
 from mwork_jax.enhance.neuron_params import parameter_arrays
 from mwork_jax.evaluate.likelihood import held_out_losses
 from mwork_jax.families import config_from_hf
+from mwork_jax.intervention import Intervention
 from mwork_jax.lens.logit_lens import language_shares, top_tokens
 from mwork_jax.lens.vocabulary import VocabularyLabels
 from mwork_jax.model.decoder import Decoder, parameter_specs
@@ -36,7 +34,7 @@ CONFIG = config_from_hf({
     "bos_token_id": 1, "eos_token_id": 2,
 })  # fmt: skip
 MESHES = {
-    "8x1": {"data": 8}, "4x2": {"data": 4, "model": 2}, "2x4": {"data": 2, "model": 4}, "1x8": {"model": 8},
+    "8x1": {"data": 8}, "4x2": {"data": 4, "model": 2}, "1x8": {"model": 8},
     "2x2x2": {"data": 2, "model": 2, "mask": 2},
 }  # fmt: skip
 
@@ -92,10 +90,23 @@ def look(model):
     shares = language_shares(model, documents(11, 9), masks()[1], labels, k=5, batching=Batching(16, 32))
     _, probabilities = top_tokens(model, documents(1, 9)[0], masks()[1], k=5)
     raw = importance(model, documents(1, 10)[0])
-    return [shares.top_k, shares.top_1, probabilities, *raw.values()], []
+    most = strongest_tokens(model, documents(11, 9), drawn(1), 3, batching=Batching(16, 32))
+    found = [shares.top_k, shares.top_1, probabilities, *raw.values(), most.values]
+    return found, [most.documents, most.positions, most.active[~np.isnan(most.active)]]
 
 
-STAGES = (detect, evaluate, generate, enhance, look)
+def intervene(model):
+    none = Intervention.none(CONFIG)
+    vector = np.random.default_rng(0).normal(0, 1, CONFIG.hidden_size)
+    edits = [none.add(drawn(1), 0.5).replace(drawn(2), -1.0, at="gate"), none.steer(1, vector), masks()[1]]
+    losses = held_out_losses(model, documents(5, 7), edits, batching=Batching(16, 64))
+    languages = {"en": documents(4, 11), "de": documents(4, 12)}
+    vectors = language_vectors(model, languages, "probe", batching=Batching(16, 64))
+    gradients = attribution(model, documents(5, 7), batching=Batching(16, 64))
+    return [*(loss.nats for loss in losses), *vectors.values(), *gradients.values()], []
+
+
+STAGES = {stage.__name__: stage for stage in (detect, evaluate, generate, enhance, look, intervene)}
 
 
 def difference(found, expected):
@@ -116,10 +127,11 @@ def on(mesh, decoder):
 
 def main():
     decoder = Decoder.random(CONFIG, jax.random.key(0))
-    alone = {stage.__name__: stage(Model(decoder, None, "tiny")) for stage in STAGES}
+    alone = {name: stage(Model(decoder, None, "tiny")) for name, stage in STAGES.items()}
     for line in sys.stdin:
-        model = on(make_mesh(MESHES[line.strip()]), decoder)
-        differences = {stage.__name__: difference(stage(model), alone[stage.__name__]) for stage in STAGES}
+        mesh, stages = line.split()
+        model = on(make_mesh(MESHES[mesh]), decoder)
+        differences = {name: difference(STAGES[name](model), alone[name]) for name in stages.split(",")}
         print(json.dumps(differences), flush=True)
 
 

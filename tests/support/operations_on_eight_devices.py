@@ -2,12 +2,6 @@
 Prints one JSON object: {mesh: {stage: operations of all devices / operations of one device}}."""
 
 import json
-import os
-
-os.environ["XLA_FLAGS"] = " ".join([
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0", os.environ.get("XLA_FLAGS", ""),
-])  # fmt: skip
-os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 

@@ -11,6 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from gguf import GGMLQuantizationType
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -19,19 +20,23 @@ import mwork_jax as mw
 from mwork_jax.corpus import read_corpus
 from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.enhance.export import apply_delta, save_delta, save_folder
+from mwork_jax.evaluate.table_files import read_table, slips
 from mwork_jax.evaluate.tasks import TASKS, prompt, questions
 from mwork_jax.lens.vocabulary import VocabularyLabels
 from mwork_jax.load import read_config
 from mwork_jax.load.tokenizer import folder_tokenizer
 from mwork_jax.model.tokens import added_tokens, chat_prompt, encode
 from mwork_jax.neurons import NeuronSet
+from mwork_jax.paper import PLAN_FILE, PaperPlan, plan_lines
 from mwork_jax.report import read_report
 from mwork_jax.results import read_results, write_results
 from mwork_jax.runtime.cache import ResultCache
 from mwork_jax.runtime.files import read_json, write_json
+from mwork_jax.samples import samples_path, write_samples
 from mwork_jax.select.modes import select_neurons
+from mwork_jax.settings import PaperSettings, TableSettings
 from support import gguf_writing
-from support.made_results import every_kind, made_scores
+from support.made_results import every_kind, made_sample, made_scores
 from support.mutations import FORMULA, MARKUP
 from support.tiny import FAMILIES, hf_model, pair
 from support.tuned import tuned_model
@@ -223,6 +228,8 @@ def _read_results(folder: Path) -> None:
 
 def _save_reports(folder: Path, kind: str) -> None:
     write_results(folder / ("lens.json" if kind == "lens" else "results.json"), every_kind()[kind])
+    if kind == "tables":
+        write_samples(samples_path(folder, "table-2-xquad"), map(made_sample, range(3)))
 
 
 def _read_report(folder: Path) -> None:
@@ -310,6 +317,53 @@ def _read_task(folder: Path) -> None:
                 task.score(item, "42 Sonne")
 
 
+_TABLE = """
+table = "sharing"
+stage = "what languages share"
+task = "xcsqa"
+stand_in = "xcopa"
+languages = ["en", "de"]
+seeds = 3
+n1 = [1, 2]
+statistics = ["beyond-random"]
+contrasts = [[1, 2]]
+[[rows]]
+off = ["s_ffn", "gen"]
+neurons = "random"
+like = "shared"
+printed.Vicuna = [1, 2.5, -0.5, 4, 1e1]
+[[rows]]
+off = ["under"]
+neurons = "lang-spec"
+scale = 0.5
+"""
+
+
+def _save_table(folder: Path, text: str = _TABLE) -> None:
+    (folder / "mine.toml").write_text(text, encoding="utf-8")
+
+
+def _read_tables(folder: Path) -> None:
+    table = read_table(folder / "mine.toml")
+    slips(table)
+    table.settings(TableSettings(("en", "fr")), ())
+
+
+def _save_plan(folder: Path) -> None:
+    settings = PaperSettings(("en", "de"), ("2", "6"), budget=60.0)
+    plan = PaperPlan(settings, {"2": 12}, (100, 200), True, seconds={"2": 30.5})
+    write_json(folder / PLAN_FILE, msgspec.to_builtins(plan))
+
+
+def _read_plan(folder: Path) -> None:
+    plan = PaperPlan.load(folder / PLAN_FILE)
+    plan.check(plan.settings, folder / PLAN_FILE)
+    plan_lines(plan)
+
+
+_TABLE_FILES = (_save_table, partial(_save_table, text=_TABLE.replace("[[rows]]", "[[ rows ]]  # a row")))
+
+
 def _save_labels(folder: Path) -> None:
     codes = np.asarray([0, 1, 2, 3, 4], np.int16)
     VocabularyLabels(("en", "de"), codes, {"labeller": "made up"}).save(folder / "labels.json")
@@ -342,7 +396,7 @@ _GGUF = (
 )
 _MODELS = tuple(partial(_save_model, family=family) for family in FAMILIES)
 _FLAX = (_save_flax, partial(_save_flax, shards=True))
-_SHOWN = ("run", "tables", "enhance", "lens")
+_SHOWN = ("run", "tables", "enhance", "lens", "steer")
 _CELL_FILES = (_save_cells, partial(_save_cells, journal=True))
 
 
@@ -368,6 +422,8 @@ FORMATS: dict[str, Format] = {
     "cells": Format(partial(_made, *_CELL_FILES), _read_cells),
     "corpora": Format(lambda: [{name: text.encode()} for name, text in _CORPORA.items()], _read_corpora),
     "tasks": Format(_task_files, _read_task),
+    "tables": Format(partial(_made, *_TABLE_FILES), _read_tables),
+    "plan": Format(partial(_made, _save_plan), _read_plan),
     "labels": Format(partial(_made, _save_labels), _read_labels),
     "saved": Format(partial(_made, _save_tuned), _read_saved, ("mwork.json", "index.json", "model.safetensors")),
 }

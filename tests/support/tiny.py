@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
+from inspect import signature
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -139,17 +141,45 @@ class Pair(NamedTuple):
         return Model(self.decoder, None, "tiny")
 
 
+def _skip_where_hf_is_older(name: str) -> None:
+    """Skips where the installed transformers is no oracle yet: 5.0 turns all layers of OLMo 3 alike, takes places in a
+    padded batch of Ministral 3 for positions, and forgets Phi 3's partial_rotary_factor. Asks for what it has, as its
+    versions in between are not known."""
+    if name == "Olmo3":
+        from transformers.models.olmo3.modeling_olmo3 import Olmo3RotaryEmbedding
+
+        known = "layer_type" in signature(Olmo3RotaryEmbedding.compute_default_rope_parameters).parameters
+    elif name == "Ministral3":
+        from transformers.models.ministral3 import modeling_ministral3
+
+        known = hasattr(modeling_ministral3, "get_llama_4_attn_scale")
+    elif name == "Phi3":
+        config = transformers.Phi3Config(hidden_size=64, num_attention_heads=HEADS, rope_parameters=deepcopy(_LONG))
+        config.standardize_rope_params()
+        known = config.rope_parameters["partial_rotary_factor"] == _LONG["partial_rotary_factor"]
+    else:
+        return
+    if not known:
+        pytest.skip(f"transformers {transformers.__version__} computes {name} in another way than later ones")
+
+
 def hf_model(family: str, kv_heads: int, **overrides):
     """A random HF model whose every parameter matters (no zero biases, no unit norms)."""
     name, extra = FAMILIES[family]
+    _skip_where_hf_is_older(name)
     config_name = "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config"
-    settings = {**BASE, **extra, "num_key_value_heads": kv_heads, **overrides}
+    settings = {**BASE, **deepcopy(extra), "num_key_value_heads": kv_heads, **overrides}  # a config changes them
     config = getattr(transformers, config_name)(**settings, attn_implementation="eager")
     config._experts_implementation = "eager"  # the others have no float64
-    hf = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the sinks of gpt-oss begin as random numbers, others as 0 or 1
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)  # some tests change it
+        hf = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+        torch.set_default_dtype(before)
     generator = torch.Generator().manual_seed(0)
     for parameter in hf.parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)  # some tests change the default
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
         parameter.data = 0.15 * noise if parameter.ndim > 1 else parameter.data + 0.1 * noise
     return hf
 

@@ -6,6 +6,7 @@ item is the same for all items of a language, so its keys and values need to be 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mwork_jax.errors import InputError
+from mwork_jax.corpus import BUILT_IN
+from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.metrics import NORMALISATIONS, choice_right, normalised
 
 _BETWEEN = "\n\n"
@@ -60,12 +62,12 @@ class Questions:
 @dataclass(frozen=True)
 class HubData:
     """A task's data set on the Hugging Face Hub. config: its configuration, with {language} or {name} in it; item:
-    (row, language, where) -> Item; revision: where not the newest."""
+    (row, language, where) -> Item, None for a row that is left out; revision: where not the newest."""
 
     repository: str
     config: str
     split: str
-    item: Callable[[dict[str, object], str, str], Item]
+    item: Callable[[dict[str, object], str, str], Item | None]
     revision: str | None = None
 
 
@@ -124,7 +126,7 @@ def questions(task: Task, language: str, data: str | Path | None = None) -> Ques
         if not own_items:
             has = f"has {', '.join(task.built_in)} only" if task.built_in else "has none"
             raise NoData(f"{task.name}: no built-in data for language {language!r}: it {has}; use --data")
-        return Questions(own_items, examples, f"mwork-jax data, {task.name}.{language}")
+        return Questions(own_items, examples, f"{BUILT_IN}, {task.name}.{language}")
     if language not in task.languages:
         raise NoData(f"{task.name} has no language {language!r}; choose from {', '.join(task.languages)}")
     # The built-in items have worked solutions, which the official files lack.
@@ -155,7 +157,11 @@ def _hub_questions(task: Task, language: str, repository: str, examples: tuple[I
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{repository} ({config}, {hub.split}): the Hub could not give it ({reason[:160]})") from None
     origin = f"{repository}, {config}, {hub.split}"
-    items = tuple(hub.item(dict(row), language, f"{origin}: row {n}") for n, row in enumerate(rows, 1))
+    read = [hub.item(dict(row), language, f"{origin}: row {n}") for n, row in enumerate(rows, 1)]
+    items = tuple(item for item in read if item is not None)
+    if len(items) < len(read):
+        line = f"{origin}: {len(read) - len(items)} of {len(read)} questions have no answer and are left out"
+        warnings.warn(line, InputWarning, stacklevel=3)
     if not items:
         raise InputError(f"{origin}: no items; at least one is needed")
     return Questions(_numbered_groups(items), examples, origin, hub.revision)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from mwork_jax.corpus import LANGUAGES, own_rows
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.evaluate.tasks.base import HubData, Item, Task, labelled, list_of, one_line, text_of
 from mwork_jax.evaluate.tasks.wording import LABELS
 from mwork_jax.metrics import answer_exact, answer_f1, squad_v11_exact, squad_v11_f1
@@ -28,27 +29,33 @@ _OPENINGS = {
 
 
 def _read(path: Path, language: str) -> tuple[Item, ...]:
-    """Items of a file in SQuAD's format: data / paragraphs (context) / qas (id, question, answers)."""
-    items = []
+    """Items of a file in SQuAD's format: data / paragraphs (context) / qas (id, question, answers). Questions without
+    an answer, as SQuAD 2 has them, are left out and counted in one InputWarning."""
+    items, without_answer = [], 0
     for a, article in enumerate(list_of(read_json(path), "data", str(path)), 1):
         for p, paragraph in enumerate(list_of(article, "paragraphs", f"{path}: article {a}"), 1):
             where = f"{path}: article {a}, paragraph {p}"
             pairs = list_of(paragraph, "qas", where)
             context = one_line(text_of(paragraph, "context", where))
             for q, pair in enumerate(pairs, 1):
-                items.append(_item(pair, context, language, f"{a}.{p}", f"{where}, question {q}"))
+                if isinstance(pair, dict) and pair.get("is_impossible") is True:
+                    without_answer += 1
+                else:
+                    items.append(_item(pair, context, language, f"{a}.{p}", f"{where}, question {q}"))
+    if without_answer:
+        line = f"{path}: {without_answer} of {without_answer + len(items)} questions have no answer and are left out"
+        warnings.warn(line, InputWarning, stacklevel=2)
     return tuple(items)
 
 
 def _item(pair: Any, context: str, language: str, group: str, where: str) -> Item:
-    if isinstance(pair, dict) and pair.get("is_impossible"):
-        raise InputError(f"{where}: a question without an answer, as SQuAD 2 has them; leave those out")
     answers = list_of(pair, "answers", where)
     where = f"{where} ({text_of(pair, 'id', where)})"
     question = one_line(text_of(pair, "question", where))
     if not all(isinstance(answer, dict) for answer in answers):
         raise InputError(f"{where}: each of its 'answers' must be an object with a 'text'")
-    references = tuple(dict.fromkeys(one_line(text_of(answer, "text", where)) for answer in answers))
+    texts = [text for answer in answers for text in _texts(text_of(answer, "text", where), context)]
+    references = tuple(dict.fromkeys(texts))
     for reference in references:
         if reference not in context:
             raise InputError(
@@ -57,9 +64,20 @@ def _item(pair: Any, context: str, language: str, group: str, where: str) -> Ite
     return Item(pair["id"], language, context, question, references, group=group)
 
 
-def _hub_item(row: dict[str, object], language: str, where: str) -> Item:
-    """One row of the Hub's schema, which is flat: id, context, question, answers {text}."""
+def _texts(text: str, context: str) -> list[str]:
+    """An answer, or several that stand in lines of their own: where the whole is not in the context."""
+    whole = one_line(text)
+    lines = [one_line(line) for line in text.split("\n") if line.strip()]
+    return [whole] if whole in context or len(lines) < 2 else lines
+
+
+def _hub_item(row: dict[str, object], language: str, where: str) -> Item | None:
+    """One row of the Hub's schema, which is flat: id, context, question, answers {text}; None for a question without an
+    answer."""
     context = one_line(text_of(row, "context", where))
+    answers = row.get("answers")
+    if isinstance(answers, dict) and isinstance(answers.get("text"), list) and not answers["text"]:
+        return None
     texts = list_of(row.get("answers"), "text", f"{where}: 'answers'")
     pair = {**row, "answers": [{"text": text} for text in texts]}
     return _item(pair, context, language, fingerprint(context), where)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mwork_jax.corpus import LANGUAGES, own_corpus, read_corpus
-from mwork_jax.errors import InputError
+from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.evaluate.table_run import prepare
 from mwork_jax.evaluate.tasks import (
     TASKS,
@@ -314,12 +314,31 @@ def test_bad_rows_are_named_with_their_line(tmp_path, name, language, row, messa
     assert "\n" not in str(raised.value)
 
 
+def test_questions_without_an_answer_are_left_out_and_counted(tmp_path):
+    """A file of SQuAD 2; and answers that stand in lines of their own."""
+    path, content = tmp_path / "xquad.de.json", squad()
+    (pair,) = content["data"][0]["paragraphs"][0]["qas"]
+    impossible = [{**pair, "id": f"no{n}", "answers": [], "is_impossible": True} for n in range(2)]
+    words = content["data"][0]["paragraphs"][0]["context"].split()
+    lines = {**pair, "id": "lines", "answers": [{"text": f"{words[-1]}\n{words[0]}", "answer_start": 0}]}
+    content["data"][0]["paragraphs"][0]["qas"] = [impossible[0], {**pair, "is_impossible": False}, lines, impossible[1]]
+    path.write_text(json.dumps(content))
+    with pytest.warns(InputWarning, match="2 of 4 questions have no answer and are left out") as warned:
+        found = questions(TASKS["xquad"], "de", path)
+    assert len(warned) == 1
+    assert [item.id for item in found.items] == [pair["id"], "lines"]
+    assert found.items[1].references == (words[-1], words[0])
+    content["data"][0]["paragraphs"][0]["qas"] = impossible
+    path.write_text(json.dumps(content))
+    with pytest.warns(InputWarning, match="2 of 2"), pytest.raises(InputError, match="no items of xquad in this file"):
+        questions(TASKS["xquad"], "de", path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (squad(answers=["Mond"]), r"question 1 \(q1\): the answer 'Mond' is not in its context"),
         (squad(answers=[]), "question 1: no 'answers'"),
-        (squad(answers=[], is_impossible=True), "question 1: a question without an answer, as SQuAD 2 has them"),
         (squad(answers=[""]), r"\(q1\): no 'text'"),
         (squad(question=None), r"question 1 \(q1\): no 'question'"),
         (squad(id=None), "article 1, paragraph 1, question 1: no 'id'"),

@@ -1,0 +1,301 @@
+"""Runs what an admission asks for: copies and blocks of tokens, in programs of few shapes."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mwork_jax.intervention import Edit, alike, placed, stacked
+from mwork_jax.model.admission import ORIGINAL, Admission, Copy, Job, Pair, Prompt, Seat, Wave
+from mwork_jax.model.attention import KEY_BLOCK
+from mwork_jax.model.buckets import bucket_length
+from mwork_jax.model.checks import check_mask
+from mwork_jax.model.decoder import Decoder, weight_bytes
+from mwork_jax.model.slots import (
+    BLOCK,
+    Blocks,
+    Places,
+    SlotCache,
+    Span,
+    advance_blocks,
+    copy_slots,
+    copy_streams,
+    empty_cache,
+    empty_streams,
+)
+from mwork_jax.neurons import NeuronMask
+from mwork_jax.runtime.distributed import agreed
+from mwork_jax.sharding import DATA, MASK, MODEL, mesh_of, on_mesh_of, put, size_of
+
+_FEW_BLOCKS, _MANY_BLOCKS = 4, 16  # that go through together on CPUs,
+_BLOCKS = 32  # and elsewhere: enough tokens for the weights to be read once for many
+FEW_ROWS = 4
+_BATCHES = 8  # of a batch's tokens, that slots hold
+_FEW_COPIES = 4
+_ORIGINALS = 4  # prompts of which the original's pass is kept, at most
+T = TypeVar("T")
+_NEVER = np.int32(np.iinfo(np.int32).max)
+
+
+class Sizes(NamedTuple):
+    """Shapes of the slots: how many each group of devices has, and for how many tokens."""
+
+    slots: int
+    time: int
+
+
+class BlockRun(NamedTuple):
+    """One call of the blocks' program: of each group the jobs and where each one's block begins, and the residual
+    stream float32 [n, b, BLOCK, hidden] that leaves the last layer of the call."""
+
+    blocks: list[list[tuple[Job, int]]]
+    x: jax.Array
+    is_last: bool  # whether these are the model's last layers
+
+
+@dataclass
+class SlotRunner:
+    """The slots of a model under a table of masks, and the queue of pairs that wait for one.
+
+    any_generated: whether a prompt has tokens that count as generated; with_outputs: whether what leaves the last layer
+    is wanted, and not only keys and values.
+    """
+
+    decoder: Decoder
+    prompts: Sequence[Prompt]
+    masks: Sequence[Edit]
+    pairs: Sequence[Pair]
+    sizes: Sizes
+    any_generated: bool
+    with_outputs: bool
+
+    def __post_init__(self) -> None:
+        self.mesh = mesh_of(self.decoder)
+        self.groups = groups_of(self.decoder)
+        layers = self.decoder.config.num_layers
+        firsts = [first_layer(mask, self.any_generated) for mask in self.masks]
+        if self.with_outputs:
+            # The original's row goes on from where its pass ends, as the others do, so that it has outputs too.
+            latest = max((first for first in firsts if first < layers), default=0)
+            firsts = [min(first, latest) for first in firsts]
+        with_original = _worth_an_original(self.pairs, firsts, len(self.prompts))
+        self.originals = min(_ORIGINALS, max(1, self.sizes.slots // 4)) if any(with_original) else 0
+        self.admission = Admission(
+            self.prompts, firsts, with_original, layers, self.sizes.slots, self.originals, self.groups
+        )
+        self.queue = deque(self.pairs)
+        self._scratch = self.sizes.slots + self.originals  # the slot of what nobody reads
+        self._stop_of = {first: number for number, first in enumerate(self.admission.stops) if first < layers}
+        keep = NeuronMask.keep_all(self.decoder.config)
+        self._keep = len(self.masks)
+        self.table = _table([*self.masks, keep], self.decoder)
+        shape = {"groups": self.groups, "time": self.sizes.time}
+        stops = bucket_length(len(self._stop_of), 1 << 30, least=4) if self.originals else 0
+        with on_mesh_of(self.decoder):
+            self.cache: SlotCache = empty_cache(self.decoder, slots=self._scratch + 1, **shape)
+            self.streams = empty_streams(self.decoder, stops=stops + 1, slots=self.originals + 1, **shape)
+        self._no_stop = stops
+
+    def admit(self) -> tuple[list[Seat], Iterator[BlockRun]]:
+        """Seats for the next pairs, and what is computed for them, call by call."""
+        seats, waves = self.admission.admit(self.queue)
+        return seats, self._run(waves)
+
+    def _run(self, waves: Sequence[Wave]) -> Iterator[BlockRun]:
+        for wave in waves:
+            self._copy(wave.copies)
+            spans = sorted({(job.first, job.last) for jobs in wave.jobs for job in jobs})
+            for span in spans:
+                each = [
+                    [
+                        (job, begin)
+                        for job in jobs
+                        if (job.first, job.last) == span
+                        for begin in range(job.begin, job.end, BLOCK)
+                    ]
+                    for jobs in wave.jobs
+                ]
+                yield from self._advance(each, span)
+
+    def _advance(self, each: list[list[tuple[Job, int]]], span: tuple[int, int]) -> Iterator[BlockRun]:
+        first, last = span
+        left = max(map(len, each))
+        done = 0
+        while left:
+            count = self._count(left)
+            part = [blocks[done : done + count] for blocks in each]
+            blocks, leaving = self._blocks(part, count)
+            numbers = (first, last, self._stop_of.get(first, self._no_stop), leaving)
+            with on_mesh_of(self.decoder):
+                args = in_slots(blocks, self.mesh), put(Span(*map(np.int32, numbers)), self.mesh)
+                self.cache, self.streams, x = advance_blocks(self.decoder, self.cache, self.streams, self.table, *args)
+            yield BlockRun(part, x, last == self.decoder.config.num_layers)
+            done, left = done + count, max(0, left - count)
+
+    def _count(self, left: int) -> int:
+        """How many blocks go through next."""
+        if not on_cpu(self.decoder):
+            return _BLOCKS
+        return _MANY_BLOCKS if left > 3 * _FEW_BLOCKS else _FEW_BLOCKS
+
+    def _blocks(self, part: list[list[tuple[Job, int]]], count: int) -> tuple[Blocks, int]:
+        """The arguments of one call, filled up with blocks that nobody reads, and the stream that it writes."""
+        shape, leaving = (self.groups, count), self._no_stop
+        tokens = np.zeros((*shape, BLOCK), np.int32)
+        slots, starts = np.full(shape, self._scratch, np.int32), np.zeros(shape, np.int32)
+        masks, generated_from = np.full(shape, self._keep, np.int32), np.full(shape, _NEVER)
+        sources = np.full(shape, self.originals, np.int32)
+        for group, blocks in enumerate(part):
+            for place, (job, begin) in enumerate(blocks):
+                at = group, place
+                prompt = self.prompts[job.pair.prompt]
+                own = prompt.tokens[begin : min(begin + BLOCK, job.end)]
+                tokens[at][: own.size] = own
+                slots[at], starts[at], generated_from[at] = job.slot, begin, prompt.generated_from
+                if job.original is not None:
+                    sources[at] = job.original
+                if job.pair.mask == ORIGINAL:
+                    leaving = self._stop_of.get(job.last, self._no_stop)
+                else:
+                    masks[at] = job.pair.mask
+        return Blocks(tokens, Places(slots, starts), masks, generated_from, sources), leaving
+
+    def _copy(self, copies: list[list[Copy]]) -> None:
+        """What slots hold, to other slots: whole ones first."""
+        whole = self.decoder.config.num_layers
+        for below in sorted({copy.below for each in copies for copy in each}, reverse=True):
+            own = [[copy for copy in each if copy.below == below] for each in copies]
+            sources, targets = self._places(own, self._scratch, 0)
+            with on_mesh_of(self.decoder):
+                places = in_slots((sources, targets), self.mesh)
+                self.cache = copy_slots(self.cache, *places, put(np.int32(below), self.mesh))
+            of_originals = [[c for c in each if c.target >= self.sizes.slots] for each in own]
+            if below == whole and any(of_originals):
+                sources, targets = self._places(of_originals, self.originals, self.sizes.slots)
+                with on_mesh_of(self.decoder):
+                    self.streams = copy_streams(self.streams, *in_slots((sources, targets), self.mesh))
+
+    def _places(self, copies: list[list[Copy]], scratch: int, less: int) -> tuple[np.ndarray, np.ndarray]:
+        most = max(map(len, copies))
+        count = _FEW_COPIES if most <= _FEW_COPIES else self.sizes.slots + self.originals
+        sources, targets = (np.full((self.groups, count), scratch, np.int32) for _ in range(2))
+        for group, each in enumerate(copies):
+            for place, copy in enumerate(each):
+                sources[group, place], targets[group, place] = copy.source - less, copy.target - less
+        return sources, targets
+
+
+def in_slots(tree: T, mesh: Mesh | None) -> T:
+    """Host arrays with one entry for each group of devices first, each group's on its own."""
+    return jax.tree.map(lambda x: put(x, mesh, "slots", *(None,) * (np.ndim(x) - 1)), tree)
+
+
+def groups_of(decoder: Decoder) -> int:
+    """How many groups of devices hold a whole model each, and with it slots of their own."""
+    mesh = mesh_of(decoder)
+    return size_of(mesh, MASK) * size_of(mesh, DATA)
+
+
+def sizes_for(
+    decoder: Decoder, lengths: Sequence[int], rows: int, tokens_per_batch: int
+) -> Iterator[tuple[list[int], Sizes]]:
+    """(places of the prompts, their slots): as many slots as pay on this platform, and as there is room for. lengths:
+    of the prompts, with what is generated; rows: pairs of each; tokens_per_batch: an eighth of the tokens that slots
+    may hold."""
+    room = min(_BATCHES * tokens_per_batch, tokens_that_fit(decoder))
+    yield from sizes_within(lengths, rows, groups_of(decoder), 16 if on_cpu(decoder) else 64, room)
+
+
+def sizes_within(
+    lengths: Sequence[int], rows: int, groups: int, most_slots: int, tokens: int
+) -> Iterator[tuple[list[int], Sizes]]:
+    """(places of the prompts, their slots): those of up to `tokens` // `most_slots` tokens together, the longer ones
+    by powers of two, in fewer slots."""
+    shares = max(tokens // most_slots, KEY_BLOCK)
+    classes: dict[int, list[int]] = {}
+    for place, length in enumerate(lengths):
+        own = 0 if length <= shares else int(np.ceil(np.log2(length)))
+        classes.setdefault(own, []).append(place)
+    for own in sorted(classes):
+        places = classes[own]
+        longest = max(lengths[place] for place in places)
+        time = time_for(longest)
+        wanted = -(-len(places) * rows // groups)
+        fitting = min(most_slots, max(2, tokens // time))
+        yield places, Sizes(fitting if wanted > FEW_ROWS else min(fitting, FEW_ROWS), time)
+
+
+def time_for(length: int) -> int:
+    """The time of slots for rows of so many tokens: KEY_BLOCK times a power of two, or one and a half of it. Room that
+    no row needs costs memory and no work; another time is another program."""
+    time = KEY_BLOCK
+    while time < length:
+        time *= 2
+    return time // 4 * 3 if time > KEY_BLOCK and time // 4 * 3 >= length and time // 4 * 3 % KEY_BLOCK == 0 else time
+
+
+def on_cpu(decoder: Decoder) -> bool:
+    """Whether the model's arrays lie on CPUs. There, a product computes each of its rows alike, however many there are
+    from 2 on, so shapes may follow the work. Elsewhere, that is only sure of one shape."""
+    return next(iter(decoder.embed[...].devices())).platform == "cpu"
+
+
+def tokens_that_fit(decoder: Decoder) -> int:
+    """For how many tokens a device has room in its slots: half of its memory that the weights leave, on CPUs half of
+    the machine's. In every process of a run as in the first."""
+
+    def fitting() -> int:
+        device = next(iter(decoder.embed[...].addressable_shards)).device
+        limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else _memory_here()
+        if not limit:
+            return 1 << 30
+        config, mesh = decoder.config, mesh_of(decoder)
+        weights = weight_bytes(config, decoder.dtype, mesh, decoder.int8)
+        shards = size_of(mesh, MODEL) if config.num_kv_heads % size_of(mesh, MODEL) == 0 else 1
+        each = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(decoder.dtype).itemsize
+        return max(1, int((limit - weights) / 2 / (each / shards)))
+
+    return agreed(fitting)
+
+
+def _memory_here() -> int:
+    """Bytes of this machine's memory; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def _worth_an_original(pairs: Sequence[Pair], firsts: Sequence[int], prompts: int) -> list[bool]:
+    """Whether the layers that a prompt's masks do not need to compute are more than those of the original's pass."""
+    saved = np.zeros(prompts, int)
+    for pair in pairs:
+        saved[pair.prompt] += firsts[pair.mask]
+    return (saved > max(firsts, default=0)).tolist()
+
+
+def first_layer(mask: Edit, generated: bool = True) -> int:
+    """The first layer in which a mask or an intervention changes anything; the number of layers where in none. Without
+    `generated`, of texts in which no token is."""
+    touched = mask.changed_layers(generated)
+    return int(touched.argmax()) if touched.any() else touched.size
+
+
+def _table(masks: Sequence[Edit], decoder: Decoder) -> Edit:
+    """The masks with a leading axis, filled up to 4, 64, 1024 ..., so that few numbers of masks need a program."""
+    size = 4
+    while size < len(masks):
+        size *= 16
+    for mask in masks:
+        check_mask(decoder.config, mask)
+    like = alike(masks, decoder.config)
+    filled = [*like, *like[-1:] * (size - len(like))]
+    return placed(stacked(filled), mesh_of(decoder), None)
