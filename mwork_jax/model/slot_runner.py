@@ -78,6 +78,8 @@ class SlotRunner:
     with_outputs: bool
 
     def __post_init__(self) -> None:
+        for mask in self.masks:
+            check_mask(self.decoder.config, mask)
         self.mesh = mesh_of(self.decoder)
         self.groups = groups_of(self.decoder)
         layers = self.decoder.config.num_layers
@@ -294,8 +296,6 @@ def _table(masks: Sequence[Edit], decoder: Decoder) -> Edit:
     size = 4
     while size < len(masks):
         size *= 16
-    for mask in masks:
-        check_mask(decoder.config, mask)
     like = alike(masks, decoder.config)
     filled = [*like, *like[-1:] * (size - len(like))]
     return placed(stacked(filled), mesh_of(decoder), None)
