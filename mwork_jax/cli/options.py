@@ -66,6 +66,8 @@ def add_model(parser: argparse.ArgumentParser, *, tuned: bool = False) -> None:
     if not tuned:
         what = "keep the layers' matrices as 8-bit whole numbers, which are multiplied out layer by layer"
         parser.add_argument("--weights", choices=("int8",), dest="kept_weights", help=what)
+    room = "of a device, for weights and the rows that are written at once, as 12GB (default: what is there)"
+    parser.add_argument("--memory", metavar="SIZE", help=room)
     kept = "keep compiled programs in the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says (default: yes)"
     parser.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True, help=kept)
     _add_joining(parser)
@@ -94,6 +96,7 @@ def joining_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def load_model_of(args: argparse.Namespace) -> Model:
     """The model that the options of `add_model` name, on the devices that they ask for."""
+    memory = None if args.memory is None else _bytes("--memory", args.memory)
     if args.cache:
         keep_compiled_programs()
     join_others(args)
@@ -103,7 +106,7 @@ def load_model_of(args: argparse.Namespace) -> Model:
         size = weight_bytes(read_config(args.model), args.dtype or default_dtype(), int8=args.kept_weights == "int8")
         shape = agreed(lambda: default_shape(jax.local_devices()[0], jax.device_count(), size))
     mesh = None if shape is None else make_mesh(shape)
-    return load_model(args.model, dtype=args.dtype, mesh=mesh, weights=args.kept_weights)
+    return load_model(args.model, dtype=args.dtype, mesh=mesh, weights=args.kept_weights, memory=memory)
 
 
 def join_others(args: argparse.Namespace) -> None:
@@ -262,6 +265,14 @@ def _code(option: str, language: str) -> str:
 def one_of(option: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise InputError(f"{option} {value}: it must be one of {', '.join(allowed)}")
+
+
+def _bytes(option: str, text: str) -> int:
+    """A size with its unit, as 12GB or 800MB (powers of 1024), in bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])i?B", text, re.ASCII)
+    if not found or not float(found[1]):
+        raise InputError(f"{option} {text:.40}: a size is needed, as in 12GB or 800MB")
+    return int(float(found[1]) * 1024 ** ("MGT".index(found[2]) + 2))
 
 
 def at_least(option: str, value: int, least: int) -> None:

@@ -3,28 +3,20 @@ deactivation does, and the log-likelihood of continuations, for multiple choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mwork_jax.corpus import Batching, Encoded, encoded
 from mwork_jax.errors import InputError
 from mwork_jax.intervention import Edit
 from mwork_jax.metrics import NORMALISATIONS
-from mwork_jax.model.admission import Pair, Prompt, ordered_pairs
+from mwork_jax.model.admission import Prompt
 from mwork_jax.model.checks import check_model
-from mwork_jax.model.decoder import Decoder, logits_of
 from mwork_jax.model.model import Model
-from mwork_jax.model.slot_runner import BlockRun, SlotRunner, groups_of, in_slots, sizes_for
-from mwork_jax.model.slots import BLOCK
+from mwork_jax.model.predictions import Reading, predictions
 from mwork_jax.model.tokens import Document, shared_prefix_length
-from mwork_jax.sharding import constrain, fetch, on_mesh_of, put
-
-LOGIT_ROWS = 128  # positions whose logits exist at once: a vocabulary is too wide for a whole batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +72,10 @@ def held_out_losses(
     """`held_out_loss` under each mask, side by side. progress is called with the number of documents done, those of all
     masks counted together."""
     ready = list(encoded(model, documents, batching.max_tokens, where="held-out documents"))
-    rows = [_Read(d.tokens, d.tokens.size - 1) for d in ready]
-    nats = _nats(model.decoder, rows, masks, batching.tokens_per_batch, progress)
+    rows = [_reading(d.tokens, d.tokens.size - 1) for d in ready]
+    nats = _nats(model, rows, masks, batching.tokens_per_batch, progress)
     sizes = np.asarray([(d.tokens.size - 1, d.bytes) for d in ready])
-    return [HeldOutLoss(each, sizes[:, 0], sizes[:, 1]) for each in nats]
+    return [HeldOutLoss(-each, sizes[:, 0], sizes[:, 1]) for each in nats]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +147,9 @@ def log_likelihoods(
         raise InputError("contexts: there are none; at least one is needed")
     pairs = [_pair(model, a, b, f"pair {i + 1}") for i, (a, b) in enumerate(zip(contexts, continuations, strict=True))]
     begins, sizes = (np.asarray(column) for column in zip(*((b, pair.tokens.size) for pair, b in pairs), strict=True))
-    rows = [_Read(pair.tokens, pair.tokens.size - begin, generated=pair.tokens.size - begin) for pair, begin in pairs]
-    nats = _nats(model.decoder, rows, masks, tokens_per_batch, progress)
-    return [LogLikelihood(-each, sizes - begins, np.asarray([pair.bytes for pair, _ in pairs])) for each in nats]
+    rows = [_reading(pair.tokens, *[pair.tokens.size - begin] * 2) for pair, begin in pairs]
+    nats = _nats(model, rows, masks, tokens_per_batch, progress)
+    return [LogLikelihood(each, sizes - begins, np.asarray([pair.bytes for pair, _ in pairs])) for each in nats]
 
 
 def _pair(model: Model, context: Document, continuation: Document, where: str) -> tuple[Encoded, int]:
@@ -184,114 +176,24 @@ def _pair(model: Model, context: Document, continuation: Document, where: str) -
     return Encoded(whole, size), begin
 
 
-class _Read(NamedTuple):
-    """A sequence whose last `predicted` tokens are predicted; the last `generated` of it count as generated."""
-
-    tokens: np.ndarray
-    predicted: int
-    generated: int = 0
-
-
 def _nats(
-    decoder: Decoder,
-    rows: Sequence[_Read],
+    model: Model,
+    rows: Sequence[Reading],
     masks: Sequence[Edit],
     tokens_per_batch: int,
     progress: Callable[[int], None] | None,
 ) -> np.ndarray:
-    """Summed nats of each row's predicted tokens under each mask: float64 [masks, rows]."""
-    nats, done = np.zeros((len(masks), len(rows))), 0
-    for places, sizes in sizes_for(decoder, [row.tokens.size for row in rows], len(masks), tokens_per_batch):
-        own = [_prompt(rows[place]) for place in places]
-        pairs = ordered_pairs(own, len(masks), sizes.slots * groups_of(decoder))
-        generated = any(rows[place].generated for place in places)
-        runner = SlotRunner(decoder, own, masks, pairs, sizes, generated, with_outputs=True)
-        while runner.queue:
-            seats, runs = runner.admit()
-            for pair, losses in _losses(runner, runs, [rows[place].predicted for place in places]):
-                nats[pair.mask, places[pair.prompt]] += losses
-            runner.admission.leave(seats)
-            done += len(seats)
-            if progress is not None:
-                progress(done)
+    """Summed log-probability of each row's target under each mask: float64 [masks, rows]."""
+    nats = np.zeros((len(masks), len(rows)))
+    for done, (pair, found) in enumerate(predictions(model, rows, masks, tokens_per_batch), start=1):
+        nats[pair.mask, pair.prompt] = found.nats[0]
+        if progress is not None:
+            progress(done)
     return nats
 
 
-def _prompt(row: _Read) -> Prompt:
-    """All but the last token go through; what comes before the token in front of the first predicted one may come from
-    another row."""
-    size = row.tokens.size
-    return Prompt(row.tokens, size - 1, size - 1 - row.predicted, size - row.generated)
-
-
-def _losses(
-    runner: SlotRunner, runs: Iterable[BlockRun], predicted: Sequence[int]
-) -> Iterator[tuple[Pair, np.float64]]:
-    """Each block's part in the summed nats of its pair. What a call gave is fetched while the next one computes."""
-    waiting: list[tuple[list[list[tuple[Pair, int]]], jax.Array]] = []
-    for run in runs:
-        if run.is_last:
-            waiting.append(_losses_of(runner, run, predicted))
-        if len(waiting) > 1:
-            yield from _fetched(*waiting.pop(0))
-    for each in waiting:
-        yield from _fetched(*each)
-
-
-def _losses_of(
-    runner: SlotRunner, run: BlockRun, predicted: Sequence[int]
-) -> tuple[list[list[tuple[Pair, int]]], jax.Array]:
-    """(of each group, the pairs of its blocks and how many predicted tokens each has; their nats, one after the
-    other)."""
-    groups, count, _, _ = run.x.shape
-    targets = np.zeros((groups, count, BLOCK), np.int32)
-    positions = np.full((groups, -(-count * BLOCK // LOGIT_ROWS) * LOGIT_ROWS), -1, np.int32)
-    sizes: list[list[tuple[Pair, int]]] = []
-    for group, blocks in enumerate(run.blocks):
-        own: list[tuple[Pair, int]] = []
-        used = 0
-        for place, (job, begin) in enumerate(blocks):
-            prompt = runner.prompts[job.pair.prompt]
-            end = min(begin + BLOCK, job.end)
-            first = max(begin, prompt.through - predicted[job.pair.prompt])
-            targets[group, place, : end - begin] = prompt.tokens[begin + 1 : end + 1]
-            size = max(0, end - first)
-            positions[group, used : used + size] = place * BLOCK + first - begin + np.arange(size)
-            own.append((job.pair, size))
-            used += size
-        sizes.append(own)
-    most = max(sum(size for _, size in own) for own in sizes)
-    with on_mesh_of(runner.decoder):
-        placed = in_slots((targets, positions), runner.mesh)
-        return sizes, losses_at(runner.decoder, run.x, *placed, put(np.int32(most), runner.mesh))
-
-
-def _fetched(sizes: list[list[tuple[Pair, int]]], nats: jax.Array) -> Iterator[tuple[Pair, np.float64]]:
-    for own, values in zip(sizes, fetch(nats).astype(np.float64), strict=True):
-        ends = np.cumsum([size for _, size in own], dtype=int)
-        for (pair, size), end in zip(own, ends, strict=True):
-            yield pair, values[end - size : end].sum()
-
-
-@jax.jit
-def losses_at(
-    decoder: Decoder, x: jax.Array, targets: jax.Array, positions: jax.Array, predicted: jax.Array
-) -> jax.Array:
-    """Nats of single tokens, float32 [groups, positions]: x [groups, blocks, BLOCK, hidden], targets int32 [groups,
-    blocks, BLOCK]; positions int32 [groups, positions] are flat indices into a group's blocks, -1 where there are no
-    more, of which no group has more than `predicted`. Logits are made for `LOGIT_ROWS` positions of every group at a
-    time, and never for what predicts nothing."""
-    groups = x.shape[0]
-    flat, targets = x.reshape(groups, -1, x.shape[-1]), targets.reshape(groups, -1)
-
-    def add_chunk(chunk: jax.Array, nats: jax.Array) -> jax.Array:
-        at = jax.lax.dynamic_slice_in_dim(positions, chunk * LOGIT_ROWS, LOGIT_ROWS, axis=1)
-        real, at = at >= 0, jnp.maximum(at, 0)
-        own = constrain(jnp.take_along_axis(flat, at[..., None], axis=1), "slots", None, "hidden")
-        logits = logits_of(decoder, own)
-        right = jnp.take_along_axis(logits, jnp.take_along_axis(targets, at, axis=1)[..., None], axis=-1)[..., 0]
-        lost = jnp.where(real, jax.nn.logsumexp(logits, axis=-1) - right, 0.0)
-        return jax.lax.dynamic_update_slice_in_dim(nats, lost, chunk * LOGIT_ROWS, axis=1)
-
-    chunks = (predicted + LOGIT_ROWS - 1) // LOGIT_ROWS
-    return jax.lax.fori_loop(0, chunks, add_chunk, jnp.zeros(positions.shape, jnp.float32))
+def _reading(tokens: np.ndarray, predicted: int, generated: int = 0) -> Reading:
+    """A sequence whose last `predicted` tokens are predicted; the last `generated` count as generated. All but the last
+    token go through; what comes before the token in front of the first predicted one may come from another row."""
+    size = tokens.size
+    return Reading(Prompt(tokens, size - 1, size - 1 - predicted, size - generated), [tokens[size - predicted :]])

@@ -19,13 +19,13 @@ import numpy as np
 
 from mwork_jax.corpus import Batching, Document, Encoded, documents_key, encoded, measured_token_mask, stream_batches
 from mwork_jax.errors import InputError, whole_number
-from mwork_jax.evaluate.likelihood import LOGIT_ROWS
 from mwork_jax.intervention import Edit, placed
 from mwork_jax.lens.vocabulary import LABELLING_VERSION, VocabularyLabels, label_vocabulary
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.model.checks import check_mask, check_model, check_tokens
 from mwork_jax.model.decoder import Decoder, embedded, hidden_states, logits_of
 from mwork_jax.model.model import Model
+from mwork_jax.model.predictions import LOGIT_ROWS
 from mwork_jax.neurons import NeuronMask, NeuronSet
 from mwork_jax.results import (
     DataInfo,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
-from mwork_jax.errors import InputError, InputWarning
+from mwork_jax.errors import InputError, InputWarning, whole_number
 from mwork_jax.families import config_from_hf, ignored_in_answers, with_generation_config
 from mwork_jax.load.assemble import assemble, assemble_on
 from mwork_jax.load.bucket import BucketFolder, is_bucket
@@ -37,7 +37,11 @@ _HUB_FILES = ["*.json", "merges.txt", "model*.safetensors", "flax_model*.msgpack
 
 
 def load_model(
-    source: str | os.PathLike[str], dtype: str | None = None, mesh: Mesh | None = None, weights: str | None = None
+    source: str | os.PathLike[str],
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    weights: str | None = None,
+    memory: int | None = None,
 ) -> Model:
     """Loads a model for `mw.forward` and everything else.
 
@@ -47,13 +51,16 @@ def load_model(
     "bfloat16", of the weights and of matrix products' operands (results, norms and scores are float32 always); None
     picks what is fast on this machine. mesh: one of `mw.make_mesh`, to share out the weights and the work over its
     devices. weights: "int8" keeps the layers' matrices as 8-bit whole numbers with a factor for each output channel,
-    multiplied out to `dtype` layer by layer; None as they are. Raises InputError, one line with what is wrong, where,
+    multiplied out to `dtype` layer by layer; None as they are. memory: bytes of a device that weights and rows may
+    take, where it should not be what is there. Raises InputError, one line with what is wrong, where,
     and what would be right.
     """
     if dtype is not None and dtype not in _DTYPES:
         raise InputError(f"dtype {dtype!r} is not supported; use {' or '.join(_DTYPES)}")
     if weights not in (None, "int8"):
         raise InputError(f"weights {weights!r:.40} are not supported; use int8, or none for weights as they are")
+    if memory is not None:
+        whole_number("memory", memory, 1)
     compute = _DTYPES[dtype or default_dtype()]
     checkpoint = _open(str(source))
     tokenizer = checkpoint.read_tokenizer()
@@ -68,7 +75,7 @@ def load_model(
     else:
         decoder = assemble_on(config, checkpoint.weights, compute, mesh, weights == "int8")
     stored = checkpoint.weights.stored() if isinstance(checkpoint.weights, TypedSource) else None
-    return Model(decoder, tokenizer, str(source), checkpoint.revision, checkpoint.ignored_in_answers, stored)
+    return Model(decoder, tokenizer, str(source), checkpoint.revision, checkpoint.ignored_in_answers, stored, memory)
 
 
 def _with_bos_of(tokenizer: Any | None, config: ModelConfig) -> ModelConfig:

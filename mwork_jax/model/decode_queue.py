@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from mwork_jax.model.buckets import bucket_length
 from mwork_jax.model.decode_slots import SlotState, decode_slots
 from mwork_jax.model.model import Model
 from mwork_jax.model.sampling import Sampling
-from mwork_jax.model.slot_runner import FEW_ROWS, SlotRunner, groups_of, in_slots, on_cpu, sizes_for
+from mwork_jax.model.slot_runner import SlotRunner, in_slots
+from mwork_jax.model.slot_sizes import FEW_ROWS, Sizes, groups_of, on_cpu, sizes_for, worked_off
 from mwork_jax.model.stop_strings import stop_table_of
 from mwork_jax.sharding import fetch, on_mesh_of, put
 
@@ -44,16 +46,24 @@ def decoded_pairs(
 ) -> Iterator[tuple[Pair, np.ndarray]]:
     """Every prompt under every mask, in the order in which they are done, with its new tokens int32 [time], the EOS
     that ended it included. watch is called with what the slots have done so far, every few steps."""
-    before = Filling(0, 0, 0)
+    filling = Filling(0, 0, 0)
+
+    def decode(
+        places: Sequence[int], own: Sequence[Prompt], sizes: Sizes, pairs: Sequence[Pair]
+    ) -> Iterator[tuple[Pair, np.ndarray]]:
+        nonlocal filling
+        runner = SlotRunner(model.decoder, own, masks, pairs, sizes, any_generated=False, with_outputs=False)
+        decoding = _Decoding(model, runner, max_new_tokens, tuple(stop), sampling, places, filling)
+        for done in decoding.run(watch):
+            filling = decoding.filling
+            yield done
+
     lengths = [prompt.size + max_new_tokens for prompt in prompts]
-    for places, sizes in sizes_for(model.decoder, lengths, len(masks), tokens_per_batch):
+    for places, sizes in sizes_for(model, lengths, len(masks), tokens_per_batch):
         own = [Prompt(prompts[i], prompts[i].size - 1, prompts[i].size - 1, prompts[i].size) for i in places]
         pairs = ordered_pairs(own, len(masks), sizes.slots * groups_of(model.decoder))
-        runner = SlotRunner(model.decoder, own, masks, pairs, sizes, any_generated=False, with_outputs=False)
-        decoding = _Decoding(model, runner, max_new_tokens, tuple(stop), sampling, places, before)
-        for pair, tokens in decoding.run(watch):
+        for pair, tokens in worked_off(sizes, pairs, partial(decode, places, own)):
             yield Pair(places[pair.prompt], pair.mask), tokens
-        before = decoding.filling
 
 
 class _Decoding:

@@ -22,7 +22,8 @@ from mwork_jax.model.tokens import AddedTokens, added_tokens, chat_prompt, encod
 class Model:
     """A loaded model: `decoder` (parameters, a pytree), its `config`, its `tokenizer` (or None), and where it came
     from: the `source` that it was loaded by and, from the Hub, the commit (`revision`). ignored_in_answers: what its
-    generation_config.json asks for that `generate` leaves out, such as penalties. stored: as in `ModelInfo`.
+    generation_config.json asks for that `generate` leaves out, such as penalties. stored: as in `ModelInfo`. memory:
+    bytes of a device that weights and rows may take; None for what is there.
 
     A pytree whose leaves are the parameters, so it can be an argument of jit, and grad with respect to it is a Model.
     """
@@ -33,6 +34,7 @@ class Model:
     revision: str | None = None
     ignored_in_answers: tuple[str, ...] = ()
     stored: str | None = None
+    memory: int | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -105,7 +107,7 @@ class _Static:
 
     def __init__(self, model: Model):
         self.tokenizer = model.tokenizer
-        self.rest = model.source, model.revision, model.ignored_in_answers, model.stored
+        self.rest = model.source, model.revision, model.ignored_in_answers, model.stored, model.memory
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Static) and self.tokenizer is other.tokenizer and self.rest == other.rest

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from mwork_jax.intervention import Edit, alike, placed, stacked
 from mwork_jax.model.admission import ORIGINAL, Admission, Copy, Job, Pair, Prompt, Seat, Wave
-from mwork_jax.model.attention import KEY_BLOCK
 from mwork_jax.model.buckets import bucket_length
 from mwork_jax.model.checks import check_mask
-from mwork_jax.model.decoder import Decoder, weight_bytes
+from mwork_jax.model.decoder import Decoder
+from mwork_jax.model.slot_sizes import Sizes, groups_of, on_cpu
 from mwork_jax.model.slots import (
     BLOCK,
     Blocks,
@@ -32,24 +30,14 @@ from mwork_jax.model.slots import (
     empty_streams,
 )
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.runtime.distributed import agreed
-from mwork_jax.sharding import DATA, MASK, MODEL, mesh_of, on_mesh_of, put, size_of
+from mwork_jax.sharding import mesh_of, on_mesh_of, put
 
 _FEW_BLOCKS, _MANY_BLOCKS = 4, 16  # that go through together on CPUs,
 _BLOCKS = 32  # and elsewhere: enough tokens for the weights to be read once for many
-FEW_ROWS = 4
-_BATCHES = 8  # of a batch's tokens, that slots hold
 _FEW_COPIES = 4
 _ORIGINALS = 4  # prompts of which the original's pass is kept, at most
 T = TypeVar("T")
 _NEVER = np.int32(np.iinfo(np.int32).max)
-
-
-class Sizes(NamedTuple):
-    """Shapes of the slots: how many each group of devices has, and for how many tokens."""
-
-    slots: int
-    time: int
 
 
 class BlockRun(NamedTuple):
@@ -198,82 +186,6 @@ class SlotRunner:
 def in_slots(tree: T, mesh: Mesh | None) -> T:
     """Host arrays with one entry for each group of devices first, each group's on its own."""
     return jax.tree.map(lambda x: put(x, mesh, "slots", *(None,) * (np.ndim(x) - 1)), tree)
-
-
-def groups_of(decoder: Decoder) -> int:
-    """How many groups of devices hold a whole model each, and with it slots of their own."""
-    mesh = mesh_of(decoder)
-    return size_of(mesh, MASK) * size_of(mesh, DATA)
-
-
-def sizes_for(
-    decoder: Decoder, lengths: Sequence[int], rows: int, tokens_per_batch: int
-) -> Iterator[tuple[list[int], Sizes]]:
-    """(places of the prompts, their slots): as many slots as pay on this platform, and as there is room for. lengths:
-    of the prompts, with what is generated; rows: pairs of each; tokens_per_batch: an eighth of the tokens that slots
-    may hold."""
-    room = min(_BATCHES * tokens_per_batch, tokens_that_fit(decoder))
-    yield from sizes_within(lengths, rows, groups_of(decoder), 16 if on_cpu(decoder) else 64, room)
-
-
-def sizes_within(
-    lengths: Sequence[int], rows: int, groups: int, most_slots: int, tokens: int
-) -> Iterator[tuple[list[int], Sizes]]:
-    """(places of the prompts, their slots): those of up to `tokens` // `most_slots` tokens together, the longer ones
-    by powers of two, in fewer slots."""
-    shares = max(tokens // most_slots, KEY_BLOCK)
-    classes: dict[int, list[int]] = {}
-    for place, length in enumerate(lengths):
-        own = 0 if length <= shares else int(np.ceil(np.log2(length)))
-        classes.setdefault(own, []).append(place)
-    for own in sorted(classes):
-        places = classes[own]
-        longest = max(lengths[place] for place in places)
-        time = time_for(longest)
-        wanted = -(-len(places) * rows // groups)
-        fitting = min(most_slots, max(2, tokens // time))
-        yield places, Sizes(fitting if wanted > FEW_ROWS else min(fitting, FEW_ROWS), time)
-
-
-def time_for(length: int) -> int:
-    """The time of slots for rows of so many tokens: KEY_BLOCK times a power of two, or one and a half of it. Room that
-    no row needs costs memory and no work; another time is another program."""
-    time = KEY_BLOCK
-    while time < length:
-        time *= 2
-    return time // 4 * 3 if time > KEY_BLOCK and time // 4 * 3 >= length and time // 4 * 3 % KEY_BLOCK == 0 else time
-
-
-def on_cpu(decoder: Decoder) -> bool:
-    """Whether the model's arrays lie on CPUs. There, a product computes each of its rows alike, however many there are
-    from 2 on, so shapes may follow the work. Elsewhere, that is only sure of one shape."""
-    return next(iter(decoder.embed[...].devices())).platform == "cpu"
-
-
-def tokens_that_fit(decoder: Decoder) -> int:
-    """For how many tokens a device has room in its slots: half of its memory that the weights leave, on CPUs half of
-    the machine's. In every process of a run as in the first."""
-
-    def fitting() -> int:
-        device = next(iter(decoder.embed[...].addressable_shards)).device
-        limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else _memory_here()
-        if not limit:
-            return 1 << 30
-        config, mesh = decoder.config, mesh_of(decoder)
-        weights = weight_bytes(config, decoder.dtype, mesh, decoder.int8)
-        shards = size_of(mesh, MODEL) if config.num_kv_heads % size_of(mesh, MODEL) == 0 else 1
-        each = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(decoder.dtype).itemsize
-        return max(1, int((limit - weights) / 2 / (each / shards)))
-
-    return agreed(fitting)
-
-
-def _memory_here() -> int:
-    """Bytes of this machine's memory; 0 where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
 
 
 def _worth_an_original(pairs: Sequence[Pair], firsts: Sequence[int], prompts: int) -> list[bool]:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-import mwork_jax.evaluate.likelihood as evaluate
 from mwork_jax.corpus import Batching, Encoded, encoded, list_batches, own_corpus, read_corpus, stream_batches
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.likelihood import held_out_loss
 from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, StageSetting, StageSplit
+from mwork_jax.model import predictions
 from mwork_jax.model.buckets import bucket_length
 from mwork_jax.neurons import GROUPS, NeuronMask
 from support.slow_deactivation import random_neurons, zero_neurons
@@ -42,21 +42,21 @@ def test_loss_equals_hf_with_and_without_a_mask(family):
 def test_any_number_of_masks_is_one_program_per_shape():
     both = pair("llama", 2)
     same = [d[:20] for d in documents(4, seed=3) if d.size >= 20]
-    evaluate.losses_at.clear_cache()
+    predictions.predicted.clear_cache()
     for seed in range(20):
         mask = NeuronMask.keep_all(both.config).drop(random_neurons(both.config, seed=seed))
         held_out_loss(both.model, same, mask)
-    assert evaluate.losses_at._cache_size() == 1
+    assert predictions.predicted._cache_size() == 1
 
 
 def test_many_positions_go_through_several_chunks(monkeypatch):
     both = pair("llama", 2)
     keep = NeuronMask.keep_all(both.config)
     whole = held_out_loss(both.model, documents(), keep)
-    monkeypatch.setattr(evaluate, "LOGIT_ROWS", 8)
-    evaluate.losses_at.clear_cache()
+    monkeypatch.setattr(predictions, "LOGIT_ROWS", 8)
+    predictions.predicted.clear_cache()
     np.testing.assert_allclose(held_out_loss(both.model, documents(), keep).nats, whole.nats, rtol=1e-5)
-    evaluate.losses_at.clear_cache()
+    predictions.predicted.clear_cache()
 
 
 def test_bytes_are_counted_for_text_only():

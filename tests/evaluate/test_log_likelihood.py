@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import mwork_jax as mw
-import mwork_jax.evaluate.likelihood as evaluate
 from mwork_jax.errors import InputError
+from mwork_jax.model import predictions
 from mwork_jax.neurons import NeuronMask
 from support.slow_deactivation import random_neurons, zero_neurons
 from support.tiny import pair, tokens, torch
@@ -47,11 +47,11 @@ def test_sums_equal_hf(family, masked):
 def test_any_number_of_masks_is_one_program_per_shape():
     both = pair("llama", 2)
     contexts, continuations = [tokens(1, 11)[0]] * 4, [tokens(1, n, first=None)[0] for n in (2, 5, 3, 1)]
-    evaluate.losses_at.clear_cache()
+    predictions.predicted.clear_cache()
     for seed in range(20):
         mask = NeuronMask.keep_all(both.config).drop(random_neurons(both.config, seed=seed))
         mw.log_likelihood(both.model, contexts, continuations, mask)
-    assert evaluate.losses_at._cache_size() == 1
+    assert predictions.predicted._cache_size() == 1
 
 
 class Merging:

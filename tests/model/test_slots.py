@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 
 import mwork_jax as mw
-from mwork_jax.evaluate.likelihood import losses_at
 from mwork_jax.intervention import Intervention
 from mwork_jax.model.admission import Prompt, ordered_pairs
 from mwork_jax.model.decode_queue import decoded_pairs
 from mwork_jax.model.decode_slots import decode_slots
 from mwork_jax.model.decoder import hidden_states
 from mwork_jax.model.generate import generations
-from mwork_jax.model.slot_runner import Sizes, SlotRunner, first_layer, sizes_within, time_for
+from mwork_jax.model.predictions import predicted
+from mwork_jax.model.slot_runner import SlotRunner, first_layer
+from mwork_jax.model.slot_sizes import Sizes, sizes_within, time_for
 from mwork_jax.model.slots import BLOCK, advance_blocks
 from mwork_jax.neurons import NeuronMask
 from support.slow_deactivation import random_neurons
@@ -121,7 +122,7 @@ def test_masks_and_interventions_share_a_queue():
 def test_any_masks_at_any_layer_are_one_program():
     both = pair("llama", 2)
     rows = [tokens(1, 11, seed=i)[0] for i in range(4)]
-    programs = (advance_blocks, decode_slots, losses_at)
+    programs = (advance_blocks, decode_slots, predicted)
     for program in programs:
         program.clear_cache()
     for seed in range(6):

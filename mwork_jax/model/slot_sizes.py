@@ -1,0 +1,143 @@
+"""How many slots there are, and for how many tokens: what pays on a platform, as far as the memory goes; and what is
+done where it does not go so far."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mwork_jax.errors import InputWarning
+from mwork_jax.model.admission import Pair
+from mwork_jax.model.attention import KEY_BLOCK
+from mwork_jax.model.decoder import Decoder, weight_bytes
+from mwork_jax.model.model import Model
+from mwork_jax.runtime.distributed import agreed, several
+from mwork_jax.sharding import DATA, MASK, MODEL, mesh_of, size_of
+
+FEW_ROWS = 4
+_BATCHES = 8  # of a batch's tokens, that slots hold
+_FEWEST = 2  # below which a CPU's products no longer treat every row alike
+_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+T = TypeVar("T")
+
+
+class Sizes(NamedTuple):
+    """Shapes of the slots: how many each group of devices has, and for how many tokens."""
+
+    slots: int
+    time: int
+
+
+def groups_of(decoder: Decoder) -> int:
+    """How many groups of devices hold a whole model each, and with it slots of their own."""
+    mesh = mesh_of(decoder)
+    return size_of(mesh, MASK) * size_of(mesh, DATA)
+
+
+def sizes_for(
+    model: Model, lengths: Sequence[int], rows: int, tokens_per_batch: int
+) -> Iterator[tuple[list[int], Sizes]]:
+    """(places of the prompts, their slots): as many slots as pay on this platform, and as there is room for. lengths:
+    of the prompts, with what is generated; rows: pairs of each; tokens_per_batch: an eighth of the tokens that slots
+    may hold."""
+    decoder = model.decoder
+    room = min(_BATCHES * tokens_per_batch, tokens_that_fit(decoder, model.memory))
+    yield from sizes_within(lengths, rows, groups_of(decoder), 16 if on_cpu(decoder) else 64, room)
+
+
+def worked_off(
+    sizes: Sizes, pairs: Sequence[Pair], work: Callable[[Sizes, Sequence[Pair]], Iterator[tuple[Pair, T]]]
+) -> Iterator[tuple[Pair, T]]:
+    """What `work` yields of every pair. Where a device's memory does not suffice, the pairs that are left go through
+    half as many slots, and a warning says so. With several processes the error is raised: the others would wait."""
+    left = dict.fromkeys(pairs)
+    while True:
+        try:
+            for pair, result in work(sizes, list(left)):
+                del left[pair]
+                yield pair, result
+            return
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or sizes.slots <= _FEWEST or several():
+                raise
+        fewer = max(_FEWEST, sizes.slots // 2)
+        line = f"the device's memory does not suffice for {sizes.slots} rows at once: going on with {fewer}"
+        warnings.warn(line, InputWarning, stacklevel=2)
+        sizes = sizes._replace(slots=fewer)
+
+
+def sizes_within(
+    lengths: Sequence[int], rows: int, groups: int, most_slots: int, tokens: int
+) -> Iterator[tuple[list[int], Sizes]]:
+    """(places of the prompts, their slots): those of up to `tokens` // `most_slots` tokens together, the longer ones
+    by powers of two, in fewer slots."""
+    shares = max(tokens // most_slots, KEY_BLOCK)
+    classes: dict[int, list[int]] = {}
+    for place, length in enumerate(lengths):
+        own = 0 if length <= shares else int(np.ceil(np.log2(length)))
+        classes.setdefault(own, []).append(place)
+    for own in sorted(classes):
+        places = classes[own]
+        longest = max(lengths[place] for place in places)
+        time = time_for(longest)
+        wanted = -(-len(places) * rows // groups)
+        fitting = min(most_slots, max(2, tokens // time))
+        yield places, Sizes(fitting if wanted > FEW_ROWS else min(fitting, FEW_ROWS), time)
+
+
+def time_for(length: int) -> int:
+    """The time of slots for rows of so many tokens: KEY_BLOCK times a power of two, or one and a half of it. Room that
+    no row needs costs memory and no work; another time is another program."""
+    time = KEY_BLOCK
+    while time < length:
+        time *= 2
+    return time // 4 * 3 if time > KEY_BLOCK and time // 4 * 3 >= length and time // 4 * 3 % KEY_BLOCK == 0 else time
+
+
+def on_cpu(decoder: Decoder) -> bool:
+    """Whether the model's arrays lie on CPUs. There, a product computes each of its rows alike, however many there are
+    from 2 on, so shapes may follow the work. Elsewhere, that is only sure of one shape."""
+    return next(iter(decoder.embed[...].devices())).platform == "cpu"
+
+
+def tokens_that_fit(decoder: Decoder, memory: int | None = None) -> int:
+    """For how many tokens a device has room in its slots: half of its memory that the weights leave, on CPUs half of
+    the machine's; the rest is for what is computed. memory: bytes of a device that may be used, in place of all. In
+    every process of a run as in the first."""
+
+    def fitting() -> int:
+        device = next(iter(decoder.embed[...].addressable_shards)).device
+        here = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else _memory_here()
+        limit = memory or here
+        if not limit:
+            return 1 << 30
+        config, mesh = decoder.config, mesh_of(decoder)
+        weights = weight_bytes(config, decoder.dtype, mesh, decoder.int8)
+        shards = size_of(mesh, MODEL) if config.num_kv_heads % size_of(mesh, MODEL) == 0 else 1
+        each = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(decoder.dtype).itemsize
+        return max(1, int((limit - weights) / 2 / (each / shards)))
+
+    return agreed(fitting)
+
+
+def _memory_here() -> int:
+    """Bytes of this machine's memory, or of a container's share of it; 0 where the system does not say."""
+    found = [int(text) for path in _CONTAINER_LIMITS if (text := _text_of(path)).isdecimal()]
+    with suppress(AttributeError, ValueError, OSError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(found, default=0)
+
+
+def _text_of(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, ValueError):
+        return ""
