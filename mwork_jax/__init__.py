@@ -206,14 +206,20 @@ def hidden_states(
     without it).
 
     Compiled once for a shape of tokens and a function: pass the same function again, not a new lambda at every call.
-    It can be composed with jit, vmap over masks, and grad. Raises InputError as `forward`, and for an `observe` that
-    is no function.
+    It can be composed with jit, vmap over masks, and grad. Raises InputError as `forward`, for an `observe` that is no
+    function, and for a field that a `LayerRecord` does not have.
     """
     tokens = _checked(model, tokens, mask)
     if observe is not None and not callable(observe):
         raise InputError(f"observe is a {type(observe).__name__}; a function of a LayerRecord is needed")
-    with on_mesh_of(model.decoder):
-        return _observed(model.decoder, tokens, mask, observe=observe)
+    try:
+        with on_mesh_of(model.decoder):
+            return _observed(model.decoder, tokens, mask, observe=observe)
+    except AttributeError as error:
+        if not isinstance(error.obj, LayerRecord):
+            raise
+        fields = ", ".join(LayerRecord._fields)
+        raise InputError(f"observe: a LayerRecord has no {error.name}; it has {fields}") from None
 
 
 _observed = partial(jax.jit, static_argnames="observe")(decoder_hidden_states)

@@ -27,6 +27,7 @@ from mwork_jax.evaluate.steering import SteeringPrompts, steering_prompts
 from mwork_jax.evaluate.tasks import TASKS, task_named
 from mwork_jax.intervene.recipes import RECIPES, recipe_named
 from mwork_jax.intervention import PARTS
+from mwork_jax.load import read_config
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.report import read_report, steer_report
 from mwork_jax.runtime.distributed import is_first
@@ -74,8 +75,8 @@ def _steer(args: argparse.Namespace) -> None:
     out = results_folder(args.out, "steer")
     corpora, prompts = _corpora(args, settings), _prompts(args, settings)
     Mode.parse(settings.mode).check(corpora)
+    steer_settings(settings, read_config(args.model).num_layers)  # before the weights take their time
     model = load_model_of(args)
-    steer_settings(settings, model.config.num_layers)
     results = run_steering(
         model, corpora, prompts, settings, out, log_samples=args.log_samples, command=command_of(args)
     )

@@ -19,9 +19,9 @@ from mwork_jax.model.slot_sizes import FEW_ROWS, Sizes, groups_of, on_cpu, sizes
 from mwork_jax.model.stop_strings import stop_table_of
 from mwork_jax.sharding import fetch, on_mesh_of, put
 
-_REFILL = 8  # one part in so many of the slots is empty before they are filled again
+REFILL = 8  # one part in so many of the slots is empty before they are filled again
 _STEPS_UNSEEN = 16  # steps after which the host searches texts for stop strings that the table does not hold,
-_STEPS_KNOWN = 64  # and where it holds all of them, for those that a text spells otherwise than its tokens do
+STEPS_KNOWN = 64  # and where it holds all of them, for those that a text spells otherwise than its tokens do
 _TAIL = 8  # tokens of the prompt that new ones are decoded with
 
 
@@ -82,7 +82,7 @@ class _Decoding:
         self.model, self.runner, self.stop, self.limit = model, runner, stop, max_new_tokens
         self.numbers, self.sampling = numbers, sampling
         self.stops, complete = stop_table_of(model.tokenizer, model.config.vocab_size, stop)
-        self.most_steps = _STEPS_KNOWN if complete else _STEPS_UNSEEN
+        self.most_steps = STEPS_KNOWN if complete else _STEPS_UNSEEN
         self.state = _idle(runner.groups, runner.sizes.slots, bucket_length(max_new_tokens, 1 << 30))
         self.seats: dict[tuple[int, int], Seat] = {}
         self.filling = filling
@@ -137,7 +137,7 @@ class _Decoding:
         without the others."""
         slots, groups = self.runner.sizes.slots, self.runner.groups
         if self.runner.queue:
-            return None, groups * slots - max(1, groups * slots // _REFILL)
+            return None, groups * slots - max(1, groups * slots // REFILL)
         few = FEW_ROWS if slots > FEW_ROWS and on_cpu(self.runner.decoder) else 0
         if not few or (~self.state.done).sum(axis=1).max() > few:
             return None, few
