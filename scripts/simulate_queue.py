@@ -4,8 +4,8 @@
 
 Gemma 3 270M answers prompts of XQuAD and MGSM under a few masks; the lengths of these answers are drawn again for whole
 data sets under many masks, and the queue is worked off as `mwork evaluate` does it: slots are filled again when one in
-eight is empty, chips step together, and at the end nobody waits. Fill: of the steps that the slots took, how many gave a
-token. The bound is what no queue can beat: the longest answer, and a slot that waits for another answer.
+eight is empty, chips step together, and at the end nobody waits. Fill: of the steps that the slots took, how many gave
+a token. The bound is what no queue can beat: the longest answer, and a slot that waits for another answer.
 """
 
 from __future__ import annotations
