@@ -30,7 +30,7 @@ DATA, MODEL, MASK = MESH_AXES = ("data", "model", "mask")
 
 # The logical axes and the mesh axis that shares each out; None where every device holds the whole axis.
 TABLE: Mapping[str, str | tuple[str, ...] | None] = {
-    # parameters (`model.decoder.parameter_specs`), and what is computed with one entry per head or feed-forward unit
+    # parameters (`model.parameters.parameter_specs`), and what is computed with one entry per head or feed-forward unit
     "vocab": MODEL,
     "heads": MODEL,
     "kv_heads": MODEL,

@@ -33,7 +33,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.detect.importance import importance_batch
-from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.decoder import Decoder
+from mwork_jax.model.parameters import parameter_specs
 from mwork_jax.plan.chips import Slice
 from mwork_jax.plan.models import config_of
 from mwork_jax.plan.topology import abstract, abstract_decoder, abstract_mesh

@@ -16,7 +16,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.families import config_from_hf
 from mwork_jax.load import _open
 from mwork_jax.load.hf_folder import SafetensorsFolder
-from mwork_jax.model.decoder import parameter_specs
+from mwork_jax.model.parameters import parameter_specs
 from mwork_jax.plan.models import NAMED
 from mwork_jax.sharding import (
     TABLE,

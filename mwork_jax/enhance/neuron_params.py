@@ -18,8 +18,9 @@ from flax import nnx
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.model.decoder import Changes, Decoder, NeuronChange
+from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.int8 import multiplied_out
+from mwork_jax.model.neuron_change import Changes, NeuronChange
 from mwork_jax.neurons import GROUPS, NeuronSet, group_widths
 from mwork_jax.sharding import constrain
 

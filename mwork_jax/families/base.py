@@ -31,7 +31,7 @@ COMMON_DEFAULTS: Mapping[str, object] = {
     "use_sliding_window": False, "max_window_layers": 28, "layer_types": None,
 }  # fmt: skip
 
-# Tensors of a checkpoint by the names of `model.decoder.parameter_specs`; those of a layer after `Family.layers` and
+# Tensors of a checkpoint by the names of `model.parameters.parameter_specs`; those of a layer after `Family.layers` and
 # the layer's number.
 WHOLE_TENSORS: Mapping[str, str] = {
     "embed": "model.embed_tokens.weight",

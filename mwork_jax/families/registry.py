@@ -244,7 +244,7 @@ def hf_config(config: ModelConfig, dtype: str = "float32") -> dict[str, object]:
 
 
 def checkpoint_names(config: ModelConfig, parameter: str) -> list[str]:
-    """The tensors of a checkpoint that hold one entry of `model.decoder.parameter_specs`: one, or one per layer. Those
+    """The tensors of a checkpoint that hold one entry of `parameter_specs`: one, or one per layer. Those
     that a checkpoint keeps in one tensor together (`Family.fused`) are named as if they were apart."""
     family = FAMILIES[config.family]
     if not parameter.startswith("layers."):

@@ -15,8 +15,9 @@ from mwork_jax.errors import InputError
 from mwork_jax.families import FAMILIES, checkpoint_names
 from mwork_jax.load.names import with_usual_names
 from mwork_jax.load.source import SlicedSource, WeightSource
-from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.int8 import FACTOR, INPUT_AXES, quantised
+from mwork_jax.model.parameters import parameter_specs
 from mwork_jax.sharding import sharding
 
 Index = tuple[slice, ...]

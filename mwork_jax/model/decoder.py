@@ -1,4 +1,4 @@
-"""The decoder, whatever its family: its parameters and its forward pass.
+"""The decoder, whatever its family: its forward pass.
 
 Parameters live in a Flax nnx module (`Decoder`), every layer's stacked along a leading axis; computing is done by pure
 functions that scan over that axis. A neuron mask is an array like any other, so any number of masks runs in one
@@ -19,136 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
 from mwork_jax.intervention import Edit
 from mwork_jax.model.attention import PositionTables, attend, heads_first, in_halves, position_tables, rotate
 from mwork_jax.model.bfloat16_bits import rows_of
 from mwork_jax.model.experts import expert_products, route
-from mwork_jax.model.int8 import FACTOR, INPUT_AXES, multiplied_out
+from mwork_jax.model.int8 import FACTOR, multiplied_out
+from mwork_jax.model.neuron_change import Changes, add_columns, add_expert_rows, add_rows, changed_columns, changed_rows
 from mwork_jax.model.operations import normed, product, rms_norm, soft_cap
+from mwork_jax.model.parameters import XIELU, layer_specs, parameter_specs
 from mwork_jax.neurons import LayOut
-from mwork_jax.sharding import MODEL, constrain, num_shards, per_device, spec
-
-XIELU = ("act_positive", "act_negative", "act_linear", "act_least")  # the parameters of this activation function
-
-
-class ParameterSpec(NamedTuple):
-    """One declaration per parameter: its shape, the logical name of each axis, and whether it stays float32."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    keep_float32: bool = False
-    int8: bool = False
-
-    def stored_in(self, dtype: Any) -> Any:
-        """The dtype that it is stored in where matrices are read in `dtype`."""
-        return jnp.dtype(jnp.float32 if self.keep_float32 else jnp.int8 if self.int8 else dtype)
-
-
-def parameter_specs(config: ModelConfig, int8: bool = False) -> dict[str, ParameterSpec]:
-    """Every parameter of a decoder. Names with `layers.` have a leading layer axis. int8: with the layers' matrices as
-    whole numbers and factors (see `int8`)."""
-    c = config
-    table = ParameterSpec((c.vocab_size, c.hidden_size), ("vocab", "hidden"))
-    specs = {"embed": table, **_norm_specs(c, "final_norm")}
-    if c.embed_norm:
-        specs |= _norm_specs(c, "embed_norm")
-    if not c.tie_embeddings:
-        specs["head"] = table
-    layer = _attention_specs(c) | _feed_forward_specs(c) | _bias_specs(c) | _layer_norm_specs(c)
-    for name, own in layer.items():
-        stacked = ParameterSpec((c.num_layers, *own.shape), ("layers", *own.axes), own.keep_float32)
-        if int8 and name in INPUT_AXES:
-            inputs = INPUT_AXES[name]
-            factor = (*stacked.shape[:-inputs], *(1,) * inputs), (*stacked.axes[:-inputs], *(None,) * inputs)
-            specs[f"layers.{name}{FACTOR}"] = ParameterSpec(*factor, keep_float32=True)
-            stacked = stacked._replace(int8=True)
-        specs[f"layers.{name}"] = stacked
-    return specs
-
-
-def _norm_specs(c: ModelConfig, name: str) -> dict[str, ParameterSpec]:
-    own = ParameterSpec((c.hidden_size,), ("hidden",), True)
-    return {name: own, f"{name}_bias": own} if c.norm_biases else {name: own}
-
-
-def _attention_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
-    queries, keys = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
-    of_queries, of_keys = ("heads", "head_dim"), ("kv_heads", "head_dim")
-    return {
-        **(_norm_specs(c, "attn_norm") if c.pre_norms else {}),
-        "q": ParameterSpec((*queries, c.hidden_size), (*of_queries, "hidden")),
-        "k": ParameterSpec((*keys, c.hidden_size), (*of_keys, "hidden")),
-        "v": ParameterSpec((*keys, c.hidden_size), (*of_keys, "hidden")),
-        "o": ParameterSpec((c.hidden_size, *queries), ("hidden", *of_queries)),
-    }
-
-
-def _feed_forward_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
-    each, of_each, ffn = _of_each_expert(c)
-    rows = ParameterSpec((*each, c.intermediate_size, c.hidden_size), (*of_each, ffn, "hidden"))
-    specs = _norm_specs(c, "ffn_norm") if c.pre_norms and not c.parallel else {}
-    if c.num_experts:
-        specs["router"] = ParameterSpec((c.num_experts, c.hidden_size), ("experts", "hidden"), True)
-    specs |= {"gate": rows, "up": rows} if c.gated else {"up": rows}
-    specs["down"] = ParameterSpec((*each, c.hidden_size, c.intermediate_size), (*of_each, "hidden", ffn))
-    if c.activation == "xielu":
-        specs |= dict.fromkeys(XIELU[:2], ParameterSpec((1,), ("width",), True))
-        specs |= dict.fromkeys(XIELU[2:], ParameterSpec((), (), True))
-    return specs
-
-
-def _of_each_expert(c: ModelConfig) -> tuple[tuple[int, ...], tuple[str, ...], str]:
-    """What stands in front of a feed-forward matrix's shape and axes, and the axis of its neurons."""
-    return ((c.num_experts,), ("experts",), "expert_ffn") if c.num_experts else ((), (), "ffn")
-
-
-def _bias_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
-    (each, of_each, ffn), specs = _of_each_expert(c), {}
-    if c.qkv_bias:
-        keys = ParameterSpec((c.num_kv_heads, c.head_dim), ("kv_heads", "head_dim"), True)
-        queries = ParameterSpec((c.num_heads, c.head_dim), ("heads", "head_dim"), True)
-        specs |= {"q_bias": queries, "k_bias": keys, "v_bias": keys}
-    if c.attn_out_bias:
-        specs["o_bias"] = ParameterSpec((c.hidden_size,), ("hidden",), True)
-    if c.router_bias:
-        specs["router_bias"] = ParameterSpec(each, of_each, True)
-    if c.mlp_bias:
-        inner = ParameterSpec((*each, c.intermediate_size), (*of_each, ffn), True)
-        specs |= {"gate_bias": inner, "up_bias": inner} if c.gated else {"up_bias": inner}
-        specs["down_bias"] = ParameterSpec((*each, c.hidden_size), (*of_each, "hidden"), True)
-    return specs
-
-
-def _layer_norm_specs(c: ModelConfig) -> dict[str, ParameterSpec]:
-    """What a layer has beside the norms in front of its blocks: norms on queries and keys and behind the blocks, and
-    sinks."""
-    specs: dict[str, ParameterSpec] = {}
-    if c.qk_norm == "head":
-        specs |= dict.fromkeys(("q_norm", "k_norm"), ParameterSpec((c.head_dim,), ("head_dim",), True))
-    elif c.qk_norm is not None:
-        specs["q_norm"] = ParameterSpec((c.num_heads, c.head_dim), ("heads", "head_dim"), True)
-        specs["k_norm"] = ParameterSpec((c.num_kv_heads, c.head_dim), ("kv_heads", "head_dim"), True)
-    if c.post_norms:
-        specs |= _norm_specs(c, "attn_post_norm") | _norm_specs(c, "ffn_post_norm")
-    if c.sinks:
-        specs["sinks"] = ParameterSpec((c.num_heads,), ("heads",), True)
-    return specs
-
-
-def weight_bytes(config: ModelConfig, dtype: Any = jnp.bfloat16, mesh: Mesh | None = None, int8: bool = False) -> int:
-    """Bytes that the parameters of a model take in `dtype`: all of them, or, with a mesh, those that each of its
-    devices holds."""
-    total = 0
-    for parameter in parameter_specs(config, int8).values():
-        size = parameter.stored_in(dtype).itemsize
-        mesh_axes = (None,) * len(parameter.shape) if mesh is None else spec(mesh, parameter.axes, parameter.shape)
-        for dimension, mesh_axis in zip(parameter.shape, mesh_axes, strict=True):
-            size *= dimension if mesh_axis is None or mesh is None else dimension // mesh.shape[mesh_axis]
-        total += size
-    return total
+from mwork_jax.sharding import MODEL, constrain, num_shards, per_device
 
 
 class Layers(nnx.Module):
@@ -209,21 +91,6 @@ class Decoder(nnx.Module):
     def dtype(self) -> Any:
         """The dtype of the weights, in which matrix products read their operands."""
         return self.embed[...].dtype
-
-
-class NeuronChange(NamedTuple):
-    """What is added to some rows or some columns of a weight matrix [out, in]; the matrix itself stays as it is.
-
-    An index just past the matrix is padding: every layer has as many.
-    """
-
-    indices: jax.Array  # int32 [w]
-    values: jax.Array  # float32 [w, in] for rows, [w, out] for columns
-
-
-# What is added to the weights: {parameter name without `layers.`: NeuronChange stacked along layers}; rows of q, k, v,
-# gate and up, columns of down.
-Changes = Mapping[str, NeuronChange]
 
 
 class LayerRecord(NamedTuple):
@@ -505,7 +372,7 @@ class _ExpertParts(NamedTuple):
 
 def _axes_of(config: ModelConfig, parts: _ExpertParts) -> _ExpertParts:
     """The axes of each part, as `per_device` takes them."""
-    specs, tokens = _feed_forward_specs(config) | _bias_specs(config), ("batch", "time", None)
+    specs, tokens = layer_specs(config), ("batch", "time", None)
     shared = num_shards("experts", config.num_experts) > 1
 
     def of_edit(leaf: jax.Array) -> tuple[str | None, ...]:
@@ -592,41 +459,6 @@ def _project(y: jax.Array, inputs: LayerInputs, name: str, head_dim: int) -> jax
     if f"{name}_bias" in w:
         x = x + w[f"{name}_bias"]
     return inputs.mask.applied(f"attn_{name}", x, lambda of_each: of_each.reshape(-1, head_dim), inputs.generated)
-
-
-def add_rows(out: jax.Array, x: jax.Array, change: NeuronChange | None, dtype: Any) -> jax.Array:
-    """`out` [b, t, f], a product of x [b, t, m] with a matrix, as if `change` had been added to the matrix's rows."""
-    if change is None:
-        return out
-    return out.at[:, :, change.indices].add(changed_rows(x, change, dtype), mode="drop")
-
-
-def changed_rows(x: jax.Array, change: NeuronChange, dtype: Any) -> jax.Array:
-    """What changed rows of a matrix add: x [b, t, m] -> [b, t, w]."""
-    return constrain(product("btm,wm->btw", x, change.values.astype(dtype)), "batch", "time", "tuned")
-
-
-def add_columns(out: jax.Array, x: jax.Array, change: NeuronChange | None, dtype: Any) -> jax.Array:
-    """`out` [b, t, m], a product of x [b, t, f] with a matrix, as if `change` had been added to the matrix's
-    columns."""
-    if change is None:
-        return out
-    changed = constrain(jnp.take(x, change.indices, axis=2, mode="fill", fill_value=0), "batch", "time", "tuned")
-    return out + product("btw,wm->btm", changed, change.values.astype(dtype))
-
-
-def add_expert_rows(out: jax.Array, experts: jax.Array, indices: jax.Array, added: jax.Array) -> jax.Array:
-    """`add_rows` where `out` [b, t, e, f] is of each token's experts [b, t, e]; indices [w] count through all experts,
-    added [b, t, w] is what `changed_rows` gave."""
-    own = indices // out.shape[-1] == experts[..., None]  # [b, t, e, w]
-    return out.at[..., indices % out.shape[-1]].add(jnp.where(own, added[:, :, None], 0.0))
-
-
-def changed_columns(x: jax.Array, experts: jax.Array, shares: jax.Array, indices: jax.Array) -> jax.Array:
-    """What changed columns of `down` are multiplied with: x [b, t, e, f] of each token's experts, times their shares,
-    at the indices, which count through all experts -> [b, t, w]."""
-    own = indices // x.shape[-1] == experts[..., None]
-    return (jnp.where(own, x[..., indices % x.shape[-1]], 0.0) * shares[..., None]).sum(axis=2)
 
 
 _ACTIVATIONS = {

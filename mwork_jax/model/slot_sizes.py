@@ -17,8 +17,9 @@ import numpy as np
 from mwork_jax.errors import InputWarning
 from mwork_jax.model.admission import Pair
 from mwork_jax.model.attention import KEY_BLOCK
-from mwork_jax.model.decoder import Decoder, weight_bytes
+from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.model import Model
+from mwork_jax.model.parameters import weight_bytes
 from mwork_jax.runtime.distributed import agreed, several
 from mwork_jax.sharding import DATA, MASK, MODEL, mesh_of, size_of
 

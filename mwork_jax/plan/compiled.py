@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.model.decoder import Decoder, weight_bytes
+from mwork_jax.model.decoder import Decoder
+from mwork_jax.model.parameters import weight_bytes
 from mwork_jax.plan.chips import Slice
 from mwork_jax.plan.gpus import COMPILER_OPTIONS
 from mwork_jax.plan.stages import Size, StageProgram, programs

@@ -8,7 +8,7 @@ from math import prod
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.model.decoder import weight_bytes
+from mwork_jax.model.parameters import weight_bytes
 from mwork_jax.plan.chips import Slice
 from mwork_jax.plan.compiled import Case, compile_case
 from mwork_jax.plan.stages import Size, own_operations

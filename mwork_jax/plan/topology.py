@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.decoder import Decoder
+from mwork_jax.model.parameters import parameter_specs
 from mwork_jax.neurons import NeuronMask, group_widths
 from mwork_jax.plan.chips import Slice
 from mwork_jax.plan.gpus import described_gpus

@@ -15,7 +15,8 @@ import numpy as np
 from mwork_jax.config import ModelConfig
 from mwork_jax.load.assemble import checkpoint_names
 from mwork_jax.load.gguf_file import GGUFCheckpoint
-from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.decoder import Decoder
+from mwork_jax.model.parameters import parameter_specs
 from mwork_jax.neurons import NeuronSet
 
 # The shape of SmolLM2-135M. Speed does not depend on the values of the weights, so random ones do.

@@ -12,7 +12,7 @@ from mwork_jax.families import checkpoint_names, config_from_hf, hf_config, regi
 from mwork_jax.families.base import LAYER_TENSORS
 from mwork_jax.families.llama import LLAMA
 from mwork_jax.families.registry import FAMILIES as REGISTRY
-from mwork_jax.model.decoder import parameter_specs
+from mwork_jax.model.parameters import parameter_specs
 from support.tiny import BASE, FAMILIES, hf_model
 
 LLAMA_HF = {

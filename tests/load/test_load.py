@@ -15,7 +15,7 @@ import mwork_jax as mw
 from mwork_jax.enhance.neuron_params import parameter_arrays
 from mwork_jax.errors import InputWarning
 from mwork_jax.load import _HUB_FILES, read_config
-from mwork_jax.model.decoder import weight_bytes
+from mwork_jax.model.parameters import weight_bytes
 from support.tiny import hf_model, pair, tokens, torch
 
 TOLERANCE = 1e-5

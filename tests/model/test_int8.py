@@ -10,8 +10,9 @@ from mwork_jax.enhance import TuneSettings, fine_tune
 from mwork_jax.enhance.neuron_params import parameter_arrays
 from mwork_jax.errors import InputError
 from mwork_jax.lens.neuron_contexts import column_logits
-from mwork_jax.model.decoder import Decoder, parameter_specs, weight_bytes
+from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.int8 import FACTOR, INPUT_AXES, quantised
+from mwork_jax.model.parameters import parameter_specs, weight_bytes
 from mwork_jax.neurons import NeuronMask
 from support.slow_deactivation import random_neurons
 from support.tiny import pair, tokens

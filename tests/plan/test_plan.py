@@ -11,7 +11,8 @@ import pytest
 from mwork_jax.cli import main
 from mwork_jax.errors import InputError
 from mwork_jax.families import config_from_hf
-from mwork_jax.model.decoder import Decoder, weight_bytes
+from mwork_jax.model.decoder import Decoder
+from mwork_jax.model.parameters import weight_bytes
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.plan import NAMED, Plan, Slice, config_of, plan_report
 from mwork_jax.plan.compiled import Case, Memory, _needed

@@ -12,7 +12,9 @@ import numpy as np
 
 from mwork_jax.detect.importance import importance_batch
 from mwork_jax.enhance.neuron_params import parameter_arrays
-from mwork_jax.model.decoder import Decoder, NeuronChange, forward_decoder, hidden_states, parameter_specs
+from mwork_jax.model.decoder import Decoder, forward_decoder, hidden_states
+from mwork_jax.model.neuron_change import NeuronChange
+from mwork_jax.model.parameters import parameter_specs
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
 from mwork_jax.runtime.compiled import cost_of
 from mwork_jax.sharding import make_mesh, on_mesh_of, sharding, vmap_axis

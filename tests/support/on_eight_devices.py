@@ -21,9 +21,10 @@ from mwork_jax.families import config_from_hf
 from mwork_jax.intervention import Intervention
 from mwork_jax.lens.logit_lens import language_shares, top_tokens
 from mwork_jax.lens.vocabulary import VocabularyLabels
-from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.generate import generations
 from mwork_jax.model.model import Model
+from mwork_jax.model.parameters import parameter_specs
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
 from mwork_jax.select.modes import select_neurons
 from mwork_jax.sharding import make_mesh, put

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mwork_jax.families import config_from_hf
-from mwork_jax.model.decoder import Decoder, parameter_specs
+from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.model import Model
+from mwork_jax.model.parameters import parameter_specs
 from mwork_jax.neurons import GROUPS, NeuronSet, group_widths
 
 LANGUAGES = ("en", "de", "th")
