@@ -162,8 +162,10 @@ def _has_default(field):
 
 def _classes():
     from mwork_jax import results, settings
+    from mwork_jax.intervene import stages
+    from mwork_jax.model import identity
 
-    modules = (results, settings, mwork_jax.metrics)
+    modules = (results, settings, mwork_jax.metrics, identity, stages)
     return [one for module in modules for one in vars(module).values() if dataclasses.is_dataclass(one)]
 
 

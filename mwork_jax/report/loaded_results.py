@@ -12,7 +12,7 @@ from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.errors import InputError
 from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.metrics import ENGLISH
-from mwork_jax.model.identity import model_of
+from mwork_jax.model.identity import ModelInfo, model_of
 from mwork_jax.neurons import NeuronSet, check_language, files_of_languages
 from mwork_jax.paper import PLAN_FILE
 from mwork_jax.report.names import check_distinct
@@ -22,7 +22,6 @@ from mwork_jax.results import (
     EnhanceResults,
     LensResults,
     LmEvalResults,
-    ModelInfo,
     NeuronSetInfo,
     RunResults,
     SteerResults,

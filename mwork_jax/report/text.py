@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping
 
 from mwork_jax.evaluate.evaluations import HELD_OUT_LOSS
+from mwork_jax.model.identity import ModelInfo
 from mwork_jax.report.language_names import name_of
 from mwork_jax.report.loaded_results import LoadedResults
 from mwork_jax.report.names import one_line
@@ -27,7 +28,6 @@ from mwork_jax.results import (
     DataInfo,
     EnhanceResults,
     LensResults,
-    ModelInfo,
     NeuronResults,
     RunResults,
     SteerResults,

@@ -15,6 +15,7 @@ import numpy as np
 from mwork_jax.detect.scores import NeuronScores
 from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.metrics import McNemar, Spread
+from mwork_jax.model.identity import ModelInfo
 from mwork_jax.neurons import GROUPS, NeuronSet
 from mwork_jax.results import (
     AnyResults,
@@ -36,7 +37,6 @@ from mwork_jax.results import (
     LmEvalTask,
     LossRise,
     McNemarPair,
-    ModelInfo,
     NeuronActivity,
     NeuronContext,
     NeuronReading,
