@@ -12,7 +12,7 @@ import msgspec
 from mwork_jax.cli.options import command, print_result
 from mwork_jax.evaluate.table_files import PACKAGED, SUFFIX, TableSpec, tables_named
 from mwork_jax.report.table import Table
-from mwork_jax.report.tables import parts_title
+from mwork_jax.report.tables.deltas import parts_title
 
 
 def add(commands: Any) -> None:

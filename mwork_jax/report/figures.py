@@ -16,15 +16,9 @@ from mwork_jax.intervene.stages import StageSplit
 from mwork_jax.metrics import ENGLISH
 from mwork_jax.neurons import GROUPS, NeuronSet
 from mwork_jax.report.language_names import name_of, shown_name
-from mwork_jax.report.tables import (
-    ALIKE,
-    STAGE_TITLES,
-    against_random,
-    own_english_rest,
-    parts_off,
-    score_of,
-    sets_title,
-)
+from mwork_jax.report.tables.cells import STAGE_TITLES, score_of
+from mwork_jax.report.tables.deltas import ALIKE, against_random, parts_off, sets_title
+from mwork_jax.report.tables.lens import own_english_rest
 from mwork_jax.results import DeltaRow, LanguageChange, LensResults, LensShares, SteerRow, TuningRow
 
 if TYPE_CHECKING:

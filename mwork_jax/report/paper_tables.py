@@ -10,7 +10,8 @@ from mwork_jax.hypotheses import MARGIN, Verdict, verdicts
 from mwork_jax.report.language_names import name_of
 from mwork_jax.report.loaded_results import LoadedResults
 from mwork_jax.report.table import Table
-from mwork_jax.report.tables import NONE, STAGE_TITLES, digits_of, interval_text, p_text, sets_title
+from mwork_jax.report.tables.cells import NONE, STAGE_TITLES, interval_text, p_text
+from mwork_jax.report.tables.deltas import digits_of, sets_title
 from mwork_jax.results import DeltaRow, TableResult
 
 _NUMBERS = ("Eng", "n-Eng", "ΔEng", "Δn-Eng", "Δ")

@@ -33,25 +33,14 @@ from mwork_jax.report.neurons_page import FILE, fragment
 from mwork_jax.report.paper_tables import paper_tables
 from mwork_jax.report.svg import Drawing, draw
 from mwork_jax.report.table import Table
-from mwork_jax.report.tables import (
-    FRACTIONS,
-    all_tables,
-    digits_of,
-    grid_settings,
-    grid_tables,
-    has_matrix,
-    interval_text,
-    lens_sentence,
-    lens_shares,
-    matrix_note,
-    matrix_order,
-    measure_title,
-    measures,
-    own_english_rest,
-    parts_off,
-    steer_name,
-    table_name,
-)
+from mwork_jax.report.tables.all import all_tables
+from mwork_jax.report.tables.cells import interval_text
+from mwork_jax.report.tables.deltas import digits_of, grid_settings, grid_tables, parts_off, table_name
+from mwork_jax.report.tables.lens import lens_sentence, lens_shares, own_english_rest
+from mwork_jax.report.tables.losses import has_matrix, matrix_note, matrix_order
+from mwork_jax.report.tables.neurons import FRACTIONS
+from mwork_jax.report.tables.steering import steer_name
+from mwork_jax.report.tables.tuning import measure_title, measures
 from mwork_jax.results import (
     HELD_OUT_LOSS,
     AnyResults,

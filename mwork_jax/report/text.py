@@ -11,19 +11,11 @@ from mwork_jax.report.language_names import name_of
 from mwork_jax.report.loaded_results import LoadedResults
 from mwork_jax.report.names import one_line
 from mwork_jax.report.paper_tables import paper_tables
-from mwork_jax.report.tables import (
-    delta_table,
-    digits_of,
-    grid_tables,
-    has_matrix,
-    language_table,
-    lens_sentence,
-    lens_table,
-    matrix_table,
-    steer_tables,
-    table_title,
-    tuning_tables,
-)
+from mwork_jax.report.tables.deltas import delta_table, digits_of, grid_tables, table_title
+from mwork_jax.report.tables.lens import lens_sentence, lens_table
+from mwork_jax.report.tables.losses import has_matrix, language_table, matrix_table
+from mwork_jax.report.tables.steering import steer_tables
+from mwork_jax.report.tables.tuning import tuning_tables
 from mwork_jax.results import (
     DataInfo,
     EnhanceResults,

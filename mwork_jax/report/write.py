@@ -15,7 +15,7 @@ from mwork_jax.report.samples import samples_section
 from mwork_jax.report.sections import Section, sections
 from mwork_jax.report.svg import Drawing
 from mwork_jax.report.table import FORMATS, Table
-from mwork_jax.report.tables import all_tables
+from mwork_jax.report.tables.all import all_tables
 from mwork_jax.runtime.files import write_text
 
 

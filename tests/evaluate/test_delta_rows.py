@@ -23,7 +23,8 @@ from mwork_jax.intervene.stages import EACH_STAGE, EVERYWHERE, StageSetting, Sta
 from mwork_jax.metrics import benjamini_hochberg, beyond_random, holm, mcnemar
 from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet
 from mwork_jax.pipeline import run_pipeline
-from mwork_jax.report.tables import ALIKE, DIFFERS, NONE, against_random
+from mwork_jax.report.tables.cells import NONE
+from mwork_jax.report.tables.deltas import ALIKE, DIFFERS, against_random
 from mwork_jax.results import McNemarPair, RunResults, read_results, write_results
 from mwork_jax.settings import RunSettings
 from support.slow_deactivation import random_neurons

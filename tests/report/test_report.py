@@ -28,17 +28,12 @@ from mwork_jax.report.neurons_page import FILE, fragment
 from mwork_jax.report.page import page
 from mwork_jax.report.sections import _where_section
 from mwork_jax.report.svg import draw
-from mwork_jax.report.tables import (
-    absolute_table,
-    against_random,
-    all_tables,
-    delta_table,
-    lens_sentence,
-    matrix_table,
-    pattern_sentence,
-    steer_tables,
-    tuning_tables,
-)
+from mwork_jax.report.tables.all import all_tables
+from mwork_jax.report.tables.deltas import against_random, delta_table
+from mwork_jax.report.tables.lens import lens_sentence, pattern_sentence
+from mwork_jax.report.tables.losses import absolute_table, matrix_table
+from mwork_jax.report.tables.steering import steer_tables
+from mwork_jax.report.tables.tuning import tuning_tables
 from mwork_jax.results import BeyondRandom, Change, LossRise, OriginalLoss, read_results, write_results
 from mwork_jax.select.rules import activated
 from support.made_results import (
