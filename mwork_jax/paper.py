@@ -41,7 +41,7 @@ PLAN_FILE, PLAN_FORMAT = "paper.json", "mwork-paper-1"
 _GRID_OF = "2"  # the table that is measured for every N1 and N2
 _LENS_PROMPTS = 8
 _TUNING = (100, 200, 400, 800)  # documents of Table 6 and Figure 4
-_SAMPLE = 2  # items that are timed
+_SAMPLE = 6  # items that are timed: under four masks, more rows than a CPU has slots
 _FEWEST_CLUSTERS, _FEWEST_ITEMS = 4, 4  # below which intervals say nothing
 _BACKWARD = 3.0  # a step of tuning against a forward pass
 
@@ -222,7 +222,7 @@ def _said(value: object) -> str:
 
 
 def costs_of(model: Model, study: Study, settings: PaperSettings) -> dict[str, Cost]:
-    """What each part takes, from a timed sample of this model on this machine: two items of each task and two
+    """What each part takes, from a timed sample of this model on this machine: six items of each task and six
     documents, under four masks, the second time they are measured; the first time is compilation."""
     losses = prepare_losses(model, study.corpora, settings.table(tuple(study.corpora), settings.held_out))
     first = next(one for lang, one in losses.items() if lang != ENGLISH)
@@ -249,16 +249,23 @@ def costs_of(model: Model, study: Study, settings: PaperSettings) -> dict[str, C
 
 
 def _timed(model: Model, evaluation: Evaluation) -> tuple[float, float]:
-    """Seconds of compilation, and of one item under one mask after it."""
-    nothing = NeuronMask.keep_all(model.config)
-    some = NeuronSet.empty(model.config)
-    masks = [nothing, *(nothing.drop(some) for _ in range(3))]
+    """Seconds of compilation, and of one item under one mask after it: of the original model and of masks that begin in
+    the first layer, half way up and at three quarters, as the rows of tables do."""
+    layers = model.config.num_layers
+    masks = [NeuronMask.keep_all(model.config), *(_beginning(model, at) for at in (0, layers // 2, 3 * layers // 4))]
     spent = []
     for _ in range(2):
         begun = time.perf_counter()
         answered(evaluation, model, masks)
         spent.append(time.perf_counter() - begun)
     return max(0.0, spent[0] - spent[1]), spent[1] / (evaluation.size * len(masks))
+
+
+def _beginning(model: Model, layer: int) -> NeuronMask:
+    """One neuron of a layer off: what a mask costs depends on the first layer that it touches."""
+    groups = {name: members.copy() for name, members in NeuronSet.empty(model.config).groups.items()}
+    groups["ffn_up"][layer, 0] = True
+    return NeuronMask.keep_all(model.config).drop(NeuronSet(groups))
 
 
 def plan_of(study: Study, settings: PaperSettings, costs: Mapping[str, Cost]) -> PaperPlan:
