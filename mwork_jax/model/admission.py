@@ -46,11 +46,13 @@ class Resident(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A slot's contents in another one: of the layers below `below`; of the streams too, where it is the original's."""
+    """A slot's first tokens in another one: of the layers below `below`; of the streams too, where it is the
+    original's."""
 
     source: int
     target: int
     below: int
+    tokens: int
 
 
 class Job(NamedTuple):
@@ -176,12 +178,12 @@ class Admission:
         slot = donor if in_place else self._least_useful(group)
         group.free.remove(slot)
         if shared and not in_place and first < self.layers:
-            self._add(group, depth, copy=Copy(donor, slot, self.layers))
+            self._add(group, depth, copy=Copy(donor, slot, self.layers, shared))
         source = None
         if original is not None:
             source, computed_in = original
             depth = max(depth, computed_in + 1)
-            self._add(group, depth, copy=Copy(self.slots + source, slot, first))
+            self._add(group, depth, copy=Copy(self.slots + source, slot, first, prompt.through))
         if shared < prompt.through and first < self.layers:
             job = Job(pair, slot, shared, prompt.through, first, self.layers, source)
             self._add(group, depth, job=job)
@@ -215,7 +217,7 @@ class Admission:
         in_place = bool(shared) and not depth and donor in free
         slot = donor if in_place else free[0]
         if shared and not in_place:
-            self._add(group, depth, copy=Copy(self.slots + donor, self.slots + slot, self.layers))
+            self._add(group, depth, copy=Copy(self.slots + donor, self.slots + slot, self.layers, shared))
         if shared < prompt.through:
             for first, last in zip([0, *self.stops], self.stops, strict=False):
                 job = Job(Pair(number, ORIGINAL), self.slots + slot, shared, prompt.through, first, last, slot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from mwork_jax.model.slot_sizes import FEW_ROWS, Sizes, groups_of, on_cpu, sizes
 from mwork_jax.model.stop_strings import stop_table_of
 from mwork_jax.sharding import fetch, on_mesh_of, put
 
-REFILL = 8  # one part in so many of the slots is empty before they are filled again
+REFILL = 8  # one part in so many of the rows is empty before they are filled again
 _STEPS_UNSEEN = 16  # steps after which the host searches texts for stop strings that the table does not hold,
 STEPS_KNOWN = 64  # and where it holds all of them, for those that a text spells otherwise than its tokens do
 _TAIL = 8  # tokens of the prompt that new ones are decoded with
@@ -83,30 +84,45 @@ class _Decoding:
         self.numbers, self.sampling = numbers, sampling
         self.stops, complete = stop_table_of(model.tokenizer, model.config.vocab_size, stop)
         self.most_steps = STEPS_KNOWN if complete else _STEPS_UNSEEN
-        self.state = _idle(runner.groups, runner.sizes.slots, bucket_length(max_new_tokens, 1 << 30))
-        self.seats: dict[tuple[int, int], Seat] = {}
+        self.state = _idle(runner.groups, runner.sizes.rows, bucket_length(max_new_tokens, 1 << 30), runner.scratch)
+        self.seats: dict[tuple[int, int], Seat] = {}  # by group and row
+        self.waiting = [deque[Seat]() for _ in range(runner.groups)]
         self.filling = filling
 
     def run(self, watch: Callable[[Filling], None] | None) -> Iterator[tuple[Pair, np.ndarray]]:
         """The pairs as they are done, with their new tokens."""
-        runner = self.runner
-        while runner.queue or self.seats:
-            while runner.queue and runner.admission.free:
-                seats, runs = runner.admit()
-                for _ in runs:
-                    pass
-                for seat in seats:
-                    self._sit(seat)
+        while self.runner.queue or any(self.waiting) or self.seats:
+            if self._someone_is_missing():
+                self._admit()
+            for group, waiting in enumerate(self.waiting):
+                for row in range(self.runner.sizes.rows):
+                    if waiting and (group, row) not in self.seats:
+                        self._sit((group, row), waiting.popleft())
             self._decode()
             yield from self._leave()
             if watch is not None:
                 watch(self.filling)
 
-    def _sit(self, seat: Seat) -> None:
-        at, prompt = (seat.group, seat.slot), self.runner.prompts[seat.pair.prompt]
+    def _someone_is_missing(self) -> bool:
+        """Whether fewer wait than there are empty rows."""
+        empty = self.runner.groups * self.runner.sizes.rows - len(self.seats)
+        return sum(map(len, self.waiting)) < empty
+
+    def _admit(self) -> None:
+        """Takes the prompts of as many pairs through as there are slots for."""
+        runner = self.runner
+        while runner.queue and runner.admission.free:
+            seats, runs = runner.admit()
+            for _ in runs:
+                pass
+            for seat in seats:
+                self.waiting[seat.group].append(seat)
+
+    def _sit(self, at: tuple[int, int], seat: Seat) -> None:
+        prompt = self.runner.prompts[seat.pair.prompt]
         self.seats[at] = seat
         state = self.state
-        state.tokens[at] = 0
+        state.tokens[at], state.slots[at] = 0, seat.slot
         state.lengths[at], state.following[at], state.positions[at] = 0, prompt.tokens[-1], prompt.through
         state.prompts[at], state.limits[at], state.masks[at] = prompt.tokens.size, self.limit, seat.pair.mask
         state.numbers[at], state.places[at] = self.numbers[seat.pair.prompt], 0
@@ -132,13 +148,13 @@ class _Decoding:
         self.filling = Filling(ran + arrays[0].size * int(steps), tokens + new, len(self.seats))
 
     def _next(self) -> tuple[np.ndarray | None, int]:
-        """(which rows of each group go on, None for all; how many may be left when they come back): until so many slots
+        """(which rows of each group go on, None for all; how many may be left when they come back): until so many rows
         are empty that it pays to fill them, or all where nobody waits. Then, when few rows are left, they go on
         without the others."""
-        slots, groups = self.runner.sizes.slots, self.runner.groups
-        if self.runner.queue:
-            return None, groups * slots - max(1, groups * slots // REFILL)
-        few = FEW_ROWS if slots > FEW_ROWS and on_cpu(self.runner.decoder) else 0
+        rows, groups = self.runner.sizes.rows, self.runner.groups
+        if self.runner.queue or any(self.waiting):
+            return None, groups * rows - max(1, groups * rows // REFILL)
+        few = FEW_ROWS if rows > FEW_ROWS and on_cpu(self.runner.decoder) else 0
         if not few or (~self.state.done).sum(axis=1).max() > few:
             return None, few
         return np.argsort(self.state.done, axis=1, kind="stable")[:, :few], 0
@@ -157,6 +173,7 @@ class _Decoding:
                 left.append((at, seat, tokens.copy()))
         for at, seat, tokens in left:
             del self.seats[at]
+            self.state.slots[at] = self.runner.scratch
             yield seat.pair, tokens
         self.runner.admission.leave(seat for _, seat, _ in left)
 
@@ -173,12 +190,12 @@ def text_after(tokenizer: Any, prompt: np.ndarray, new: np.ndarray) -> str:
     return whole[len(before) :] if whole.startswith(before) else decode(new)
 
 
-def _idle(groups: int, slots: int, room: int) -> SlotState:
-    """Slots without a row."""
-    shape = (groups, slots)
+def _idle(groups: int, rows: int, room: int, slot: int) -> SlotState:
+    """Rows that nobody is in. They write to a slot that nobody reads."""
+    shape = (groups, rows)
     numbers = {name: np.zeros(shape, np.int32) for name in SlotState._fields}
     numbers |= {"tokens": np.zeros((*shape, room), np.int32), "places": np.zeros(shape, np.uint32)}
-    numbers |= {"slots": np.tile(np.arange(slots, dtype=np.int32), (groups, 1))}
+    numbers |= {"slots": np.full(shape, slot, np.int32)}
     return SlotState(**numbers | {"done": np.ones(shape, bool), "stopped": np.zeros(shape, bool)})
 
 

@@ -66,7 +66,8 @@ def decode_slots(
     sampling: Sampling | None = None,
 ) -> tuple[SlotCache, SlotState, jax.Array]:
     """Decodes until at most `leave_at` rows are not done, for at most so many steps: (the cache, the state, how many
-    steps it took int32 []). No two rows may have the same slot."""
+    steps it took int32 []). No two rows that go on may have the
+    same slot."""
     groups, rows, _ = state.tokens.shape
     every_layer = Span(*(jnp.int32(value) for value in (0, decoder.config.num_layers, 0, 0)))
 

@@ -35,7 +35,7 @@ from mwork_jax.sharding import mesh_of, on_mesh_of, put
 _FEW_BLOCKS, _MANY_BLOCKS = 4, 16  # that go through together on CPUs,
 _BLOCKS = 32  # and elsewhere: enough tokens for the weights to be read once for many
 _FEW_COPIES = 4
-_ORIGINALS = 4  # prompts of which the original's pass is kept, at most
+_ORIGINALS = 8  # prompts of which the original's pass is kept, at most
 T = TypeVar("T")
 _NEVER = np.int32(np.iinfo(np.int32).max)
 
@@ -77,12 +77,12 @@ class SlotRunner:
             latest = max((first for first in firsts if first < layers), default=0)
             firsts = [min(first, latest) for first in firsts]
         with_original = _worth_an_original(self.pairs, firsts, len(self.prompts))
-        self.originals = min(_ORIGINALS, max(1, self.sizes.slots // 4)) if any(with_original) else 0
+        self.originals = min(_ORIGINALS, max(1, self.sizes.slots // 6)) if any(with_original) else 0
         self.admission = Admission(
             self.prompts, firsts, with_original, layers, self.sizes.slots, self.originals, self.groups
         )
         self.queue = deque(self.pairs)
-        self._scratch = self.sizes.slots + self.originals  # the slot of what nobody reads
+        self.scratch = self.sizes.slots + self.originals  # the slot of what nobody reads
         self._stop_of = {first: number for number, first in enumerate(self.admission.stops) if first < layers}
         keep = NeuronMask.keep_all(self.decoder.config)
         self._keep = len(self.masks)
@@ -90,7 +90,7 @@ class SlotRunner:
         shape = {"groups": self.groups, "time": self.sizes.time}
         stops = bucket_length(len(self._stop_of), 1 << 30, least=4) if self.originals else 0
         with on_mesh_of(self.decoder):
-            self.cache: SlotCache = empty_cache(self.decoder, slots=self._scratch + 1, **shape)
+            self.cache: SlotCache = empty_cache(self.decoder, slots=self.scratch + 1, **shape)
             self.streams = empty_streams(self.decoder, stops=stops + 1, slots=self.originals + 1, **shape)
         self._no_stop = stops
 
@@ -140,7 +140,7 @@ class SlotRunner:
         """The arguments of one call, filled up with blocks that nobody reads, and the stream that it writes."""
         shape, leaving = (self.groups, count), self._no_stop
         tokens = np.zeros((*shape, BLOCK), np.int32)
-        slots, starts = np.full(shape, self._scratch, np.int32), np.zeros(shape, np.int32)
+        slots, starts = np.full(shape, self.scratch, np.int32), np.zeros(shape, np.int32)
         masks, generated_from = np.full(shape, self._keep, np.int32), np.full(shape, _NEVER)
         sources = np.full(shape, self.originals, np.int32)
         for group, blocks in enumerate(part):
@@ -163,19 +163,23 @@ class SlotRunner:
         whole = self.decoder.config.num_layers
         for below in sorted({copy.below for each in copies for copy in each}, reverse=True):
             own = [[copy for copy in each if copy.below == below] for each in copies]
-            sources, targets = self._places(own, self._scratch, 0)
+            sources, targets = self._places(own, self.scratch, 0)
+            until = np.int32(max(copy.tokens for each in own for copy in each))
             with on_mesh_of(self.decoder):
                 places = in_slots((sources, targets), self.mesh)
-                self.cache = copy_slots(self.cache, *places, put(np.int32(below), self.mesh))
+                self.cache = copy_slots(self.cache, *places, *put((np.int32(below), until), self.mesh))
             of_originals = [[c for c in each if c.target >= self.sizes.slots] for each in own]
             if below == whole and any(of_originals):
                 sources, targets = self._places(of_originals, self.originals, self.sizes.slots)
                 with on_mesh_of(self.decoder):
-                    self.streams = copy_streams(self.streams, *in_slots((sources, targets), self.mesh))
+                    places = in_slots((sources, targets), self.mesh)
+                    self.streams = copy_streams(self.streams, *places, put(until, self.mesh))
 
     def _places(self, copies: list[list[Copy]], scratch: int, less: int) -> tuple[np.ndarray, np.ndarray]:
         most = max(map(len, copies))
-        count = _FEW_COPIES if most <= _FEW_COPIES else self.sizes.slots + self.originals
+        count = _FEW_COPIES
+        while count < most:
+            count *= 4
         sources, targets = (np.full((self.groups, count), scratch, np.int32) for _ in range(2))
         for group, each in enumerate(copies):
             for place, copy in enumerate(each):

@@ -24,17 +24,35 @@ from mwork_jax.runtime.distributed import agreed, several
 from mwork_jax.sharding import DATA, MASK, MODEL, mesh_of, size_of
 
 FEW_ROWS = 4
-_BATCHES = 8  # of a batch's tokens, that slots hold
+_BATCHES = 12  # of a batch's tokens, that slots hold
 _FEWEST = 2  # below which a CPU's products no longer treat every row alike
 _CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 T = TypeVar("T")
 
 
 class Sizes(NamedTuple):
-    """Shapes of the slots: how many each group of devices has, and for how many tokens."""
+    """Shapes of the slots: how many each group of devices has, for how many tokens each, and how many of them are
+    decoded at a time, 0 for all. Those in the others have their prompts behind them and wait, so that prompts go
+    through many at once, and a row that is done is followed by another at once."""
 
     slots: int
     time: int
+    decoded: int = 0
+
+    @property
+    def rows(self) -> int:
+        """How many rows of a group take a step together."""
+        return self.decoded or self.slots
+
+
+class Room(NamedTuple):
+    """How many rows pay on a platform: decoded together, and waiting."""
+
+    decoded: int
+    waiting: int
+
+
+CPU, ACCELERATOR = Room(16, 32), Room(64, 32)
 
 
 def groups_of(decoder: Decoder) -> int:
@@ -47,11 +65,11 @@ def sizes_for(
     model: Model, lengths: Sequence[int], rows: int, tokens_per_batch: int
 ) -> Iterator[tuple[list[int], Sizes]]:
     """(places of the prompts, their slots): as many slots as pay on this platform, and as there is room for. lengths:
-    of the prompts, with what is generated; rows: pairs of each; tokens_per_batch: an eighth of the tokens that slots
+    of the prompts, with what is generated; rows: pairs of each; tokens_per_batch: a twelfth of the tokens that slots
     may hold."""
     decoder = model.decoder
     room = min(_BATCHES * tokens_per_batch, tokens_that_fit(decoder, model.memory))
-    yield from sizes_within(lengths, rows, groups_of(decoder), 16 if on_cpu(decoder) else 64, room)
+    yield from sizes_within(lengths, rows, groups_of(decoder), CPU if on_cpu(decoder) else ACCELERATOR, room)
 
 
 def worked_off(
@@ -69,18 +87,18 @@ def worked_off(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or sizes.slots <= _FEWEST or several():
                 raise
-        fewer = max(_FEWEST, sizes.slots // 2)
+        fewer, decoded = (max(_FEWEST, count // 2) for count in sizes[::2])
         line = f"the device's memory does not suffice for {sizes.slots} rows at once: going on with {fewer}"
         warnings.warn(line, InputWarning, stacklevel=2)
-        sizes = sizes._replace(slots=fewer)
+        sizes = Sizes(fewer, sizes.time, min(fewer, decoded))
 
 
 def sizes_within(
-    lengths: Sequence[int], rows: int, groups: int, most_slots: int, tokens: int
+    lengths: Sequence[int], rows: int, groups: int, most: Room, tokens: int
 ) -> Iterator[tuple[list[int], Sizes]]:
-    """(places of the prompts, their slots): those of up to `tokens` // `most_slots` tokens together, the longer ones
-    by powers of two, in fewer slots."""
-    shares = max(tokens // most_slots, KEY_BLOCK)
+    """(places of the prompts, their slots): those that are short enough for as many slots as pay together, the longer
+    ones by powers of two, in fewer slots, of which the same share is decoded."""
+    shares = max(tokens // sum(most), KEY_BLOCK)
     classes: dict[int, list[int]] = {}
     for place, length in enumerate(lengths):
         own = 0 if length <= shares else int(np.ceil(np.log2(length)))
@@ -90,8 +108,12 @@ def sizes_within(
         longest = max(lengths[place] for place in places)
         time = time_for(longest)
         wanted = -(-len(places) * rows // groups)
-        fitting = min(most_slots, max(2, tokens // time))
-        yield places, Sizes(fitting if wanted > FEW_ROWS else min(fitting, FEW_ROWS), time)
+        fitting = min(sum(most), max(_FEWEST, tokens // time))
+        if wanted <= FEW_ROWS:
+            fitting = min(fitting, FEW_ROWS)
+            yield places, Sizes(fitting, time, fitting)
+        else:
+            yield places, Sizes(fitting, time, max(_FEWEST, fitting * most.decoded // sum(most)))
 
 
 def time_for(length: int) -> int:

@@ -137,23 +137,30 @@ def advance_blocks(
 
 
 @partial(jax.jit, donate_argnames="cache")
-def copy_slots(cache: SlotCache, sources: jax.Array, targets: jax.Array, below: jax.Array) -> SlotCache:
-    """The cache with the layers < `below` of slots `sources` copied to `targets`, int32 [n, c] each; all are read
-    before one is written."""
-
-    def copied(whole: jax.Array) -> jax.Array:
-        is_below = jnp.arange(whole.shape[1])[:, None, None, None, None] < below
-        new = _take_slots(whole, sources)
-        old = _take_slots(whole, targets)
-        return _laid_out(_put_slots(whole, targets, jnp.where(is_below, new, old)))
-
-    return SlotCache(*(copied(whole) for whole in cache))
+def copy_slots(
+    cache: SlotCache, sources: jax.Array, targets: jax.Array, below: jax.Array, until: jax.Array
+) -> SlotCache:
+    """The cache with the layers < `below` and the times < `until` of slots `sources` copied to `targets`, int32 [n, c]
+    each; a slot is read before it is written. What lies behind, up to a multiple of KEY_BLOCK, may be copied too."""
+    return SlotCache(*(_laid_out(_copied(whole, sources, targets, below, until)) for whole in cache))
 
 
 @partial(jax.jit, donate_argnames="streams")
-def copy_streams(streams: jax.Array, sources: jax.Array, targets: jax.Array) -> jax.Array:
-    """The streams with those of slots `sources` copied to `targets`, int32 [n, c] each."""
-    return _streams_laid_out(_put_slots(streams, targets, _take_slots(streams, sources)))
+def copy_streams(streams: jax.Array, sources: jax.Array, targets: jax.Array, until: jax.Array) -> jax.Array:
+    """The streams with those of slots `sources` copied to `targets`, as `copy_slots` does it."""
+    return _streams_laid_out(_copied(streams, sources, targets, jnp.int32(streams.shape[1]), until))
+
+
+def _copied(whole: jax.Array, sources: jax.Array, targets: jax.Array, below: jax.Array, until: jax.Array) -> jax.Array:
+    parts = (until + KEY_BLOCK - 1) // KEY_BLOCK
+
+    def copy_part(number: jax.Array, whole: jax.Array) -> jax.Array:
+        of_first, begin = number // parts, number % parts * KEY_BLOCK
+        starts = jnp.broadcast_to(begin, sources.shape)
+        part = _read(whole, of_first, Places(sources, starts), KEY_BLOCK)
+        return _write(whole, of_first, Places(targets, starts), part)
+
+    return jax.lax.fori_loop(0, below * parts, copy_part, whole)
 
 
 def embedded_rows(decoder: Decoder, tokens: jax.Array) -> jax.Array:
@@ -290,12 +297,3 @@ def _write(whole: jax.Array, of_first: jax.Array, at: Places, new: jax.Array) ->
     )
     indices = _indices(of_first, at)
     return jax.lax.scatter(whole, indices, new, numbers, mode=GatherScatterMode.PROMISE_IN_BOUNDS)
-
-
-def _take_slots(whole: jax.Array, slots: jax.Array) -> jax.Array:
-    """[t, a, n, s, ...] -> [t, a, n, c, ...]"""
-    return jax.vmap(lambda own, at: jnp.take(own, at, axis=2), in_axes=(2, 0), out_axes=2)(whole, slots)
-
-
-def _put_slots(whole: jax.Array, slots: jax.Array, new: jax.Array) -> jax.Array:
-    return jax.vmap(lambda own, at, new: own.at[:, :, at].set(new), in_axes=(2, 0, 2), out_axes=2)(whole, slots, new)

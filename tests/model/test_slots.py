@@ -13,7 +13,7 @@ from mwork_jax.model.decoder import hidden_states
 from mwork_jax.model.generate import generations
 from mwork_jax.model.predictions import predicted
 from mwork_jax.model.slot_runner import SlotRunner, first_layer
-from mwork_jax.model.slot_sizes import Sizes, sizes_within, time_for
+from mwork_jax.model.slot_sizes import Room, Sizes, sizes_within, time_for
 from mwork_jax.model.slots import BLOCK, advance_blocks
 from mwork_jax.neurons import NeuronMask
 from support.slow_deactivation import random_neurons
@@ -139,6 +139,8 @@ def test_few_times_need_a_program():
 
 
 def test_long_prompts_have_slots_of_their_own():
-    found = list(sizes_within([100, 90, 5000, 70_000, 120, 4000], 4, 1, 16, 65536))
-    assert found == [([0, 1, 4, 5], Sizes(16, 4096)), ([2], Sizes(4, 6144)), ([3], Sizes(2, 98304))]
-    assert [sizes.slots for _, sizes in sizes_within([100], 1, 1, 16, 65536)] == [4]
+    most = Room(decoded=4, waiting=12)
+    found = list(sizes_within([100, 90, 5000, 70_000, 120, 4000], 4, 1, most, 65536))
+    assert found == [([0, 1, 4, 5], Sizes(16, 4096, 4)), ([2], Sizes(4, 6144, 4)), ([3], Sizes(2, 98304, 2))]
+    assert [sizes for _, sizes in sizes_within([100], 1, 1, most, 65536)] == [Sizes(4, 128, 4)]
+    assert [sizes for _, sizes in sizes_within([6000] * 2, 4, 1, most, 65536)] == [Sizes(10, 6144, 2)]
