@@ -3,9 +3,9 @@
     python scripts/simulate_queue.py --data datasets
 
 Gemma 3 270M answers prompts of XQuAD and MGSM under a few masks; the lengths of these answers are drawn again for whole
-data sets under many masks, and the queue is worked off as `mwork evaluate` does it: slots are filled again when one in
-eight is empty, chips step together, and at the end nobody waits. Fill: of the steps that the slots took, how many gave
-a token. The bound is what no queue can beat: the longest answer, and a slot that waits for another answer.
+data sets under many masks, and the queue is worked off as `mwork evaluate` does it: rows are filled again when one in
+eight is empty, chips step together, and at the end nobody waits. Fill: of the steps that the rows took, how many gave a
+token. The bound is what no queue can beat on 256 chips: no answer is done before the longest one's tokens are.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from benchmarks.sweep import sets_of_stages
 from mwork_jax.evaluate.table_run import prepare
 from mwork_jax.evaluate.tasks import TASKS
 from mwork_jax.model.decode_queue import REFILL, STEPS_KNOWN, decoded_pairs
+from mwork_jax.model.slot_sizes import ACCELERATOR
 from mwork_jax.settings import TableSettings
 
-CHIPS, SLOTS = (1, 8, 256), 64
+CHIPS, SLOTS = (1, 8, 256), ACCELERATOR.decoded
 MASKS = 24  # as many as Tables 2 to 5 have for a language: the original, its own rows, random ones
 WORK = (("xquad", ("en", "de", "zh"), 0, 1190), ("mgsm", ("en", "de"), 2, 250))  # task, languages, shots, items
 
@@ -31,7 +32,9 @@ WORK = (("xquad", ("en", "de", "zh"), 0, 1190), ("mgsm", ("en", "de"), 2, 250)) 
 def lengths_of(model: mw.Model, task: str, language: str, shots: int, data: str | None, masks: int) -> np.ndarray:
     """Tokens of real answers, int [prompts, masks]."""
     folder = None if data is None else f"{data}/{task}"
-    work = prepare(TASKS[task], folder, TableSettings((language,), 64, shots=shots))[language]
+    work = prepare(
+        TASKS[task], folder, TableSettings(("en", language) if language != "en" else ("en", "de"), 64, shots=shots)
+    )[language]
     prompts = [model.encode_prompt(prompt) for prompt in work.prompts]
     keep = mw.NeuronMask.keep_all(model.config)
     off = [keep, *(keep.drop(own) for own in sets_of_stages(model.config, masks - 1))]
@@ -43,19 +46,24 @@ def lengths_of(model: mw.Model, task: str, language: str, shots: int, data: str 
     return found
 
 
-def fill_of(lengths: Sequence[int], groups: int, slots: int) -> float:
-    """The share of the slots' steps that give a token, for answers that wait in this order."""
-    queue = deque(lengths)
-    left = np.zeros((groups, slots), int)
-    taken, refill = 0, max(1, groups * slots // REFILL)
-    while queue or left.any():
-        for number in range(groups):
-            free = np.flatnonzero(left[number] == 0)
-            share = -(-len(queue) // (groups - number))
-            for slot in free[: min(share, len(queue))]:
-                left[number, slot] = queue.popleft()
+def fill_of(lengths: Sequence[int], groups: int) -> float:
+    """The share of the rows' steps that give a token, for answers that wait in this order."""
+    queue, slots, rows = deque(lengths), sum(ACCELERATOR), ACCELERATOR.decoded
+    left = np.zeros((groups, rows), int)
+    waiting = [deque[int]() for _ in range(groups)]
+    taken, refill = 0, max(1, groups * rows // REFILL)
+    while queue or any(waiting) or left.any():
+        seated = (left > 0).sum(axis=1)
+        if sum(map(len, waiting)) < groups * rows - seated.sum():
+            for number in range(groups):
+                share = -(-len(queue) // (groups - number))
+                free = slots - seated[number] - len(waiting[number])
+                waiting[number].extend(queue.popleft() for _ in range(min(share, free)))
+        for number, row in zip(*np.nonzero(left == 0), strict=True):
+            if waiting[number]:
+                left[number, row] = waiting[number].popleft()
         going = np.sort(left[left > 0])
-        enough = going.size - (left.size - refill) if queue else going.size  # rows that have to end
+        enough = going.size - (left.size - refill) if queue or any(waiting) else going.size  # rows that have to end
         steps = min(STEPS_KNOWN, int(going[max(0, enough - 1)]))
         taken += steps * left.size
         left = np.maximum(left - steps, 0)
@@ -74,13 +82,12 @@ def main() -> None:
             measured = lengths_of(model, task, language, shots, args.data, args.masks)
             rows = measured[random.integers(0, len(measured), items)][:, random.integers(0, args.masks, MASKS)]
             order = [int(length) for length in rows.ravel()]
-            fills = [fill_of(order, chips, SLOTS) for chips in CHIPS]
-            waits = -(-len(order) // (CHIPS[-1] * SLOTS))
-            bound = sum(order) / (CHIPS[-1] * SLOTS * max(max(order), waits * np.mean(order)))
+            fills = [fill_of(order, chips) for chips in CHIPS]
+            bound = sum(order) / max(max(order) * CHIPS[-1] * SLOTS, sum(order))
             print(
                 f"{task + ' ' + language:<12}{np.mean(order):>7.1f}{max(order):>9}{len(order):>8}"
                 + "".join(f"{fill:>11.2f}" for fill in fills)
-                + f"{min(bound, 1):>8.2f}",
+                + f"{bound:>8.2f}",
                 flush=True,
             )
 

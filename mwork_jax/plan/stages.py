@@ -22,7 +22,7 @@ from mwork_jax.errors import InputError
 from mwork_jax.model.attention import KEY_BLOCK, KEY_BLOCKS_LOOP
 from mwork_jax.model.decode_slots import SlotState, StopTable, decode_slots
 from mwork_jax.model.predictions import LOGIT_ROWS, places_of, predicted
-from mwork_jax.model.slot_sizes import time_for
+from mwork_jax.model.slot_sizes import ACCELERATOR, time_for
 from mwork_jax.model.slots import BLOCK, LAYERS_LOOP, Blocks, Places, SlotCache, Span, advance_blocks
 from mwork_jax.plan.topology import abstract, abstract_decoder, abstract_masks
 from mwork_jax.runtime.compiled import Cost, Instruction, Trips, no_unknown_loops
@@ -169,7 +169,10 @@ def _loops(config: ModelConfig, layers: int, length: int, steps: int = 1) -> Tri
 
 
 def _slot_cache(config: ModelConfig, mesh: Mesh, size: Size, room: int) -> SlotCache:
-    slots = size.batch * size.masks + 1  # and the one of what nobody reads
+    """Slots for the rows and, where new tokens follow, for those that wait."""
+    rows = size.batch * size.masks
+    waiting = rows * ACCELERATOR.waiting // ACCELERATOR.decoded if room else 0
+    slots = rows + waiting + 1  # and the one of what nobody reads
     time = time_for(size.length + room)
     shape = (time, config.num_layers, _groups(mesh), slots, config.num_kv_heads, config.head_dim)
     axes = ("time", "layers", "slots", None, "kv_heads", "head_dim")
