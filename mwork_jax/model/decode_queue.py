@@ -16,7 +16,7 @@ from mwork_jax.model.decode_slots import SlotState, decode_slots
 from mwork_jax.model.model import Model
 from mwork_jax.model.sampling import Sampling
 from mwork_jax.model.slot_runner import SlotRunner, in_slots
-from mwork_jax.model.slot_sizes import FEW_ROWS, Sizes, groups_of, on_cpu, sizes_for, worked_off
+from mwork_jax.model.slot_sizes import TOGETHER, Sizes, groups_of, on_cpu, sizes_for, worked_off
 from mwork_jax.model.stop_strings import stop_table_of
 from mwork_jax.sharding import fetch, on_mesh_of, put
 
@@ -149,15 +149,18 @@ class _Decoding:
 
     def _next(self) -> tuple[np.ndarray | None, int]:
         """(which rows of each group go on, None for all; how many may be left when they come back): until so many rows
-        are empty that it pays to fill them, or all where nobody waits. Then, when few rows are left, they go on
-        without the others."""
+        are empty that it pays to fill them, or all where nobody waits. Then, as fewer and fewer rows are left, they go
+        on without the others."""
         rows, groups = self.runner.sizes.rows, self.runner.groups
         if self.runner.queue or any(self.waiting):
             return None, groups * rows - max(1, groups * rows // REFILL)
-        few = FEW_ROWS if rows > FEW_ROWS and on_cpu(self.runner.decoder) else 0
-        if not few or (~self.state.done).sum(axis=1).max() > few:
-            return None, few
-        return np.argsort(self.state.done, axis=1, kind="stable")[:, :few], 0
+        fewer = [count for count in TOGETHER if count < rows] if on_cpu(self.runner.decoder) else []
+        left = (~self.state.done).sum(axis=1).max()
+        together = min((count for count in fewer if left <= count), default=rows)
+        leave_at = max((count for count in fewer if count < together), default=0)
+        if together == rows:
+            return None, leave_at
+        return np.argsort(self.state.done, axis=1, kind="stable")[:, :together], leave_at
 
     def _leave(self) -> Iterator[tuple[Pair, np.ndarray]]:
         """The rows that are done give their slots back."""

@@ -23,7 +23,7 @@ from mwork_jax.model.parameters import weight_bytes
 from mwork_jax.runtime.distributed import agreed, several
 from mwork_jax.sharding import DATA, MASK, MODEL, mesh_of, size_of
 
-FEW_ROWS = 4
+TOGETHER = (4, 16)  # rows that a CPU decodes together where few are left: shapes with a program
 _BATCHES = 12  # of a batch's tokens, that slots hold
 _FEWEST = 2  # below which a CPU's products no longer treat every row alike
 _CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -52,7 +52,7 @@ class Room(NamedTuple):
     waiting: int
 
 
-CPU, ACCELERATOR = Room(16, 32), Room(64, 32)
+CPU, ACCELERATOR = Room(32, 32), Room(64, 32)
 
 
 def groups_of(decoder: Decoder) -> int:
@@ -109,8 +109,8 @@ def sizes_within(
         time = time_for(longest)
         wanted = -(-len(places) * rows // groups)
         fitting = min(sum(most), max(_FEWEST, tokens // time))
-        if wanted <= FEW_ROWS:
-            fitting = min(fitting, FEW_ROWS)
+        if wanted <= TOGETHER[0]:
+            fitting = min(fitting, TOGETHER[0])
             yield places, Sizes(fitting, time, fitting)
         else:
             yield places, Sizes(fitting, time, max(_FEWEST, fitting * most.decoded // sum(most)))
