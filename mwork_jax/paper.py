@@ -8,6 +8,7 @@ interrupted. How many items each table has is settled at the first start and rea
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -70,16 +71,19 @@ class TablePart:
     @property
     def fewest(self) -> int:
         """So many items that an interval can say something: of a few passages or problems."""
-        ids = [one.item_ids for one in self.items.values()]
+        ids = [one.item_ids for one in self.first(self.available).values()]
         for n in range(_FEWEST_ITEMS, self.available):
             if all(len(set(of[:n])) >= _FEWEST_CLUSTERS for of in ids):
                 return n
         return self.available
 
     def first(self, count: int) -> dict[str, TaskEvaluation]:
-        """The same over the first `count` items of each language."""
+        """The same over `count` items of each language: the first question on every passage before the second on any,
+        as questions on one passage say little more than one does."""
         return {
-            lang: replace(one, items=one.items[:count], prompts=one.prompts[:count]) for lang, one in self.items.items()
+            lang: replace(one, items=tuple(one.items[i] for i in own), prompts=tuple(one.prompts[i] for i in own))
+            for lang, one in self.items.items()
+            for own in [_spread(one.item_ids)[:count]]
         }
 
     def passes(self, seeds: int, splits: int = 0) -> int:
@@ -88,6 +92,16 @@ class TablePart:
         masks = sum(seeds if row.is_random else 1 for row in self.table.rows if not (splits and row.is_random))
         others = sum(lang != ENGLISH for lang in self.items)
         return len(self.items) + others * masks * (splits or 1) * (1 + (ENGLISH in self.items))
+
+
+def _spread(groups: Sequence[str]) -> list[int]:
+    """The places of the first item of every group, then of the second of each that has one, and so on."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for group in groups:
+        turns.append(seen[group])
+        seen[group] += 1
+    return sorted(range(len(groups)), key=lambda i: turns[i])
 
 
 @dataclass(frozen=True, eq=False)

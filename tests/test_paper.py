@@ -72,6 +72,19 @@ def test_the_budget_is_shared_out(study):
     assert fixed.items == {"2": 5}
 
 
+def test_few_items_are_of_as_many_passages_as_can_be():
+    part = study_of({lang: own_corpus(lang) for lang in ("en", "de")}, None, SETTINGS).tables["2"]
+    for evaluation in part.first(5).values():
+        assert len(set(evaluation.item_ids)) == 5
+    whole = part.first(part.available)
+    assert all(sorted(one.items, key=str) == sorted(part.items[lang].items, key=str) for lang, one in whole.items())
+    few = part.first(part.available - 1)
+    assert all(
+        one.items == whole[lang].items[:-1] and one.prompts == whole[lang].prompts[:-1] for lang, one in few.items()
+    )
+    assert part.fewest == 4
+
+
 OPTIONS = (
     "--languages", "en,de", "--documents", "4", "--held-out", "3", "--max-tokens", "48", "--rule", "top_fraction:0.3",
     "--seeds", "5",
