@@ -75,10 +75,11 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     return Mesh(grid, order, axis_types=(AxisType.Auto,) * len(order))
 
 
-def default_shape(own: Any, count: int, weights: int) -> dict[str, int]:
+def default_shape(own: Any, count: int, weights: int, given: int | None = None) -> dict[str, int]:
     """All `count` devices on `data`; where weights of so many bytes would take more than half of a device's memory, as
-    few on `model` as hold them. own: one of this process's devices, as a process knows the memory of no other's."""
-    memory = (own.memory_stats() or {}).get("bytes_limit", 0) if own.platform != "cpu" else 0
+    few on `model` as hold them. own: one of this process's devices, as a process knows the memory of no other's;
+    given: bytes of it that may be used, in place of all."""
+    memory = given or ((own.memory_stats() or {}).get("bytes_limit", 0) if own.platform != "cpu" else 0)
     model = 1
     while memory and weights / model > memory / 2 and count % (2 * model) == 0:
         model *= 2

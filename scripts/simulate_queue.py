@@ -48,23 +48,23 @@ def lengths_of(model: mw.Model, task: str, language: str, shots: int, data: str 
 
 def fill_of(lengths: Sequence[int], groups: int) -> float:
     """The share of the rows' steps that give a token, for answers that wait in this order."""
-    queue, slots, rows = deque(lengths), sum(ACCELERATOR), ACCELERATOR.decoded
+    queue, slots, rows = deque(lengths), ACCELERATOR.slots, ACCELERATOR.decoded
     left = np.zeros((groups, rows), int)
     waiting = [deque[int]() for _ in range(groups)]
     taken, refill = 0, max(1, groups * rows // REFILL)
     while queue or any(waiting) or left.any():
-        seated = (left > 0).sum(axis=1)
-        if sum(map(len, waiting)) < groups * rows - seated.sum():
-            for number in range(groups):
-                share = -(-len(queue) // (groups - number))
-                free = slots - seated[number] - len(waiting[number])
-                waiting[number].extend(queue.popleft() for _ in range(min(share, free)))
+        seated = [int(count) for count in (left > 0).sum(axis=1)]
+        if any(len(own) < rows - sitting for own, sitting in zip(waiting, seated, strict=True)):
+            while queue and any(len(own) < slots - sitting for own, sitting in zip(waiting, seated, strict=True)):
+                for number, own in enumerate(waiting):
+                    share = -(-len(queue) // (groups - number))
+                    own.extend(queue.popleft() for _ in range(min(share, slots - seated[number] - len(own))))
         for number, row in zip(*np.nonzero(left == 0), strict=True):
             if waiting[number]:
                 left[number, row] = waiting[number].popleft()
         going = np.sort(left[left > 0])
-        enough = going.size - (left.size - refill) if queue or any(waiting) else going.size  # rows that have to end
-        steps = min(STEPS_KNOWN, int(going[max(0, enough - 1)]))
+        enough = min(refill, going.size) if queue or any(waiting) else going.size  # rows that have to end
+        steps = min(STEPS_KNOWN, int(going[enough - 1]))
         taken += steps * left.size
         left = np.maximum(left - steps, 0)
     return sum(lengths) / taken

@@ -104,7 +104,7 @@ def load_model_of(args: argparse.Namespace) -> Model:
     shape = None if args.mesh is None else parse_mesh(args.mesh)
     if shape is None and jax.device_count() > 1:
         size = weight_bytes(read_config(args.model), args.dtype or default_dtype(), int8=args.kept_weights == "int8")
-        shape = agreed(lambda: default_shape(jax.local_devices()[0], jax.device_count(), size))
+        shape = agreed(lambda: default_shape(jax.local_devices()[0], jax.device_count(), size, memory))
     mesh = None if shape is None else make_mesh(shape)
     return load_model(args.model, dtype=args.dtype, mesh=mesh, weights=args.kept_weights, memory=memory)
 
@@ -269,7 +269,7 @@ def one_of(option: str, value: str, allowed: Sequence[str]) -> None:
 
 def _bytes(option: str, text: str) -> int:
     """A size with its unit, as 12GB or 800MB (powers of 1024), in bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])i?B", text, re.ASCII)
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT])i?B", text, re.ASCII)
     if not found or not float(found[1]):
         raise InputError(f"{option} {text:.40}: a size is needed, as in 12GB or 800MB")
     return int(float(found[1]) * 1024 ** ("MGT".index(found[2]) + 2))

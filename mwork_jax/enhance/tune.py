@@ -89,7 +89,7 @@ class TuningResult:
         """The model with the tuned neurons in their places; every other weight is the same, bit for bit."""
         decoder = jax.jit(scatter)(model.decoder, self.index, self.values)
         name, ignored = f"{model.source} ({self.run.name})", model.ignored_in_answers
-        return Tuned(decoder, model.tokenizer, name, None, ignored, base=model, result=self)
+        return Tuned(decoder, model.tokenizer, name, None, ignored, memory=model.memory, base=model, result=self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class Tuned(Model):
     @cached_property
     def plain(self) -> Model:
         """The same as a Model without its past, to be an argument of jit."""
-        return Model(self.decoder, self.tokenizer, self.source)
+        return Model(self.decoder, self.tokenizer, self.source, memory=self.memory)
 
 
 def fine_tune(

@@ -96,7 +96,7 @@ class MworkLM(TemplateLM):
     pretrained: a Model, or what `mw.load_model` loads, with `dtype`. mask: a NeuronMask or Intervention; or neurons: a
     NeuronSet or its file, of which `off` (all, or parts as in under+gen) is switched off, with n1 and n2 layers in the
     understanding and the generation stage. max_length: the context, the model's own by default. add_bos_token,
-    prefix_token_id: as of `hf`. tokens_per_batch bounds rows x time of a batch; the harness's own batch_size,
+    prefix_token_id: as of `hf`. tokens_per_batch: as of `mw.generate`; the harness's own batch_size,
     max_batch_size and device are taken and do not count. seed: of answers that are drawn at random.
 
     Raises InputError for a model without a tokenizer, and as `mw.load_model` and `NeuronMask.drop` do.

@@ -1,8 +1,9 @@
-"""Generation as a queue: pairs of a prompt and a mask wait for a slot, and a slot whose row is done takes the next."""
+"""Generation as a queue: pairs of a prompt and a mask wait for a slot, then in it for a row; a row that is done takes
+the next."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from mwork_jax.model.decode_slots import SlotState, decode_slots
 from mwork_jax.model.model import Model
 from mwork_jax.model.sampling import Sampling
 from mwork_jax.model.slot_runner import SlotRunner, in_slots
-from mwork_jax.model.slot_sizes import TOGETHER, Sizes, groups_of, on_cpu, sizes_for, worked_off
+from mwork_jax.model.slot_sizes import CPU, Sizes, groups_of, on_cpu, sizes_for, worked_off
 from mwork_jax.model.stop_strings import stop_table_of
 from mwork_jax.sharding import fetch, on_mesh_of, put
 
@@ -27,7 +28,7 @@ _TAIL = 8  # tokens of the prompt that new ones are decoded with
 
 
 class Filling(NamedTuple):
-    """How full the slots have been: slot_steps, steps times the slots that took them; tokens, how many of these gave a
+    """How full the rows have been: slot_steps, steps times the rows that took them; tokens, how many of these gave a
     new token; in_flight, the rows under way."""
 
     slot_steps: int
@@ -104,9 +105,10 @@ class _Decoding:
                 watch(self.filling)
 
     def _someone_is_missing(self) -> bool:
-        """Whether fewer wait than there are empty rows."""
-        empty = self.runner.groups * self.runner.sizes.rows - len(self.seats)
-        return sum(map(len, self.waiting)) < empty
+        """Whether in any group fewer wait than there are empty rows."""
+        seated = Counter(group for group, _ in self.seats)
+        rows = self.runner.sizes.rows
+        return any(len(waiting) < rows - seated[group] for group, waiting in enumerate(self.waiting))
 
     def _admit(self) -> None:
         """Takes the prompts of as many pairs through as there are slots for."""
@@ -151,11 +153,12 @@ class _Decoding:
         """(which rows of each group go on, None for all; how many may be left when they come back): until so many rows
         are empty that it pays to fill them, or all where nobody waits. Then, as fewer and fewer rows are left, they go
         on without the others."""
-        rows, groups = self.runner.sizes.rows, self.runner.groups
+        rows, going = self.runner.sizes.rows, ~self.state.done
         if self.runner.queue or any(self.waiting):
-            return None, groups * rows - max(1, groups * rows // REFILL)
-        fewer = [count for count in TOGETHER if count < rows] if on_cpu(self.runner.decoder) else []
-        left = (~self.state.done).sum(axis=1).max()
+            # Where a group has nobody left who could wait for a row of its own, its rows stay empty.
+            return None, max(0, int(going.sum()) - max(1, going.size // REFILL))
+        fewer = [count for count in CPU.few if count < rows] if on_cpu(self.runner.decoder) else []
+        left = going.sum(axis=1).max()
         together = min((count for count in fewer if left <= count), default=rows)
         leave_at = max((count for count in fewer if count < together), default=0)
         if together == rows:

@@ -1,4 +1,4 @@
-"""Decoding in slots: every slot takes its next token at the same time, and is done when its own row is."""
+"""Decoding in slots: all rows take their next token at the same time, and each is done when it is."""
 
 from __future__ import annotations
 
@@ -66,8 +66,7 @@ def decode_slots(
     sampling: Sampling | None = None,
 ) -> tuple[SlotCache, SlotState, jax.Array]:
     """Decodes until at most `leave_at` rows are not done, for at most so many steps: (the cache, the state, how many
-    steps it took int32 []). No two rows that go on may have the
-    same slot."""
+    steps it took int32 []). No two rows that go on may have the same slot."""
     groups, rows, _ = state.tokens.shape
     every_layer = Span(*(jnp.int32(value) for value in (0, decoder.config.num_layers, 0, 0)))
 

@@ -65,7 +65,7 @@ def generate(
     prompts: str, or int32 [time] as they are. A row ends with an EOS token of the configuration, before the first of
     the `stop` strings, or after `max_new_tokens`; a generation_config.json's sampling and penalties do not count, as
     they would mix with what the neurons do; an InputWarning names penalties. What prompts begin with alike is computed
-    once. tokens_per_batch bounds rows x (prompt + new tokens), and with it the cache; progress is called with the
+    once. tokens_per_batch bounds the cache: it holds twelve times as many tokens at most; progress is called with the
     number of prompts done.
 
     temperature: divides the logits; 0 takes the likeliest token. top_p: draws among the fewest likeliest tokens that

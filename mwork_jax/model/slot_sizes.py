@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.errors import InputWarning
+from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.model.admission import Pair
 from mwork_jax.model.attention import KEY_BLOCK
 from mwork_jax.model.decoder import Decoder
@@ -23,7 +23,6 @@ from mwork_jax.model.parameters import weight_bytes
 from mwork_jax.runtime.distributed import agreed, several
 from mwork_jax.sharding import DATA, MASK, MODEL, mesh_of, size_of
 
-TOGETHER = (4, 16)  # rows that a CPU decodes together where few are left: shapes with a program
 _BATCHES = 12  # of a batch's tokens, that slots hold
 _FEWEST = 2  # below which a CPU's products no longer treat every row alike
 _CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -46,13 +45,20 @@ class Sizes(NamedTuple):
 
 
 class Room(NamedTuple):
-    """How many rows pay on a platform: decoded together, and waiting."""
+    """How many rows pay on a platform: decoded together, and waiting. few: as many as are decoded together where there
+    are no more."""
 
     decoded: int
     waiting: int
+    few: tuple[int, ...] = (4,)
+
+    @property
+    def slots(self) -> int:
+        """All together."""
+        return self.decoded + self.waiting
 
 
-CPU, ACCELERATOR = Room(32, 32), Room(64, 32)
+CPU, ACCELERATOR = Room(32, 32, (4, 16)), Room(64, 32)
 
 
 def groups_of(decoder: Decoder) -> int:
@@ -76,7 +82,10 @@ def worked_off(
     sizes: Sizes, pairs: Sequence[Pair], work: Callable[[Sizes, Sequence[Pair]], Iterator[tuple[Pair, T]]]
 ) -> Iterator[tuple[Pair, T]]:
     """What `work` yields of every pair. Where a device's memory does not suffice, the pairs that are left go through
-    half as many slots, and a warning says so. With several processes the error is raised: the others would wait."""
+    half as many slots, and a warning says so. With several processes the error is raised: the others would wait.
+
+    Where results depend on shapes (see `on_cpu`), those after the warning may differ in their last bits from those of a
+    run with room enough."""
     left = dict.fromkeys(pairs)
     while True:
         try:
@@ -87,7 +96,7 @@ def worked_off(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or sizes.slots <= _FEWEST or several():
                 raise
-        fewer, decoded = (max(_FEWEST, count // 2) for count in sizes[::2])
+        fewer, decoded = (max(_FEWEST, count // 2) for count in (sizes.slots, sizes.rows))
         line = f"the device's memory does not suffice for {sizes.slots} rows at once: going on with {fewer}"
         warnings.warn(line, InputWarning, stacklevel=2)
         sizes = Sizes(fewer, sizes.time, min(fewer, decoded))
@@ -98,7 +107,7 @@ def sizes_within(
 ) -> Iterator[tuple[list[int], Sizes]]:
     """(places of the prompts, their slots): those that are short enough for as many slots as pay together, the longer
     ones by powers of two, in fewer slots, of which the same share is decoded."""
-    shares = max(tokens // sum(most), KEY_BLOCK)
+    shares = max(tokens // most.slots, KEY_BLOCK)
     classes: dict[int, list[int]] = {}
     for place, length in enumerate(lengths):
         own = 0 if length <= shares else int(np.ceil(np.log2(length)))
@@ -108,12 +117,12 @@ def sizes_within(
         longest = max(lengths[place] for place in places)
         time = time_for(longest)
         wanted = -(-len(places) * rows // groups)
-        fitting = min(sum(most), max(_FEWEST, tokens // time))
-        if wanted <= TOGETHER[0]:
-            fitting = min(fitting, TOGETHER[0])
-            yield places, Sizes(fitting, time, fitting)
+        fitting = min(most.slots, max(_FEWEST, tokens // time))
+        few = next((count for count in (*most.few, most.decoded) if wanted <= count), None)
+        if few is not None:
+            yield places, Sizes(min(fitting, few), time, min(fitting, few))
         else:
-            yield places, Sizes(fitting, time, max(_FEWEST, fitting * most.decoded // sum(most)))
+            yield places, Sizes(fitting, time, max(_FEWEST, fitting * most.decoded // most.slots))
 
 
 def time_for(length: int) -> int:
@@ -144,6 +153,9 @@ def tokens_that_fit(decoder: Decoder, memory: int | None = None) -> int:
             return 1 << 30
         config, mesh = decoder.config, mesh_of(decoder)
         weights = weight_bytes(config, decoder.dtype, mesh, decoder.int8)
+        if memory is not None and memory <= weights:
+            given, taken = (f"{size / (1 << 20):,.0f} MB" for size in (memory, weights))
+            raise InputError(f"memory: {given} of a device, of which the weights alone take {taken}; more is needed")
         shards = size_of(mesh, MODEL) if config.num_kv_heads % size_of(mesh, MODEL) == 0 else 1
         each = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(decoder.dtype).itemsize
         return max(1, int((limit - weights) / 2 / (each / shards)))

@@ -2,7 +2,8 @@
 
 A slot holds the keys and values of one row, each token's at the time that is its position, and goes on under its own
 mask: which one is an index into a table of masks, so the number of masks is no shape. Prompts go through in blocks of
-`BLOCK` tokens, any blocks of any rows together; decoding takes one token of every slot at a time.
+`BLOCK` tokens, any blocks of any rows together; decoding takes one token of every row at a time, of as many rows as
+pay.
 
 What a row computes does not depend on what runs beside it. Its blocks begin at multiples of `BLOCK`, attention works
 through keys in parts of one size and in order, parts that a row does not see change nothing, and products have the

@@ -139,8 +139,9 @@ def test_few_times_need_a_program():
 
 
 def test_long_prompts_have_slots_of_their_own():
-    most = Room(decoded=4, waiting=12)
+    most = Room(decoded=4, waiting=12, few=(2,))
     found = list(sizes_within([100, 90, 5000, 70_000, 120, 4000], 4, 1, most, 65536))
     assert found == [([0, 1, 4, 5], Sizes(16, 4096, 4)), ([2], Sizes(4, 6144, 4)), ([3], Sizes(2, 98304, 2))]
-    assert [sizes for _, sizes in sizes_within([100], 1, 1, most, 65536)] == [Sizes(4, 128, 4)]
+    for pairs, rows in ((1, 2), (2, 2), (3, 4), (4, 4)):
+        assert [sizes for _, sizes in sizes_within([100], pairs, 1, most, 65536)] == [Sizes(rows, 128, rows)]
     assert [sizes for _, sizes in sizes_within([6000] * 2, 4, 1, most, 65536)] == [Sizes(10, 6144, 2)]
