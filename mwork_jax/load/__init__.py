@@ -27,6 +27,7 @@ from mwork_jax.load.packaged import PACKAGED, packaged_gguf
 from mwork_jax.load.source import TypedSource, WeightSource
 from mwork_jax.load.tokenizer import folder_tokenizer
 from mwork_jax.model.model import Model
+from mwork_jax.model.parameters import weight_bytes
 from mwork_jax.model.tokens import added_tokens
 from mwork_jax.runtime.files import read_json
 
@@ -68,6 +69,9 @@ def load_model(
     if never := [token for token in config.eos_ids if token >= config.vocab_size]:
         line = f"{source}: the end token {never[0]} is not in the vocabulary of {config.vocab_size}, so it never comes"
         warnings.warn(line, InputWarning, stacklevel=2)
+    if memory is not None and memory <= (taken := weight_bytes(config, compute, mesh, weights == "int8")):
+        given, least = (f"{size / (1 << 20):,.1f} MB" for size in (memory, taken))
+        raise InputError(f"memory: {given} of a device, of which the weights alone take {least}; more is needed")
     if mesh is None:
         decoder = assemble(
             config, checkpoint.weights, compute, lambda name, array: jnp.asarray(array), weights == "int8"

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.errors import InputError, InputWarning
+from mwork_jax.errors import InputWarning
 from mwork_jax.model.admission import Pair
 from mwork_jax.model.attention import KEY_BLOCK
 from mwork_jax.model.decoder import Decoder
@@ -153,9 +153,6 @@ def tokens_that_fit(decoder: Decoder, memory: int | None = None) -> int:
             return 1 << 30
         config, mesh = decoder.config, mesh_of(decoder)
         weights = weight_bytes(config, decoder.dtype, mesh, decoder.int8)
-        if memory is not None and memory <= weights:
-            given, taken = (f"{size / (1 << 20):,.0f} MB" for size in (memory, weights))
-            raise InputError(f"memory: {given} of a device, of which the weights alone take {taken}; more is needed")
         shards = size_of(mesh, MODEL) if config.num_kv_heads % size_of(mesh, MODEL) == 0 else 1
         each = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(decoder.dtype).itemsize
         return max(1, int((limit - weights) / 2 / (each / shards)))

@@ -206,7 +206,7 @@ def test_hidden_states_of_what_cannot_be_meant():
         mw.hidden_states(model, tokens(1, 5), keep, observe=["v"])
     with pytest.raises(mw.InputError, match="observe: a LayerRecord has no qeuries; it has q_raw, k_raw, q, k, v, "):
         mw.hidden_states(model, tokens(1, 5), keep, observe=lambda record: record.qeuries)
-    with pytest.raises(AttributeError, match="no attribute '?qeuries"):
+    with pytest.raises(AttributeError, match=r"no attribute '?qeuries"):
         mw.hidden_states(model, tokens(1, 5), keep, observe=lambda record: record.q.qeuries)
     with pytest.raises(mw.InputError, match=r"tokens are int32 \[5\]; .* tokens\[None\] makes one row of them"):
         mw.hidden_states(model, tokens(1, 5)[0], keep)

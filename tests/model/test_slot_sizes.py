@@ -94,9 +94,3 @@ def test_a_memory_that_is_given_bounds_the_slots():
     few, many = (next(slot_sizes.sizes_for(each, [100] * 20, 4, 2048))[1].slots for each in (small, model))
     assert few < many == slot_sizes.CPU.slots
     np.testing.assert_array_equal(mw.held_out_loss(small, ROWS, keep).nats, mw.held_out_loss(model, ROWS, keep).nats)
-
-
-def test_memory_that_the_weights_fill_is_refused():
-    model = replace(pair("llama", 2).model, memory=100_000)
-    with pytest.raises(mw.InputError, match=r"memory: 0 MB of a device, of which the weights alone take 0 MB; more is"):
-        mw.held_out_loss(model, ROWS, NeuronMask.keep_all(model.config))
