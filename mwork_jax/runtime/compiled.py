@@ -28,6 +28,10 @@ _KERNEL = re.compile(r"tpu_custom_call|__gpu\$xla\.gpu\.triton|triton_kernel_cal
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 
+# Instructions that change an array where it lies, and the place of what is new among their operands.
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
@@ -267,8 +271,9 @@ class _Counter:
             return 0.0
         if one.opcode in ("dynamic-slice", "gather", "slice"):
             return 2 * sum(a.bytes for a in one.arrays if a.in_hbm or self._from_hbm(instructions, one))
-        if one.opcode == "dynamic-update-slice":
-            return 2 * sum(a.bytes for a in self._arrays(instructions, one.operands[1]) if one.arrays[0].in_hbm)
+        if one.opcode in _UPDATES:
+            new = self._arrays(instructions, one.operands[_UPDATES[one.opcode]])
+            return 2 * sum(a.bytes for a in new if one.arrays[0].in_hbm)
         body = self.computations[one.called("calls")[0]] if one.opcode == "fusion" else None
         read = sum(self._read(instructions, name, place, body) for place, name in enumerate(one.operands))
         return read + self._written(one, body)
@@ -310,7 +315,7 @@ class _Counter:
                     read, given_on = self._taken(inner, i, whole, within=True)
                     taken += read
                     names |= {one.name} if given_on else set()
-            elif one.opcode != "dynamic-update-slice" or one.operands[0] not in names:  # that one is done in place
+            elif one.opcode not in _UPDATES or one.operands[0] not in names:  # those are done in place
                 return whole, False
         given_on = [one for one in body.values() if one.root and one.name in names]
         if not within and any(one.opcode == "fusion" for one in given_on):
@@ -322,11 +327,11 @@ class _Counter:
         whole = sum(a.bytes for a in _results(one) if a.in_hbm)
         if not body or not whole:
             return whole
-        updates = [i for i in body.values() if i.opcode == "dynamic-update-slice"]
+        updates = [i for i in body.values() if i.opcode in _UPDATES]
         if not updates:
             return whole
         old = sum(a.bytes for i in updates for a in i.arrays)
-        new = sum(a.bytes for i in updates for a in self._arrays(body, i.operands[1]))
+        new = sum(a.bytes for i in updates for a in self._arrays(body, i.operands[_UPDATES[i.opcode]]))
         return max(0.0, whole - old) + new
 
     def _trip_count(self, loop: Instruction, condition: str) -> float:

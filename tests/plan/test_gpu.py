@@ -140,6 +140,34 @@ def test_products_of_the_library_are_counted_from_their_shapes():
     assert cost.bytes == operands + size + 2 * size  # what the library works in is neither read nor written by a model
 
 
+SCATTER = """HloModule puts, is_scheduled=true
+
+%put (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  ROOT %b = f32[] parameter(1)
+}
+
+%fused_scatter (p0: f32[4096,256], p1: s32[8,1], p2: f32[8,256]) -> f32[4096,256] {
+  %p0 = f32[4096,256]{1,0} parameter(0)
+  %p1 = s32[8,1]{1,0} parameter(1)
+  %p2 = f32[8,256]{1,0} parameter(2)
+  ROOT %scatter = f32[4096,256]{1,0} scatter(%p0, %p1, %p2), update_window_dims={1}, to_apply=%put
+}
+
+ENTRY %main (cache: f32[4096,256], at: s32[8,1], new: f32[8,256]) -> f32[4096,256] {
+  %cache = f32[4096,256]{1,0} parameter(0)
+  %at = s32[8,1]{1,0} parameter(1)
+  %new = f32[8,256]{1,0} parameter(2)
+  ROOT %fusion = f32[4096,256]{1,0} fusion(%cache, %at, %new), kind=kInput, calls=%fused_scatter
+}
+"""
+
+
+def test_a_scatter_into_a_cache_counts_what_is_new():
+    """GPUs put rows where they lie; the rest of the cache is neither read nor written."""
+    assert cost_of(SCATTER).bytes == 8 * 4 + 2 * 8 * 256 * 4
+
+
 def test_float32_products_take_as_long_as_their_precision_says():
     target = Target(exact=16.0, float32=2.0)
     exact, usual = gpu_text(precision="HIGHEST"), gpu_text()
