@@ -37,7 +37,7 @@ from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.runtime.cache import fingerprint
 from mwork_jax.settings import TuneSettings
-from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, put
+from mwork_jax.sharding import DATA, fetch, mesh_of, on_mesh_of, put, size_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,6 +241,16 @@ class _Work:
         self.program = Program(settings.remat, settings.patience)
         self.steps = max(d.steps for d in data)
         self.losses = Losses()
+        # Rows without a document change nothing and cost as much as others: a batch has no more than can be filled.
+        self.batch = self._fitting(settings.batch, [len(d.training.tokens) for d in data])
+        self.validated = self._fitting(settings.batch // settings.accumulate, [len(d.validation.tokens) for d in data])
+
+    def _fitting(self, batch: int, rows: Sequence[int]) -> int:
+        """As many rows of a batch as the run with most rows fills, a multiple of the devices that share them out."""
+        if self.settings.accumulate > 1:  # parts have a loss each, so which rows are in one matters
+            return batch
+        shards = size_of(self.mesh, DATA)
+        return min(batch, -(-max(rows) // shards) * shards)
 
     def go(self, kept: Checkpoints | None, progress: Callable[[int, int], None] | None) -> None:
         done = self._resume(kept)
@@ -291,7 +301,7 @@ class _Work:
     def _batch(self, step: int) -> PackedRows:
         """The rows of every run at this step: [runs, accumulate, b, t]."""
         s = self.settings
-        each = [batch_at(d.training, s.batch, d.seed + s.seed, step) for d in self.data]
+        each = [batch_at(d.training, self.batch, d.seed + s.seed, step) for d in self.data]
         stacked = PackedRows(*map(np.stack, zip(*each, strict=True)))
         parts = PackedRows(*(x.reshape(len(each), s.accumulate, -1, x.shape[-1]) for x in stacked))
         return put(parts, self.mesh, "runs", None, "batch", "time")
@@ -308,7 +318,7 @@ class _Work:
         self.losses.validation.append((step, [float(x) for x in losses]))
 
     def _validation_batches(self) -> Iterator[PackedRows]:
-        size = self.settings.batch // self.settings.accumulate
+        size = self.validated
         longest = max(len(d.validation.tokens) for d in self.data)
         for first in range(0, longest, size):
             each = []

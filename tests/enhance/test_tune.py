@@ -13,7 +13,7 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.corpus import Encoded
-from mwork_jax.enhance import TuneSettings, TuningRun, fine_tune, fine_tune_many, selected_only, selection_in
+from mwork_jax.enhance import TuneSettings, TuningRun, fine_tune, fine_tune_many, selected_only, selection_in, tune
 from mwork_jax.enhance.neuron_params import changes, gather, index_of, parameter_arrays, scatter, widths
 from mwork_jax.enhance.optimizer import Rates, adamw, rate_at
 from mwork_jax.enhance.packing import batch_at, pack, steps_per_epoch
@@ -243,6 +243,26 @@ def test_many_runs_in_one_program_equal_each_on_its_own(model):
         for name in a:
             np.testing.assert_allclose(a[name], b[name], atol=1e-4, err_msg=name)
     assert train_step._cache_size() <= compiled + 2, "sets of one width share a program"
+
+
+def test_few_documents_fill_no_more_rows_than_they_need(model, monkeypatch):
+    """Empty rows change nothing: the same with a batch of 16, most of it empty."""
+    neurons, few = random_set(model.config), documents(4)
+    settings = replace(SETTINGS, batch=16)
+    shapes = []
+
+    def seen(program, frozen, state, rows):
+        shapes.append(rows.tokens.shape)
+        return train_step(program, frozen, state, rows)
+
+    monkeypatch.setattr(tune, "train_step", seen)
+    small = fine_tune(model, neurons, few, settings)
+    monkeypatch.setattr(tune._Work, "_fitting", lambda self, batch, rows: batch)
+    whole = fine_tune(model, neurons, few, settings)
+    assert {shape[2] for shape in shapes[: len(shapes) // 2]} < {1, 2, 3}
+    assert shapes[-1][2] == 16
+    np.testing.assert_allclose(small.history.train, whole.history.train, rtol=1e-5)
+    np.testing.assert_allclose(small.history.validation, whole.history.validation, rtol=1e-5)
 
 
 def test_parts_of_a_batch_add_up(model):
