@@ -24,6 +24,7 @@ from mwork_jax.corpus import Batching, Corpus, corpus_of_file, own_corpus, read_
 from mwork_jax.detect.attribution import attribution
 from mwork_jax.detect.importance import importance
 from mwork_jax.detect.language_vectors import language_vectors
+from mwork_jax.detect.quantiles import activation_quantiles
 from mwork_jax.detect.scores import NeuronScores, score_neurons
 from mwork_jax.enhance import Tuned, TuneSettings, TuningRun, fine_tune, fine_tune_many
 from mwork_jax.enhance.export import apply_delta, save_delta, save_folder
@@ -114,6 +115,7 @@ __all__ = [
     "VocabularyLabels",
     "__version__",
     "activated",
+    "activation_quantiles",
     "apply_delta",
     "attribution",
     "beyond_random",

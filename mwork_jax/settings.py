@@ -145,7 +145,8 @@ class SteerSettings:
     each, the recipe's own where empty; layers: where vectors are added, a quarter, half and three quarters up where
     empty. part: of the text on which interventions act. task: whose questions are asked, `items` of them; answers have
     at most max_new_tokens. documents, held_out: per language, to find neurons and means on, and English ones to measure
-    damage on. rule, mode: how neurons are selected. seeds: random controls of each best setting."""
+    damage on. rule, mode: how neurons are selected. seeds: random controls of each best setting.
+    identifier: who tells languages apart, lingua or the file of a fastText model."""
 
     languages: tuple[str, ...]
     prompts: tuple[str, ...] = ("en",)
@@ -162,6 +163,7 @@ class SteerSettings:
     mode: str = "minus_shared"
     seeds: int = MIN_SEEDS
     max_tokens: int = 512
+    identifier: str = "lingua"
 
     def __post_init__(self) -> None:
         _check_whole_numbers("steer", self, items=2, max_new_tokens=1, documents=1, held_out=1, seeds=1, max_tokens=2)

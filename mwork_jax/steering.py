@@ -15,14 +15,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from mwork_jax.corpus import Corpus, Encoded, documents_key, encoded, warn_of_repeats
+from mwork_jax.corpus import Batching, Corpus, Encoded, documents_key, encoded, warn_of_repeats
 from mwork_jax.detect.language_vectors import language_vectors
+from mwork_jax.detect.quantiles import activation_quantiles
 from mwork_jax.detect.scores import DETECTION_COST, load_or_score
 from mwork_jax.errors import InputError
 from mwork_jax.evaluate.sample_rows import SteeredUnder, steering_samples
 from mwork_jax.evaluate.steering import STEERING_VERSION, SteeredAnswers, SteeringPrompts, steered_answers
 from mwork_jax.intervene.recipes import Materials, Recipe, intervention_of, recipe_named
 from mwork_jax.intervention import Intervention
+from mwork_jax.iso_639 import LANGUAGES
 from mwork_jax.metrics import ENGLISH, MIN_SEEDS, Identify, harmonic_mean, identifier, paired_difference
 from mwork_jax.model.model import Model
 from mwork_jax.results import (
@@ -90,12 +92,10 @@ def run_steering(
     """Measures every setting on every prompt, and writes `out/results.json`, `out/neurons/` and `out/scores/`.
 
     corpora: {language: its documents}, of every language to be written or of prompts, and English; prompts: {their
-    for a folder with scores or neurons of another model.
-    `out` holds is not computed again. Raises InputError, before any work, for what is missing or cannot be used, and
-    `out` holds is not computed again. Raises InputError, before any work, for what is missing or cannot be used.
-    language: prompts} with references in every language to be written, save that of the prompts. What the cache in
     language: prompts} with references in every language to be written, save that of the prompts. log_samples: writes
-    `out/samples/steering.jsonl` too, every answer under every setting. What the cache in
+    `out/samples/steering.jsonl` too, every answer under every setting. What the cache in `out` holds is not computed
+    again. Raises InputError, before any work, for what is missing or cannot be used, and for a folder with scores or
+    neurons of another model.
     """
     out, tried = Path(out), steer_settings(settings, model.config.num_layers)
     if model.tokenizer is None:
@@ -104,7 +104,7 @@ def run_steering(
     documents = {lang: _documents(model, corpus, settings) for lang, corpus in corpora.items()}
     warn_of_repeats({lang: corpus.detection for lang, corpus in corpora.items()}, {})
     english = list(_held_out(model, corpora[ENGLISH], settings))
-    identify = identifier(tuple(corpora))
+    identify = identifier(tuple(corpora), settings.identifier)
     pairs = [(prompts[at], to) for at in settings.prompts for to in settings.languages if to != at]
     if any(len(set(questions.ids)) < 2 for questions, _ in pairs):
         raise InputError("steer: all questions are on one text; two are needed, to choose a setting and to report it")
@@ -190,7 +190,14 @@ def _materials(
     neurons = select_neurons(scores, settings.rule, settings.mode)
     methods = {setting.recipe.vector for setting in tried if setting.recipe.vector}
     vectors = {m: language_vectors(model, scores if m == "diffmean" else documents, m) for m in sorted(methods)}
-    return Materials(model.config, neurons, scores, vectors)
+    medians: dict[str, np.ndarray] = {}
+    if any(setting.recipe.needs_medians for setting in tried):
+        batching = Batching(max_tokens=settings.max_tokens)
+        medians = {
+            lang: activation_quantiles(model, documents[lang], (0.5,), batching=batching)[0]
+            for lang in settings.languages
+        }
+    return Materials(model.config, neurons, scores, vectors, medians)
 
 
 @dataclass(frozen=True)
@@ -385,10 +392,7 @@ def second_half(ids: Sequence[str]) -> np.ndarray:
 
 def _name(language: str) -> str:
     """A language's English name, for an instruction."""
-    from lingua import Language
-
-    by_code = {known.iso_code_639_1.name.lower(): known.name.title() for known in Language.all()}
-    return by_code[language.split("-")[0].lower()]
+    return LANGUAGES.get(language.split("-")[0].lower(), (language,))[0]
 
 
 def _examples(measured: Sequence[_OfPair]) -> dict[str, dict[str, str]]:

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument(
         "--data",
-        help="sweep: XQuAD's files; tasks: a folder with xquad and mgsm (default: the project's own)",
+        help="sweep: XQuAD's files; tasks and steer: a folder with xquad and mgsm (default: the project's own)",
     )
     parser.add_argument("--prompts", type=int, help="tasks: of each language (default: 48)")
     parser.add_argument("--plot", help="detect: write a figure (SVG) there")

@@ -18,6 +18,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -31,7 +32,7 @@ TESTS = Path(__file__).parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 _LIMIT = 60  # seconds for one case
-_START = 300  # seconds until a process has made its valid files
+_START = 300  # seconds until a process has read the valid files
 _ADDRESSES = 32 << 30  # bytes of address space of a process: what asks for more fails at once
 _SHARE = 500  # cases of one process, so that one that grows is replaced
 
@@ -56,9 +57,10 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="W", help="processes at a time")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where cases that go wrong are kept")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--samples", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return _serve(args.serve, args.seed, args.cases)
+        return _serve(args.serve, args.seed, args.cases, args.samples)
     from support.readers import FORMATS
 
     if unknown := set(args.format or ()) - FORMATS.keys():
@@ -85,8 +87,9 @@ def _stopped(interrupted: threading.Event, end: float | None) -> bool:
 def _fuzzed(form: str, args: argparse.Namespace, stopped: Callable[[], bool]) -> Count:
     last = args.seed + args.cases
     shares = [(begin, min(_SHARE, last - begin)) for begin in range(args.seed, last, _SHARE)]
-    with ThreadPoolExecutor(args.workers) as pool:
-        shared = pool.map(lambda share: list(_share(form, share[0], share[1], stopped)), shares)
+    with tempfile.TemporaryDirectory(prefix="samples-") as folder, ThreadPoolExecutor(args.workers) as pool:
+        _make_samples(form, Path(folder))
+        shared = pool.map(lambda share: list(_share(form, Path(folder), *share, stopped)), shares)
         results = [result for share in shared for result in share]
     wrong = {number: problem for number, _, problem, _, _ in results if problem}
     for problem, times in Counter(wrong.values()).most_common():
@@ -105,6 +108,15 @@ def _fuzzed(form: str, args: argparse.Namespace, stopped: Callable[[], bool]) ->
     )
 
 
+def _make_samples(form: str, folder: Path) -> None:
+    """The valid folders, made once for all processes: models of every family take a minute."""
+    from support.fuzzing import samples
+    from support.readers import write
+
+    for number, files in enumerate(samples(form)):
+        write(files, folder / f"{number:03}")
+
+
 def _keep(form: str, number: int, folder: Path) -> None:
     from support.fuzzing import case
     from support.readers import write
@@ -115,20 +127,21 @@ def _keep(form: str, number: int, folder: Path) -> None:
 Result = tuple[int, str, str, float, int]  # number of the case, refused, problem, seconds, memory
 
 
-def _share(form: str, begin: int, count: int, stopped: Callable[[], bool]) -> Iterator[Result]:
+def _share(form: str, samples: Path, begin: int, count: int, stopped: Callable[[], bool]) -> Iterator[Result]:
     """The results of cases begin to begin + count - 1, or of fewer once it is stopped. A process that dies or hangs
     leaves the case that it was at as a wrong one, and another goes on behind it."""
     at, end = begin, begin + count
     while at < end and not stopped():
-        for result in _served(form, at, end - at):
+        for result in _served(form, samples, at, end - at):
             yield result
             at = result[0] + 1
             if stopped():
                 return
 
 
-def _served(form: str, begin: int, count: int) -> Iterator[Result]:
-    command = [sys.executable, __file__, "--serve", form, "--seed", str(begin), "--cases", str(count)]
+def _served(form: str, samples: Path, begin: int, count: int) -> Iterator[Result]:
+    command = [sys.executable, __file__, "--serve", form, "--samples", str(samples)]
+    command += ["--seed", str(begin), "--cases", str(count)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     # A session of its own: an interrupted terminal stops this process, and this one ends that one.
     process = subprocess.Popen(
@@ -159,19 +172,21 @@ def _served(form: str, begin: int, count: int) -> Iterator[Result]:
         process.wait()
 
 
-def _serve(form: str, begin: int, count: int) -> int:
+def _serve(form: str, begin: int, count: int, samples: Path) -> int:
     import resource
 
-    from support.fuzzing import case, outcome, samples
+    from support.fuzzing import changed, outcome
+    from support.readers import contents
 
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    for files in samples(form):  # whatever is loaded once is loaded before memory is measured
+    made = [contents(folder) for folder in sorted(samples.iterdir())]
+    for files in made:  # whatever is loaded once is loaded before memory is measured
         outcome(form, files)
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
     print(json.dumps([begin - 1]), file=out, flush=True)
     for number in range(begin, begin + count):
-        result = outcome(form, case(form, number))
+        result = outcome(form, changed(form, number, made))
         line = [number, result.refused, result.problem, result.seconds, result.memory]
         print(json.dumps(line), file=out, flush=True)
     return 0

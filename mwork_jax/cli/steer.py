@@ -28,7 +28,7 @@ from mwork_jax.evaluate.tasks import TASKS, task_named
 from mwork_jax.intervene.recipes import RECIPES, recipe_named
 from mwork_jax.intervention import PARTS
 from mwork_jax.load import read_config
-from mwork_jax.metrics import ENGLISH
+from mwork_jax.metrics import ENGLISH, LINGUA, identifier
 from mwork_jax.report import read_report, steer_report
 from mwork_jax.runtime.distributed import is_first
 from mwork_jax.runtime.files import write_text
@@ -67,6 +67,12 @@ def add(commands: Any) -> None:
     add_rule(parser, mode="minus_shared")
     parser.add_argument("--seeds", type=int, default=5, help="random controls of each best setting (default: 5)")
     parser.add_argument("--max-tokens", type=int, default=512, help="longer documents are cut here (default: 512)")
+    parser.add_argument(
+        "--identifier",
+        default=LINGUA,
+        metavar="FILE",
+        help="a fastText model, as GlotLID, that names the languages of answers (default: lingua)",
+    )
     add_log_samples(parser)
 
 
@@ -76,6 +82,7 @@ def _steer(args: argparse.Namespace) -> None:
     corpora, prompts = _corpora(args, settings), _prompts(args, settings)
     Mode.parse(settings.mode).check(corpora)
     steer_settings(settings, read_config(args.model).num_layers)  # before the weights take their time
+    identifier(tuple(corpora), settings.identifier)
     model = load_model_of(args)
     results = run_steering(
         model, corpora, prompts, settings, out, log_samples=args.log_samples, command=command_of(args)
@@ -119,6 +126,7 @@ def _settings(args: argparse.Namespace) -> SteerSettings:
         mode=args.mode,
         seeds=args.seeds,
         max_tokens=args.max_tokens,
+        identifier=args.identifier,
     )
 
 

@@ -4,7 +4,7 @@ neurons. What a recipe says for two languages and a strength is an `Intervention
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -22,13 +22,13 @@ Whose = Literal["wanted", "prompt"]  # the language that is to come out, or that
 @dataclass(frozen=True)
 class Step:
     """One change. whose: of which language's neurons. action: "scale" multiplies by 1 - strength, "replace" puts
-    strength * value in their place, "add" adds it. value: "mean" and "largest" of the language wanted, "difference" of
-    its mean and the prompt language's, or "others", the mean of the means of all languages but the prompt's; None for
-    "scale". at: as in `Intervention.replace`. A strength of 1 is what the paper does."""
+    strength * value in their place, "add" adds it. value: "mean", "median" and "largest" of the language wanted,
+    "difference" of its mean and the prompt language's, or "others", the mean of the means of all languages but the
+    prompt's; None for "scale". at: as in `Intervention.replace`. A strength of 1 is what the paper does."""
 
     action: Literal["scale", "replace", "add"]
     whose: Whose
-    value: Literal["mean", "largest", "difference", "others"] | None = None
+    value: Literal["mean", "median", "largest", "difference", "others"] | None = None
     at: Literal["neuron", "gate"] = "neuron"
 
 
@@ -43,6 +43,10 @@ class Recipe:
     strengths: tuple[float, ...]
     steps: tuple[Step, ...] = ()
     vector: str | None = None
+
+    @property
+    def needs_medians(self) -> bool:
+        return any(step.value == "median" for step in self.steps)
 
 
 _NEURONS, _VECTORS = (0.5, 1.0, 1.5, 2.0), (0.5, 1.0, 1.5, 2.0)
@@ -59,9 +63,16 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             "amplify-mean",
             "fixes the wanted language's neurons at their mean on its text",
-            "Kojima et al., NAACL 2024 (median)",
+            "after Kojima et al., NAACL 2024",
             _NEURONS,
             (Step("replace", "wanted", "mean"),),
+        ),
+        Recipe(
+            "amplify-median",
+            "fixes the wanted language's neurons at their median on its text",
+            "Kojima et al., NAACL 2024",
+            _NEURONS,
+            (Step("replace", "wanted", "median"),),
         ),
         Recipe(
             "amplify-largest",
@@ -113,13 +124,15 @@ def recipe_named(name: str) -> Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Materials:
-    """What recipes are made of: each language's neurons and scores, and steering vectors, {method: {language: float32
-    [layers, hidden]}}."""
+    """What recipes are made of: each language's neurons and scores, steering vectors, {method: {language: float32
+    [layers, hidden]}}, and, where a recipe needs them, the medians of act(gate) * up, {language: float32 [layers,
+    f]}."""
 
     config: ModelConfig
     neurons: Mapping[str, NeuronSet]
     scores: Mapping[str, NeuronScores]
     vectors: Mapping[str, Mapping[str, np.ndarray]]
+    medians: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def random_like(self, seed: int) -> Materials:
         """The matched control: as many random neurons in each layer, and random vectors of the same length."""
@@ -176,6 +189,8 @@ def _values(step: Step, materials: Materials, wanted: str, prompt: str) -> np.nd
 
     if step.value == "mean":
         return mean(wanted)
+    if step.value == "median":
+        return np.nan_to_num(_of(materials.medians, wanted, "medians"))  # an expert's to which nothing went: 0
     if step.value == "difference":
         return mean(wanted) - mean(prompt)
     if step.value == "largest":

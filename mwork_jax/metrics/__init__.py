@@ -1,6 +1,7 @@
 """Scores of single items, and what changes of them mean. Pure functions; higher is better."""
 
 from mwork_jax.metrics.answer_language import (
+    LINGUA,
     Identify,
     harmonic_mean,
     identifier,
@@ -35,6 +36,7 @@ from mwork_jax.metrics.significance import McNemar, Spread, benjamini_hochberg, 
 
 __all__ = [
     "ENGLISH",
+    "LINGUA",
     "MIN_SEEDS",
     "NORMALISATIONS",
     "Delta",

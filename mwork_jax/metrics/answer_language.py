@@ -8,7 +8,9 @@ from typing import Any
 import regex
 
 from mwork_jax.errors import InputError
+from mwork_jax.metrics.fasttext_model import fasttext_identifier
 
+LINGUA = "lingua"
 _SENTENCE = regex.compile(r"[^.!?。！？؟।\n]+[.!?。！？؟।]*")
 _LETTER = regex.compile(r"\p{L}")
 _PIECE = 8  # characters of what counts as repeated
@@ -30,13 +32,16 @@ def lingua_codes(languages: Sequence[str], where: str) -> dict[Any, str]:
     return codes
 
 
-def identifier(languages: Sequence[str]) -> Identify:
-    """Tells these languages apart by lingua's n-grams. Raises InputError as `lingua_codes`, and for fewer than two."""
+def identifier(languages: Sequence[str], model: str = LINGUA) -> Identify:
+    """Tells languages apart: by lingua's n-grams, among these alone, or by a model of fastText, the path of its file,
+    among all that it knows. Raises InputError as `lingua_codes` and `fasttext_identifier`, and for fewer than two."""
+    if len(set(languages)) < 2:
+        raise InputError("answers: two languages at least are needed to tell apart")
+    if model != LINGUA:
+        return fasttext_identifier(model, languages)
     from lingua import LanguageDetectorBuilder
 
     codes = lingua_codes(languages, "answers")
-    if len(codes) < 2:
-        raise InputError("answers: two languages at least are needed to tell apart")
     detector = LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
 
     def identify(sentence: str) -> str | None:

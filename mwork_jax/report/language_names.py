@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mwork_jax.report.iso_639 import LANGUAGES
+from mwork_jax.iso_639 import LANGUAGES
 from mwork_jax.report.names import one_line
 
 _LONGEST = 40  # characters of a name that nobody has checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,3 +140,26 @@ def zeroed(hf: Any, neurons: NeuronSet) -> Iterator[None]:
     with torch.no_grad():
         for weight, index, values in reversed(saved):
             weight[index] = values
+
+
+def hf_answers(
+    hf: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str], batch: int
+) -> list[str]:
+    """Greedy answers in batches of prompts of like length, padded on the left, up to the first stop string."""
+    import torch
+
+    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.pad_token or tokenizer.eos_token
+    order = sorted(range(len(prompts)), key=lambda i: len(tokenizer(prompts[i]).input_ids))
+    answers = [""] * len(order)
+    with torch.inference_mode():
+        for begin in range(0, len(order), batch):
+            places = order[begin : begin + batch]
+            inputs = tokenizer([prompts[i] for i in places], return_tensors="pt", padding=True)
+            out = hf.generate(
+                **inputs, do_sample=False, max_new_tokens=max_new_tokens, stop_strings=list(stop), tokenizer=tokenizer,
+                pad_token_id=tokenizer.pad_token_id,
+            )  # fmt: skip
+            for place, row in zip(places, out[:, inputs.input_ids.shape[1] :], strict=True):
+                text = tokenizer.decode(row, skip_special_tokens=True)
+                answers[place] = text[: min((text.find(s) for s in stop if s in text), default=None)]
+    return answers

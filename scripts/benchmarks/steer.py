@@ -1,61 +1,83 @@
-"""Steering against Hugging Face PyTorch with hooks: greedy answers of Gemma 3 270M to 32 prompts, setting by setting.
+"""Steering against Hugging Face PyTorch with hooks: greedy answers of Gemma 3 270M, setting by setting.
 
-Both sides write 16 tokens for every prompt under each of 12 settings drawn from 4 languages x 5 recipes x 8 strengths,
-vectors at 3 layers. Values and vectors are random: speed does not depend on them.
+Both sides answer English questions as `mwork steer` asks them (MGSM's first 32, or the project's own), with at most 32
+tokens, under each of 12 settings drawn from 4 languages x 5 recipes x 8 strengths, vectors at 3 layers. Values and
+vectors are random, of the size of what they stand for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 import mwork_jax as mw
-from benchmarks.models import torch_checkpoint
+from benchmarks.models import hf_answers, torch_checkpoint
 from benchmarks.pairing import fastest, paired, seconds
 from mwork_jax.config import ModelConfig
+from mwork_jax.evaluate.steering import steering_prompts
+from mwork_jax.evaluate.tasks import task_named
 from mwork_jax.intervention import Intervention
 from mwork_jax.load.packaged import packaged_gguf
+from mwork_jax.model.decode_queue import Filling
 from mwork_jax.model.generate import generations
 from mwork_jax.neurons import FFN_GROUPS, NeuronSet, group_widths
 
-PROMPTS, LENGTH, NEW = 32, 64, 16
+PROMPTS, NEW = 32, 32
+BATCHES = (16, 32)  # prompts that Hugging Face answers together
 LANGUAGES, STRENGTHS, LAYERS, SAMPLED = 4, 8, (4, 9, 13), 12
 RECIPES = ("scale", "replace", "add", "gate", "steer")
 DTYPES = ("float32", "bfloat16")
 
 
-def rows(rounds: int) -> Iterator[dict[str, Any]]:
+def rows(rounds: int, data: str | None = None) -> Iterator[dict[str, Any]]:
     """12 sampled settings on both sides; then the whole sweep on ours alone."""
-    loaded = {d: mw.load_model("gemma3-270m", dtype=d) for d in DTYPES}
-    models = {d: mw.Model(model.decoder, None, model.source) for d, model in loaded.items()}  # answers as tokens
-    config = models["float32"].config
+    models = {d: mw.load_model("gemma3-270m", dtype=d) for d in DTYPES}
+    config, tokenizer = models["float32"].config, models["float32"].tokenizer
     path = packaged_gguf("gemma3-270m")
     theirs = {d: torch_checkpoint(path, d) for d in DTYPES}
-    prompts = list(np.random.default_rng(0).integers(3, config.vocab_size, (PROMPTS, LENGTH)).astype(np.int32))
+    folder, items = (f"{data}/mgsm", PROMPTS) if data else (None, None)
+    asked = steering_prompts(task_named("mgsm"), "en", ("de",), folder, items)
+    work = _Work(asked.texts, asked.stop)
     edits = _edits(config)
     sampled = [edits[i] for i in np.random.default_rng(0).choice(len(edits), SAMPLED, replace=False)]
-    few = sampled[:2]
-    ours_dtype = fastest({d: partial(_ours, m, prompts[:8], few) for d, m in models.items()})
-    theirs_dtype = fastest({d: partial(_theirs, m, prompts[:8], few) for d, m in theirs.items()})
-    _check_same(_ours(models["float32"], prompts[:8], sampled), _theirs(theirs["float32"], prompts[:8], sampled))
+    few, short = sampled[:2], work.first(8)
+    ours_dtype = fastest({d: partial(_ours, m, short, few) for d, m in models.items()})
+    theirs_dtype = fastest({d: partial(_theirs, m, tokenizer, short, few, 8) for d, m in theirs.items()})
+    ours, hf = models[ours_dtype], theirs[theirs_dtype]
+    batch = int(fastest({str(b): partial(_theirs, hf, tokenizer, work, few[:1], b) for b in BATCHES}))
+    _check_same(_ours(models["float32"], short, sampled), _theirs(theirs["float32"], tokenizer, short, sampled, 8))
     about = {
         "benchmark": "steer", "model": "Gemma 3 270M", "ours_dtype": ours_dtype,
-        "theirs": "Hugging Face PyTorch with hooks", "theirs_dtype": theirs_dtype,
+        "theirs": f"Hugging Face PyTorch with hooks, batches of {batch}", "theirs_dtype": theirs_dtype,
     }  # fmt: skip
-    ours, hf = models[ours_dtype], theirs[theirs_dtype]
-    times = paired(partial(_ours, ours, prompts, sampled), partial(_theirs, hf, prompts, sampled), min(rounds, 3))
-    yield about | {"what": f"{SAMPLED} settings x {PROMPTS} prompts x {NEW} tokens"} | times
-    whole = seconds(partial(_ours, ours, prompts, edits))
+    filled: list[Filling] = []
+    ours_run = partial(_ours, ours, work, sampled, filled.append)
+    times = paired(ours_run, partial(_theirs, hf, tokenizer, work, sampled, batch), min(rounds, 3))
+    what = f"{SAMPLED} settings x {len(work.prompts)} prompts, {filled[-1].tokens} tokens written"
+    yield about | {"what": what} | times
+    whole = seconds(partial(_ours, ours, work, edits))
     each = times["theirs_seconds"] / SAMPLED
     yield about | {
         "what": f"one of {len(edits)} settings, theirs from the {SAMPLED}", "ours_seconds": whole / len(edits),
         "theirs_seconds": each, "ratio": each * len(edits) / whole, "ratio_min": each * len(edits) / whole,
         "ratio_max": each * len(edits) / whole,
     }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Prompts, and where their answers end."""
+
+    prompts: Sequence[str]
+    stop: Sequence[str]
+
+    def first(self, count: int) -> _Work:
+        return _Work(self.prompts[:count], self.stop)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -86,21 +108,19 @@ def _edits(config: ModelConfig) -> list[Intervention]:
     return edits
 
 
-def _ours(model: mw.Model, prompts: Sequence[np.ndarray], edits: Sequence[Intervention]) -> list[list[np.ndarray]]:
-    return generations(model, prompts, edits, max_new_tokens=NEW)
+def _ours(
+    model: mw.Model, work: _Work, edits: Sequence[Intervention], watch: Callable[[Filling], None] | None = None
+) -> list[list[str]]:
+    return generations(model, work.prompts, edits, max_new_tokens=NEW, stop=work.stop, watch=watch)
 
 
-def _theirs(hf: Any, prompts: Sequence[np.ndarray], edits: Sequence[Intervention]) -> list[list[np.ndarray]]:
-    import torch
-
-    ids = torch.tensor(np.stack(prompts), dtype=torch.long)
+def _theirs(hf: Any, tokenizer: Any, work: _Work, edits: Sequence[Intervention], batch: int) -> list[list[str]]:
     answers = []
     for edit in edits:
-        with ExitStack() as hooks, torch.inference_mode():
+        with ExitStack() as hooks:
             for handle in _hooks(hf, edit):
                 hooks.callback(handle.remove)
-            out = hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False)
-        answers.append(list(out[:, ids.shape[1] :].numpy()))
+            answers.append(hf_answers(hf, tokenizer, work.prompts, NEW, work.stop, batch))
     return answers
 
 
@@ -127,12 +147,8 @@ def _hooks(hf: Any, edit: Intervention) -> Iterator[Any]:
             )
 
 
-def _check_same(ours: Sequence[Sequence[np.ndarray]], theirs: Sequence[Sequence[np.ndarray]]) -> None:
+def _check_same(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> None:
     """Both sides wrote the same, but for ties that rounding decides."""
-    same = [
-        np.array_equal(a, b[: a.size])
-        for of_ours, of_theirs in zip(ours, theirs, strict=True)
-        for a, b in zip(of_ours, of_theirs, strict=True)
-    ]
+    same = [a == b for one, other in zip(ours, theirs, strict=True) for a, b in zip(one, other, strict=True)]
     if np.mean(same) < 0.9:
         raise ValueError(f"the two sides wrote the same for {np.mean(same):.0%} of the prompts only")

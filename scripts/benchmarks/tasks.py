@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import mwork_jax as mw
-from benchmarks.models import torch_checkpoint, zeroed
+from benchmarks.models import hf_answers, torch_checkpoint, zeroed
 from benchmarks.pairing import fastest, paired
 from benchmarks.sweep import sets_of_stages
 from mwork_jax.evaluate.table_run import prepare
@@ -102,24 +102,8 @@ def _ours(
 
 
 def _theirs(hf: Any, tokenizer: Any, work: _Work, sets: Sequence[NeuronSet], batch: int) -> list[list[str]]:
-    """Prompts of like length in a batch, padded on the left."""
-    import torch
-
-    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.pad_token or tokenizer.eos_token
-    order = sorted(range(len(work.prompts)), key=lambda i: len(tokenizer(work.prompts[i]).input_ids))
     answers = []
     for neurons in sets:
-        own = [""] * len(order)
-        with zeroed(hf, neurons), torch.inference_mode():
-            for begin in range(0, len(order), batch):
-                places = order[begin : begin + batch]
-                inputs = tokenizer([work.prompts[i] for i in places], return_tensors="pt", padding=True)
-                out = hf.generate(
-                    **inputs, do_sample=False, max_new_tokens=work.max_new_tokens, stop_strings=list(work.stop),
-                    tokenizer=tokenizer, pad_token_id=tokenizer.pad_token_id,
-                )  # fmt: skip
-                for place, row in zip(places, out[:, inputs.input_ids.shape[1] :], strict=True):
-                    text = tokenizer.decode(row, skip_special_tokens=True)
-                    own[place] = text[: min((text.find(s) for s in work.stop if s in text), default=None)]
-        answers.append(own)
+        with zeroed(hf, neurons):
+            answers.append(hf_answers(hf, tokenizer, work.prompts, work.max_new_tokens, work.stop, batch))
     return answers

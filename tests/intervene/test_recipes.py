@@ -35,7 +35,8 @@ def materials():
         method: {language: rng.normal(size=(config.num_layers, config.hidden_size)) for language in LANGUAGES}
         for method in ("diffmean", "probe", "pca")
     }
-    return Materials(config, neurons, scores, vectors)
+    medians = {lang: rng.normal(size=means["neuron"].shape).astype(np.float32) for lang in LANGUAGES}
+    return Materials(config, neurons, scores, vectors, medians)
 
 
 def products(neurons: NeuronSet):
@@ -48,9 +49,12 @@ def by_hand(materials, name, strength):
     own, mean = products(de), {lang: materials.scores[lang].means for lang in LANGUAGES}
     if name == "deactivate":
         return {"neuron": (np.where(products(en), 1 - strength, 1), 0)}
-    if name in ("amplify-mean", "amplify-largest"):
-        value = mean["de"]["neuron"] if name == "amplify-mean" else materials.scores["de"].largest
-        return {"neuron": (~own, strength * value * own)}
+    values = {
+        "amplify-mean": mean["de"]["neuron"], "amplify-median": materials.medians["de"],
+        "amplify-largest": materials.scores["de"].largest,
+    }  # fmt: skip
+    if name in values:
+        return {"neuron": (~own, strength * values[name] * own)}
     if name == "patch":
         others = (mean["de"]["neuron"] + mean["th"]["neuron"]) / 2
         return {"neuron": (~products(en), strength * others * products(en))}
@@ -112,10 +116,12 @@ def test_the_page_lists_every_recipe_as_it_is():
 
 def test_bad_input_is_one_line(materials):
     old = replace(materials, scores={lang: replace(own, means={}) for lang, own in materials.scores.items()})
+    no_medians = replace(materials, medians={"de": materials.medians["de"]})
     for line, call in {
         "recipe 'magic' is not known": lambda: recipe_named("magic"),
         "no neuron set of 'fr'": lambda: intervention_of(RECIPES["amplify-mean"], materials, "fr", "en", 1.0),
         "have no means": lambda: intervention_of(RECIPES["amplify-mean"], old, "de", "en", 1.0),
+        "no medians of 'th'": lambda: intervention_of(RECIPES["amplify-median"], no_medians, "th", "en", 1.0),
         "have no means; make": lambda: intervention_of(RECIPES["amplify-largest"], old, "de", "en", 1.0),
         "which one": lambda: intervention_of(RECIPES["diffmean"], materials, "de", "en", 1.0),
         "layer 3 is outside": lambda: intervention_of(RECIPES["diffmean"], materials, "de", "en", 1.0, 3),

@@ -6,6 +6,7 @@ import random
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,8 +36,13 @@ def samples(form: str) -> list[Files]:
 
 def case(form: str, seed: int) -> Files:
     """The files of one case: the same for the same version of the samples and the mutator."""
+    return changed(form, seed, samples(form))
+
+
+def changed(form: str, seed: int, valid: Sequence[Files]) -> Files:
+    """One of the valid folders, changed as the seed says."""
     rng = random.Random(f"{form} {seed}")
-    files = rng.choice(samples(form))
+    files = rng.choice(valid)
     return {**files, **mutated(FORMATS[form].bad(files), rng)}
 
 
