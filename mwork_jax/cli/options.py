@@ -19,9 +19,11 @@ from mwork_jax.load import default_dtype, load_model, read_config
 from mwork_jax.model.identity import model_of
 from mwork_jax.model.model import Model
 from mwork_jax.model.parameters import weight_bytes
+from mwork_jax.model.slot_sizes import with_recorded_memory
 from mwork_jax.neurons import NeuronSet, check_language
 from mwork_jax.report import NAMES, printable
 from mwork_jax.results import FORMAT, FORMATS_OF_0_1
+from mwork_jax.runtime.cache import CACHE_FOLDER
 from mwork_jax.runtime.compiled_cache import keep_compiled_programs
 from mwork_jax.runtime.distributed import agreed, is_first, meet, several, start
 from mwork_jax.runtime.files import output_folder, read_json
@@ -106,7 +108,8 @@ def load_model_of(args: argparse.Namespace) -> Model:
         size = weight_bytes(read_config(args.model), args.dtype or default_dtype(), int8=args.kept_weights == "int8")
         shape = agreed(lambda: default_shape(jax.local_devices()[0], jax.device_count(), size, memory))
     mesh = None if shape is None else make_mesh(shape)
-    return load_model(args.model, dtype=args.dtype, mesh=mesh, weights=args.kept_weights, memory=memory)
+    model = load_model(args.model, dtype=args.dtype, mesh=mesh, weights=args.kept_weights, memory=memory)
+    return with_recorded_memory(model, Path(args.out) / CACHE_FOLDER) if getattr(args, "out", None) else model
 
 
 def join_others(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -14,17 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mwork_jax.errors import InputWarning
+from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.model.admission import Pair
 from mwork_jax.model.attention import KEY_BLOCK
 from mwork_jax.model.decoder import Decoder
 from mwork_jax.model.model import Model
 from mwork_jax.model.parameters import weight_bytes
 from mwork_jax.runtime.distributed import agreed, several
+from mwork_jax.runtime.files import read_json, write_json
 from mwork_jax.sharding import DATA, MASK, MODEL, mesh_of, size_of
 
 _BATCHES = 12  # of a batch's tokens, that slots hold
 _FEWEST = 2  # below which a CPU's products no longer treat every row alike
+_MEMORY_FILE = "memory.json"
 _CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 T = TypeVar("T")
 
@@ -140,15 +143,38 @@ def on_cpu(decoder: Decoder) -> bool:
     return next(iter(decoder.embed[...].devices())).platform == "cpu"
 
 
+def with_recorded_memory(model: Model, folder: Path) -> Model:
+    """The model with the memory that the first start of a run found, recorded in the run's folder: what goes on later,
+    perhaps on a device with more, has slots of the same shapes, and so the same bits. On CPUs results do not depend on
+    shapes, so nothing is recorded; nor where the memory is given."""
+    if model.memory is not None or on_cpu(model.decoder):
+        return model
+
+    def recorded() -> int | None:
+        with suppress(InputError):
+            known = read_json(folder / _MEMORY_FILE) if (folder / _MEMORY_FILE).exists() else None
+            if isinstance(known, dict) and isinstance(known.get("bytes"), int) and known["bytes"] > 0:
+                return known["bytes"]
+        if limit := _device_memory(model.decoder):
+            write_json(folder / _MEMORY_FILE, {"bytes": limit})
+        return limit
+
+    return replace(model, memory=agreed(recorded) or None)
+
+
+def _device_memory(decoder: Decoder) -> int | None:
+    """Bytes of one of this process's devices, on CPUs of the machine; None or 0 where nobody says."""
+    device = next(iter(decoder.embed[...].addressable_shards)).device
+    return (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else _memory_here()
+
+
 def tokens_that_fit(decoder: Decoder, memory: int | None = None) -> int:
     """For how many tokens a device has room in its slots: half of its memory that the weights leave, on CPUs half of
     the machine's; the rest is for what is computed. memory: bytes of a device that may be used, in place of all. In
     every process of a run as in the first."""
 
     def fitting() -> int:
-        device = next(iter(decoder.embed[...].addressable_shards)).device
-        here = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else _memory_here()
-        limit = memory or here
+        limit = memory or _device_memory(decoder)
         if not limit:
             return 1 << 30
         config, mesh = decoder.config, mesh_of(decoder)

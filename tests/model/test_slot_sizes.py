@@ -10,7 +10,7 @@ import mwork_jax as mw
 from mwork_jax.errors import InputWarning
 from mwork_jax.model import decode_queue, predictions, slot_sizes
 from mwork_jax.model.admission import Pair
-from mwork_jax.model.slot_sizes import Sizes, tokens_that_fit, worked_off
+from mwork_jax.model.slot_sizes import Sizes, tokens_that_fit, with_recorded_memory, worked_off
 from mwork_jax.neurons import NeuronMask
 from support.tiny import pair, tokens
 
@@ -94,3 +94,29 @@ def test_a_memory_that_is_given_bounds_the_slots():
     few, many = (next(slot_sizes.sizes_for(each, [100] * 20, 4, 2048))[1].slots for each in (small, model))
     assert few < many == slot_sizes.CPU.slots
     np.testing.assert_array_equal(mw.held_out_loss(small, ROWS, keep).nats, mw.held_out_loss(model, ROWS, keep).nats)
+
+
+def test_a_run_that_goes_on_has_the_memory_of_its_first_start(tmp_path, monkeypatch):
+    """Where results depend on shapes: on a device with more memory, later, the slots are the same."""
+    model = pair("llama", 2).model
+    assert with_recorded_memory(model, tmp_path) is model
+    assert not list(tmp_path.iterdir()), "on CPUs shapes do not matter"
+    monkeypatch.setattr(slot_sizes, "on_cpu", lambda decoder: False)
+    monkeypatch.setattr(slot_sizes, "_device_memory", lambda decoder: 2_000_000)
+    assert with_recorded_memory(model, tmp_path).memory == 2_000_000
+    monkeypatch.setattr(slot_sizes, "_device_memory", lambda decoder: 20_000_000)
+    first = with_recorded_memory(model, tmp_path)
+    assert first.memory == 2_000_000
+    assert tokens_that_fit(first.decoder, first.memory) == tokens_that_fit(model.decoder, 2_000_000)
+    given = replace(model, memory=5_000_000)
+    assert with_recorded_memory(given, tmp_path) is given
+    for damaged in ("{", '{"bytes": -1}', '{"bytes": "many"}', "[]"):
+        (tmp_path / "memory.json").write_text(damaged)
+        assert with_recorded_memory(model, tmp_path).memory == 20_000_000
+
+
+def test_no_memory_is_recorded_where_nobody_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(slot_sizes, "on_cpu", lambda decoder: False)
+    monkeypatch.setattr(slot_sizes, "_device_memory", lambda decoder: None)
+    assert with_recorded_memory(pair("llama", 2).model, tmp_path).memory is None
+    assert not list(tmp_path.iterdir())
