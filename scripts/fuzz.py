@@ -89,7 +89,7 @@ def _fuzzed(form: str, args: argparse.Namespace, stopped: Callable[[], bool]) ->
     shares = [(begin, min(_SHARE, last - begin)) for begin in range(args.seed, last, _SHARE)]
     with tempfile.TemporaryDirectory(prefix="samples-") as folder, ThreadPoolExecutor(args.workers) as pool:
         _make_samples(form, Path(folder))
-        shared = pool.map(lambda share: list(_share(form, Path(folder), *share, stopped)), shares)
+        shared = pool.map(lambda share: list(_share(form, Path(folder), share[0], share[1], stopped)), shares)
         results = [result for share in shared for result in share]
     wrong = {number: problem for number, _, problem, _, _ in results if problem}
     for problem, times in Counter(wrong.values()).most_common():

@@ -61,12 +61,12 @@ def activation_quantiles(
     ready = list(encoded(model, documents, batching.max_tokens))
     config = model.config
     prefixes = np.zeros((config.num_layers, len(quantiles), config.ffn_width), np.uint32)
-    ranks: np.ndarray | None = None  # within the part that the prefixes name, from 1
+    ranks = np.zeros(prefixes.shape, np.int64)  # within the part that the prefixes name, from 1
     seen = np.zeros(prefixes.shape, bool)
     for number in range(_PASSES):
         done = number * len(ready)
         counts = _counts(model, ready, prefixes, 32 - _BITS * (number + 1), at, include_bos, batching, done, progress)
-        if ranks is None:
+        if number == 0:
             tokens = counts.sum(axis=-1)
             seen = tokens > 0
             ranks = np.maximum(1, np.ceil(np.asarray(quantiles, np.float64)[:, None] * tokens)).astype(np.int64)

@@ -120,8 +120,7 @@ class _Walk:
     def _matrix(self, inner: bool | None, dimension: int) -> bool:
         """The first matrix, or the second where inner says whether the first one's rows are quantised."""
         quantised = bool(self._next("?")[0]) and inner is not False
-        if quantised:
-            norms = self._next("?")[0]
+        norms = quantised and bool(self._next("?")[0])
         rows, columns = self._next("qq")
         if rows < 1 or columns != dimension:
             raise ValueError(f"{rows} x {columns} numbers where vectors of {dimension} are needed")
