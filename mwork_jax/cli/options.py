@@ -21,12 +21,13 @@ from mwork_jax.model.model import Model
 from mwork_jax.model.parameters import weight_bytes
 from mwork_jax.model.slot_sizes import with_recorded_memory
 from mwork_jax.neurons import NeuronSet, check_language
-from mwork_jax.report import NAMES, printable
+from mwork_jax.report import NAMES, Report, printable
 from mwork_jax.results import FORMAT, FORMATS_OF_0_1
 from mwork_jax.runtime.cache import CACHE_FOLDER
 from mwork_jax.runtime.compiled_cache import keep_compiled_programs
 from mwork_jax.runtime.distributed import agreed, is_first, meet, several, start
 from mwork_jax.runtime.files import output_folder, read_json
+from mwork_jax.runtime.progress import while_it_lasts
 from mwork_jax.select.modes import MODE_FORMS, MODES
 from mwork_jax.select.rules import DEFAULT_RULE
 from mwork_jax.sharding import default_shape, make_mesh, parse_mesh
@@ -152,6 +153,12 @@ def add_rule(parser: argparse.ArgumentParser, mode: str = MODES[0]) -> None:
 def add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n1", type=int, help="layers of the understanding stage (default: a quarter)")
     parser.add_argument("--n2", type=int, help="layers of the generation stage (default: an eighth)")
+
+
+def draw_report(report: Report) -> Path:
+    """Writes the page of results with its figures, which takes some seconds, and says so meanwhile."""
+    with while_it_lasts("drawing the report…"):
+        return report.write()
 
 
 def results_folder(path: str, *kinds: str) -> Path:

@@ -13,6 +13,7 @@ from mwork_jax.cli.options import (
     at_least,
     command,
     command_of,
+    draw_report,
     join_others,
     languages_of,
     load_model_of,
@@ -92,7 +93,7 @@ def _paper(args: argparse.Namespace) -> None:
     report = read_report(out)
     text = paper_report(report.results)
     write_text(out / "table.txt", text + "\n")
-    page = report.write()
+    page = draw_report(report)
     tables = {name: [dict(row) for row in report.tables[name].records] for name in ("verdicts",)}
     print_result(args, {"report": str(page), **tables}, f"{text}\n\nLook at {page}.")
 

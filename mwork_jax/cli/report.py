@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mwork_jax.cli.options import command, print_result
+from mwork_jax.cli.options import command, draw_report, print_result
 from mwork_jax.report import FORMATS, bibtex, read_report, tables_as
 
 
@@ -32,7 +32,7 @@ def _report(args: argparse.Namespace) -> None:
     if args.format == "bibtex":
         print_result(args, {"bibtex": bibtex()}, bibtex().rstrip("\n"))
     elif args.format == "html":
-        path = read_report(args.folder).write()
+        path = draw_report(read_report(args.folder))
         print_result(args, {"report": str(path), "figures": str(path.parent / "figures")}, f"Written: {path}")
     elif args.json:
         tables = read_report(args.folder).tables.values()

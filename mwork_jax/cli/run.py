@@ -15,6 +15,7 @@ from mwork_jax.cli.options import (
     at_least,
     command,
     command_of,
+    draw_report,
     languages_of,
     load_model_of,
     pairs,
@@ -80,7 +81,7 @@ def _run(args: argparse.Namespace) -> None:
         return
     text = run_report(results)
     write_text(out / "table.txt", text + "\n")
-    page = read_report(out).write()
+    page = draw_report(read_report(out))
     where = f"Look at {page}. Everything is in {out}: results.json, table.txt, neurons/, scores/, figures/."
     print_result(args, results.to_json(), f"{text}\n\n{where}")
 

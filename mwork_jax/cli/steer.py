@@ -14,6 +14,7 @@ from mwork_jax.cli.options import (
     at_least,
     command,
     command_of,
+    draw_report,
     languages_of,
     load_model_of,
     one_of,
@@ -91,7 +92,7 @@ def _steer(args: argparse.Namespace) -> None:
         return
     text = steer_report(results)
     write_text(out / "table.txt", text + "\n")
-    page = read_report(out).write()
+    page = draw_report(read_report(out))
     print_result(args, results.to_json(), f"{text}\n\nLook at {page}. Everything is in {out}.")
 
 

@@ -74,7 +74,7 @@ class Progress:
         self._shown: float | None = None
         self._what = self._beside = ""
         self._quiet = quiet or not is_first()
-        self._terminal = not self._quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._terminal = not self._quiet and _on_terminal()
 
     def __enter__(self) -> Progress:
         return self
@@ -186,6 +186,25 @@ class Progress:
         left = self.seconds_left()
         times = "" if left is None else f", about {_interval(left)} left"
         print(f"mwork: {100 * self.share():3.0f}% {self._what}{times}{self._beside}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def while_it_lasts(line: str) -> Iterator[None]:
+    """On a terminal, the line while the block runs, erased behind it: for work of some seconds without parts to count.
+    Elsewhere nothing."""
+    shown = is_first() and _on_terminal()
+    if shown:
+        print(f"\r{line[: _columns() - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _on_terminal() -> bool:
+    """Whether standard error is one on which a line can be drawn over."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _columns() -> int:

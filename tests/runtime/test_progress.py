@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mwork_jax.runtime.progress import Progress, _interval
+from mwork_jax.runtime.progress import Progress, _interval, while_it_lasts
 
 
 class Clock:
@@ -234,3 +234,19 @@ def test_the_speed_of_the_slots_is_shown_beside_the_time_left(capsys):
     clock.now += 11
     bar.add(2)
     assert capsys.readouterr().err.splitlines()[-1].endswith("left")
+
+
+def test_a_line_stands_while_something_lasts_and_nowhere_else(monkeypatch, capsys):
+    with while_it_lasts("drawing…"):
+        pass
+    assert capsys.readouterr().err == ""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal.file)
+    monkeypatch.setenv("TERM", "xterm")
+    try:
+        with pytest.raises(KeyError), while_it_lasts("drawing…"):
+            assert terminal.read().startswith("\rdrawing…")
+            raise KeyError
+        assert terminal.read().endswith("\r\x1b[K"), "nothing is left of it, after an error too"
+    finally:
+        terminal.close()
