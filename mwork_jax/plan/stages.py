@@ -21,7 +21,7 @@ from mwork_jax.enhance.train import Frozen, Program, State, train_step
 from mwork_jax.errors import InputError
 from mwork_jax.model.attention import KEY_BLOCK, KEY_BLOCKS_LOOP
 from mwork_jax.model.decode_slots import SlotState, StopTable, decode_slots
-from mwork_jax.model.predictions import LOGIT_ROWS, places_of, predicted
+from mwork_jax.model.predictions import LOGIT_ROWS, predicted
 from mwork_jax.model.slot_sizes import ACCELERATOR, time_for
 from mwork_jax.model.slots import BLOCK, LAYERS_LOOP, Blocks, Places, SlotCache, Span, advance_blocks
 from mwork_jax.plan.topology import abstract, abstract_decoder, abstract_masks
@@ -181,17 +181,15 @@ def _slot_cache(config: ModelConfig, mesh: Mesh, size: Size, room: int) -> SlotC
 
 def _evaluate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
     groups, blocks = _groups(mesh), size.batch * size.masks * -(-size.length // BLOCK)
-    places = places_of(blocks)
-    x = (groups, blocks, BLOCK, config.hidden_size)
+    places = -(-blocks * BLOCK // LOGIT_ROWS) * LOGIT_ROWS
     arguments = (
         abstract_decoder(config, mesh, int8=size.int8),
-        abstract(mesh, x, jnp.float32, "slots", None, "time", "hidden"),
-        abstract(mesh, (groups, places), jnp.int32, "slots", "positions"),
+        abstract(mesh, (groups, places, config.hidden_size), jnp.float32, "slots", "positions", "hidden"),
         abstract(mesh, (groups, places), jnp.int32, "slots", "positions"),
         abstract(mesh, (), jnp.int32),
     )
     chunks = places // LOGIT_ROWS
-    losses = StageProgram("losses", predicted, arguments, lambda loop: chunks, values={4: places}, tokens=(3,))
+    losses = StageProgram("losses", predicted, arguments, lambda loop: chunks, values={3: places}, tokens=(2,))
     return [_through_slots(config, mesh, size), losses]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import mwork_jax as mw
 from mwork_jax.errors import InputWarning
-from mwork_jax.model import decode_queue, predictions, slot_sizes
+from mwork_jax.model import decode_queue, predictions, slot_runner, slot_sizes
 from mwork_jax.model.admission import Pair
 from mwork_jax.model.slot_sizes import Sizes, tokens_that_fit, with_recorded_memory, worked_off
 from mwork_jax.neurons import NeuronMask
@@ -66,11 +66,12 @@ def failing(function, call):
     return called
 
 
-def test_no_loss_is_changed_lost_or_doubled(monkeypatch):
+@pytest.mark.parametrize(("where", "name", "call"), [(slot_runner, "advance_blocks", 2), (predictions, "predicted", 1)])
+def test_no_loss_is_changed_lost_or_doubled(where, name, call, monkeypatch):
     model = pair("llama", 2).model
     keep = NeuronMask.keep_all(model.config)
     losses = mw.held_out_loss(model, ROWS, keep).nats
-    monkeypatch.setattr(predictions, "predicted", failing(predictions.predicted, 2))
+    monkeypatch.setattr(where, name, failing(getattr(where, name), call))
     with pytest.warns(InputWarning, match="does not suffice"):
         np.testing.assert_array_equal(mw.held_out_loss(model, ROWS, keep).nats, losses)
 
