@@ -10,9 +10,10 @@ from gguf import GGMLQuantizationType as Kind
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.families import config_from_hf
+from mwork_jax.families.gguf_rope import llama3_scaling
 from mwork_jax.load import load_model
 from mwork_jax.load.assemble import assemble
-from mwork_jax.load.gguf_file import GGUFCheckpoint, llama3_scaling
+from mwork_jax.load.gguf_file import GGUFCheckpoint
 from mwork_jax.model.decoder import forward_decoder
 from mwork_jax.neurons import NeuronMask
 from support.gguf_writing import llama3_factors, model_parts, write_gguf
