@@ -92,7 +92,9 @@ def _gguf_scaling(m: GGUFMetadata) -> dict[str, object] | None:
     temperature = m.get(_TEMPERATURE, 1.0)
     if not factors:
         if temperature != 1.0:
-            raise InputError(f"{m.where}: '{m.arch}.{_TEMPERATURE}' is {temperature!r:.40}, without factors of longrope")
+            raise InputError(
+                f"{m.where}: '{m.arch}.{_TEMPERATURE}' is {temperature!r:.40}, without factors of longrope"
+            )
         return None
     scaling: dict[str, object] = {"rope_type": "longrope"}
     scaling |= {name: m.vector(tensor).tolist() for name, tensor in _FACTORS.items()}

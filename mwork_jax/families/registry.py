@@ -31,9 +31,9 @@ from mwork_jax.families.cohere2 import COHERE2
 from mwork_jax.families.gemma import GEMMA
 from mwork_jax.families.gemma2 import GEMMA2
 from mwork_jax.families.gemma3 import GEMMA3
-from mwork_jax.families.gpt_oss import GPT_OSS
 from mwork_jax.families.gguf import GGUFForm
 from mwork_jax.families.gguf_metadata import GGUFMetadata, OpenGGUF
+from mwork_jax.families.gpt_oss import GPT_OSS
 from mwork_jax.families.granite import GRANITE
 from mwork_jax.families.llama import LLAMA
 from mwork_jax.families.ministral3 import MINISTRAL3

@@ -14,14 +14,18 @@ from mwork_jax.families.gguf_rope import llama3_scaling
 from mwork_jax.load import load_model
 from mwork_jax.load.assemble import assemble
 from mwork_jax.load.gguf_file import GGUFCheckpoint
-from mwork_jax.model.decoder import forward_decoder
+from mwork_jax.model.decoder import Decoder, forward_decoder
 from mwork_jax.neurons import NeuronMask
 from support.gguf_writing import llama3_factors, model_parts, write_gguf
-from support.tiny import BASE, hf_model, tokens, torch
+from support.tiny import BASE, TorchSource, hf_model, tokens, torch
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
+}  # fmt: skip
+MINISTRAL3 = {
+    "rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 6, "beta_fast": 20.0,
+    "beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3,
 }  # fmt: skip
 # family in tiny.py -> (architecture in GGUF, settings, further metadata)
 CASES = {
@@ -36,7 +40,52 @@ CASES = {
     "qwen3": ("qwen3", {}, {}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 16}, {}),
     "gemma3": ("gemma3", {"query_pre_attn_scalar": 16}, {"gemma3.attention.sliding_window_pattern": 2}),
+    "gemma": ("gemma", {}, {}),
+    "cohere": ("command-r", {}, {}),
+    "cohere-norm": ("command-r", {}, {}),
+    "cohere2": ("cohere2", {"num_hidden_layers": 5, "layer_types": None}, {}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5, "no_rope_layers": None}, {}),
+    "olmo2": ("olmo2", {}, {}),
+    "olmo3": ("olmo2", {}, {}),
+    "phi3": ("phi3", {}, {}),
+    "phi3-partial": ("phi3", {"max_position_embeddings": 192}, {}),
+    "granite": ("granite", {}, {}),
+    "ministral3": ("mistral3", {"rope_parameters": MINISTRAL3}, {}),
+    "apertus": ("apertus", {}, {}),
+    "bloom": ("bloom", {"seq_length": 64}, {}),
+    "gpt-oss": ("gpt-oss", {}, {}),
+    "mixtral": ("llama", {}, {}),
+    "qwen3-moe": ("qwen3moe", {"norm_topk_prob": True}, {}),
 }
+MISTRAL_SMALL = ("mistral", ("mistral3", {"sliding_window": None}, {}))
+
+
+NEW = list(CASES)[list(CASES).index("gemma") :]
+
+
+def assembled(config: ModelConfig, source) -> Decoder:
+    return assemble(config, source, jnp.float32, lambda name, array: jnp.asarray(array))
+
+
+def parameters(config: ModelConfig, source) -> dict[str, np.ndarray]:
+    """The stacked parameters of a checkpoint, by name."""
+    found = {}
+
+    def put(name, array):
+        found[name] = array
+        return jnp.asarray(array)
+
+    assemble(config, source, jnp.float32, put)
+    return found
+
+
+def compare_logits(hf, decoder: Decoder, atol: float = 1e-5) -> None:
+    """Of random tokens, with Hugging Face's."""
+    ids = tokens(2, 19)
+    with torch.no_grad():
+        expected = hf(torch.tensor(ids, dtype=torch.long)).logits.numpy()
+    found = forward_decoder(decoder, ids, NeuronMask.keep_all(decoder.config))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol * max(1, np.abs(expected).max()))
 
 
 @pytest.fixture(scope="module")
@@ -60,31 +109,29 @@ def message_of(path) -> str:
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("family", CASES)
-def test_weights_and_configuration_are_those_of_the_original(family, kv_heads, tmp_path):
-    arch, settings, extra = CASES[family]
+@pytest.mark.parametrize(("family", "case"), [*CASES.items(), MISTRAL_SMALL])
+def test_weights_and_configuration_are_those_of_the_original(family, case, kv_heads, tmp_path):
+    arch, settings, extra = case
     hf = hf_model(family, kv_heads, **settings)
     metadata, tensors = model_parts(hf, arch)
     checkpoint, config = opened(write_gguf(tmp_path / "m.gguf", arch, metadata | extra, tensors))
     assert config == config_from_hf(hf.config.to_dict(), where="original")
-    expected = {n: t.numpy() for n, t in hf.state_dict().items() if n != "lm_head.weight" or "output.weight" in tensors}
-    assert checkpoint.names() == set(expected)
-    for name, tensor in expected.items():
-        np.testing.assert_allclose(checkpoint.read(name), tensor, rtol=0, atol=2e-7, err_msg=name)
+    found, expected = parameters(config, checkpoint), parameters(config, TorchSource(hf))
+    assert found.keys() == expected.keys()
+    for name, parameter in expected.items():
+        np.testing.assert_allclose(found[name], parameter, rtol=0, atol=2e-7, err_msg=name)
+    if not config.num_experts:  # whose tensors are others in memory than on disk
+        names = {name for name in hf.state_dict() if name != "lm_head.weight" or "output.weight" in tensors}
+        assert checkpoint.names() == names
 
 
-@pytest.mark.parametrize("family", ["llama", "llama3", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "llama3", "gemma3", *NEW])
 def test_logits_are_those_of_the_original(family, tmp_path):
     arch, settings, extra = CASES[family]
     hf = hf_model(family, 2, **settings)
     metadata, tensors = model_parts(hf, arch)
     checkpoint, config = opened(write_gguf(tmp_path / "m.gguf", arch, metadata | extra, tensors))
-    decoder = assemble(config, checkpoint, jnp.float32, lambda name, array: jnp.asarray(array))
-    ids = tokens(2, 19)
-    with torch.no_grad():
-        expected = hf(torch.tensor(ids, dtype=torch.long)).logits.numpy()
-    found = forward_decoder(decoder, ids, NeuronMask.keep_all(config))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    compare_logits(hf, assembled(config, checkpoint))
 
 
 def test_gemma3_layers_follow_a_period_or_flags(tmp_path):
@@ -206,9 +253,11 @@ def test_truncation_is_noticed_before_anything_is_read(llama, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"general.architecture": "mamba"}, "architecture 'mamba' is not supported; supported: llama, qwen2"),
+        ({"general.architecture": "mamba"}, "architecture 'mamba' is not supported; supported: llama, mistral3, qwen2"),
         ({"split.count": 2}, "one part of several"),
-        ({"llama.expert_count": 8}, "'llama.expert_count' = 8 is not understood"),
+        ({"llama.expert_count": 8}, "'llama.expert_used_count' is missing"),
+        ({"llama.expert_shared_count": 1}, "'llama.expert_shared_count' = 1 is not understood"),
+        ({"llama.attention.causal": False}, "'llama.attention.causal' = False is not understood"),
         ({"llama.attention.head_count_kv": [2, 2, 1]}, "one number is needed"),
         ({"llama.rope.scaling.type": "longrope"}, "rope scaling 'longrope' is not supported"),
         ({"llama.rope.dimension_count": 4}, "rope.dimension_count is 4, not the head size 8"),
