@@ -18,7 +18,7 @@ from mwork_jax.families.base import (
     windows_of,
 )
 from mwork_jax.families.gemma import NORMS
-from mwork_jax.families.gguf import GGUF_LAYER, GGUFForm, less_one
+from mwork_jax.families.gguf import GGUF_LAYER, GGUFForm, Restore, less_one
 from mwork_jax.families.gguf_metadata import SLIDING_WINDOW, GGUFMetadata
 from mwork_jax.families.reader import Reader
 
@@ -64,7 +64,9 @@ GEMMA_LAYER = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-LESS_ONE = dict.fromkeys((*NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"), less_one)
+LESS_ONE: dict[str, Restore] = dict.fromkeys(
+    (*NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"), less_one
+)
 SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 

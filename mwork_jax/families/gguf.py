@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -97,12 +98,13 @@ def gguf_attributes(form: GGUFForm, m: GGUFMetadata) -> dict[str, object]:
     """The attributes of a config.json that follow from the metadata, all but the model's type, its vocabulary and its
     special tokens. Raises InputError for metadata that is missing or not understood."""
     head_dim, scaling = m.head_dim(), form.scaling(m)
+    inner = "expert_feed_forward_length"  # files with experts alone may lack the other
     for key in {"attention.value_length", "rope.dimension_count"} - form.keys:
         if m.get(key, head_dim) != head_dim:
             raise InputError(f"{m.where}: {m.arch}.{key} is {m.get(key)}, not the head size {head_dim}")
     common = {
         "hidden_size": m.count("embedding_length"),
-        "intermediate_size": m.count("feed_forward_length"),
+        "intermediate_size": m.count(inner if inner in form.keys else "feed_forward_length"),
         "num_hidden_layers": m.layers(),
         "num_attention_heads": m.heads(),
         "num_key_value_heads": m.kv_heads(),
@@ -115,7 +117,7 @@ def gguf_attributes(form: GGUFForm, m: GGUFMetadata) -> dict[str, object]:
     return common | ({"rope_scaling": scaling} if scaling else {}) | form.attributes(m)
 
 
-def refuse_unknown(form: GGUFForm, m: GGUFMetadata, metadata: Mapping[str, object]) -> None:
+def refuse_unknown(form: GGUFForm, m: GGUFMetadata, metadata: Mapping[str, Any]) -> None:
     """Raises InputError for metadata that may change what is computed and that is not understood."""
     prefix, read = f"{form.arch}.", _READ | form.keys | {form.norm_eps}
     only_at = {key: values for key, values in _ONLY_AT.items() if key not in form.keys} | dict(form.only_at)

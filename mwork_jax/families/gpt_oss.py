@@ -126,7 +126,6 @@ def _gguf_attributes(m: GGUFMetadata) -> dict[str, object]:
     of the activation are the family's there."""
     return {
         "attention_bias": m.has("blk.0.attn_q.bias"),
-        "intermediate_size": m.count("expert_feed_forward_length"),
         "num_local_experts": m.count("expert_count"),
         "num_experts_per_tok": m.count("expert_used_count"),
         "sliding_window": m.count(SLIDING_WINDOW),

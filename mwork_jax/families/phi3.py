@@ -108,6 +108,10 @@ def _gguf_scaling(m: GGUFMetadata) -> dict[str, object] | None:
 def _gguf_attributes(m: GGUFMetadata) -> dict[str, object]:
     m.need(SLIDING_WINDOW)  # 0 says that there is none; the first files, which have no such entry, leave it open
     rotated, head_dim = m.count("rope.dimension_count"), m.head_dim()
+    if rotated % 2 or rotated > head_dim:
+        raise InputError(
+            f"{m.where}: '{m.arch}.rope.dimension_count' is {rotated}; an even number up to {head_dim} is needed"
+        )
     return {
         "sliding_window": m.window(),
         "original_max_position_embeddings": _gguf_lengths(m)[1],
