@@ -10,6 +10,12 @@ from gguf import GGMLQuantizationType, GGUFWriter, TensorNameMap, get_tensor_nam
 from gguf.constants import MODEL_ARCH_NAMES
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # what a token is, as GGUF numbers it
+# Families of `tiny` and the architecture that a converter writes for each, one for every way to read a file.
+ARCHITECTURES = {
+    "gemma": "gemma", "cohere-norm": "command-r", "cohere2": "cohere2", "smollm3": "smollm3", "olmo3": "olmo2",
+    "phi3": "phi3", "granite": "granite", "apertus": "apertus", "bloom": "bloom", "mixtral": "llama",
+    "qwen3-moe": "qwen3moe", "gpt-oss": "gpt-oss",
+}  # fmt: skip
 _ARCHES = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}
 _PERMUTED = ("llama", "mistral3", "granite", "smollm3")  # whose rotary embedding turns neighbours, other than HF's
 
