@@ -79,7 +79,10 @@ class GGUFMetadata:
         return self.count("embedding_length") // self.heads()
 
     def head_dim(self) -> int:
-        return self.get("attention.key_length", self.hidden_per_head())
+        size = self.get("attention.key_length", self.hidden_per_head())
+        if type(size) is not int or size <= 0:
+            raise InputError(f"{self.where}: the head size is {size!r:.80}; a positive whole number is needed")
+        return size
 
     def rope_theta(self) -> float:
         return self.get("rope.freq_base", 10000.0)  # what llama.cpp takes where it is missing

@@ -39,9 +39,9 @@ class GGUFCheckpoint:
         """
         self._file = GGUFFile(path)
         self.where = self._file.where
-        self._family, self._form, self._metadata = gguf_form(self._file)
         if self._file.metadata.get("split.count", 1) not in (0, 1):
             raise InputError(f"{self.where}: one part of several; join them first with llama-gguf-split --merge")
+        self._family, self._form, self._metadata = gguf_form(self._file)
         self._stored = dict(self._hf_tensor(name) for name in self._file.tensors if name not in self._form.read_tensors)
         self._made = self._from_metadata()
 
