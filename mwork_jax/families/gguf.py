@@ -39,7 +39,7 @@ GGUF_EXPERTS: Mapping[str, str] = {
     "ffn_down_exps": "mlp.experts.down_proj",
 }
 
-# Metadata below the architecture's name that `common_attributes` reads.
+# Metadata below the architecture's name that `gguf_attributes` reads for every family.
 _READ = {
     "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.freq_base",
@@ -69,11 +69,11 @@ class GGUFForm:
 
     arch: its `general.architecture`, which stands before the names of its metadata.
     when: whether a file of this architecture holds this family, where several share the name.
-    attributes: the family's own attributes in a config.json, beside `common_attributes`, from the metadata.
+    attributes: the family's own attributes of a config.json, from the metadata; they go before those of every family.
     keys: the metadata that `when`, `attributes` and `scaling` read.
     only_at: metadata whose effect is not computed, each with the values at which it has none.
     norm_eps: the metadata with what norms add.
-    scaling: `rope_scaling`.
+    scaling: the attribute `rope_scaling`, from the metadata.
     read_tensors: tensors that `scaling` reads, which are no weights.
     whole, layer: names of tensors, see `GGUF_WHOLE`. In those of layers, {} is a place for an expert's number.
     restored: {a tensor of a checkpoint, without layer and ending: what makes it from the file's}, where they differ.
