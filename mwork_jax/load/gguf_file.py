@@ -43,7 +43,7 @@ class GGUFCheckpoint:
             raise InputError(f"{self.where}: one part of several; join them first with llama-gguf-split --merge")
         self._family, self._form, self._metadata = gguf_form(self._file)
         self._stored: dict[str, _Stored] = {}
-        for name in self._file.tensors.keys() - self._form.read_tensors:
+        for name in (name for name in self._file.tensors if name not in self._form.read_tensors):
             hf_name, stored = self._hf_tensor(name)
             if (other := self._stored.setdefault(hf_name, stored)) != stored:
                 raise InputError(f"{self.where}: {other.name} and {name} are both {hf_name}; which one holds?")

@@ -23,7 +23,7 @@ _PERMUTED = ("llama", "mistral3", "granite", "smollm3")  # whose rotary embeddin
 @cache
 def _names(arch: str) -> TensorNameMap:
     """llama.cpp's own table of names, which the gguf package has."""
-    return get_tensor_name_map(_ARCHES[arch], 8)
+    return get_tensor_name_map(_ARCHES[arch], 64)
 
 
 def gguf_name(hf_name: str, arch: str) -> str:
