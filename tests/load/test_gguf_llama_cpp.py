@@ -1,5 +1,5 @@
 """The files of these tests in llama.cpp itself: that it computes what Hugging Face does shows that they are written as
-its converter writes them; and that it cuts text as this package does. Runs where its bindings are: `pip install cyllama`.
+its converter writes them; and that it cuts text as this package does. It runs where `cyllama` is installed.
 """
 
 import json
