@@ -46,6 +46,12 @@ class GGUFMetadata:
             raise InputError(f"{self.where}: '{self.arch}.{key}' is {value!r:.80}; one number is needed")
         return value
 
+    def text(self, key: str, default: str) -> str:
+        value = self.raw(key, default)
+        if not isinstance(value, str):
+            raise InputError(f"{self.where}: '{self.arch}.{key}' is {value!r:.80}; a text is needed")
+        return value
+
     def need(self, key: str) -> Any:
         value = self.get(key)
         if value is None:

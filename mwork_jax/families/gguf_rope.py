@@ -14,7 +14,7 @@ LLAMA3_FACTORS = "rope_freqs.weight"
 
 def rope_scaling(m: GGUFMetadata) -> dict[str, object] | None:
     """How the context was stretched; None for plain rotary embeddings."""
-    kind = m.raw("rope.scaling.type", "linear" if m.get("rope.scale_linear") else "none")
+    kind = m.text("rope.scaling.type", "linear" if m.get("rope.scale_linear") else "none")
     if m.has(LLAMA3_FACTORS):
         if kind != "none":
             raise InputError(f"{m.where}: both {LLAMA3_FACTORS} and rope scaling {kind!r:.80}; one was expected")

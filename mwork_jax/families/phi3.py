@@ -85,7 +85,7 @@ def _gguf_lengths(m: GGUFMetadata) -> tuple[int, int]:
 
 def _gguf_scaling(m: GGUFMetadata) -> dict[str, object] | None:
     """The converter writes a factor for every pair as two tensors and does not say that this is longrope."""
-    kind, factors = m.raw("rope.scaling.type", "none"), any(map(m.has, _FACTORS.values()))
+    kind, factors = m.text("rope.scaling.type", "none"), any(map(m.has, _FACTORS.values()))
     if kind not in ("none", "longrope") or (kind == "longrope" and not factors):
         problem = f"rope scaling {kind!r:.80}" + (" without its factors" if kind == "longrope" else "")
         raise InputError(f"{m.where}: {problem} is not supported for {m.arch}")

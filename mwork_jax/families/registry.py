@@ -199,7 +199,7 @@ def gguf_form(file: OpenGGUF) -> tuple[Family, GGUFForm, GGUFMetadata]:
     that no family has."""
     arch = file.metadata.get("general.architecture")
     forms = [(family, form) for family in FAMILIES.values() for form in family.gguf]
-    own = [(family, form) for family, form in forms if form.arch == arch]
+    own = [(family, form) for family, form in forms if isinstance(arch, str) and form.arch == arch]
     if not isinstance(arch, str) or not own:
         known = ", ".join(dict.fromkeys(form.arch for _, form in forms))
         raise InputError(f"{file.where}: architecture {arch!r:.80} is not supported; supported: {known}")

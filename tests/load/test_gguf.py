@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
-from mwork_jax.families import config_from_hf
+from mwork_jax.families import config_from_hf, gguf_form
 from mwork_jax.families.gguf_rope import llama3_scaling
 from mwork_jax.families.mxfp4 import from_mxfp4
 from mwork_jax.families.registry import FAMILIES as REGISTRY
@@ -307,6 +307,15 @@ def test_tensors_that_do_not_fit_are_named(family, tensors, said, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("arch", [None, np.array([]), np.array([1, 2]), 7])
+def test_an_architecture_that_is_no_name(arch):
+    class File:
+        where, metadata, tensors = "file", {"general.architecture": arch}, {}
+
+    with pytest.raises(InputError, match=r"^file: architecture .* is not supported; supported: llama, "):
+        gguf_form(File())
+
+
 def test_every_family_has_forms_of_its_own():
     """One that is made from another must not read its files."""
     forms = [form for family in REGISTRY.values() for form in family.gguf]
@@ -430,6 +439,7 @@ def test_truncation_is_noticed_before_anything_is_read(llama, tmp_path):
         ({"llama.expert_shared_count": 1}, "'llama.expert_shared_count' = 1 is not understood"),
         ({"llama.attention.causal": False}, "'llama.attention.causal' = False is not understood"),
         ({"llama.attention.head_count_kv": [2, 2, 1]}, "one number is needed"),
+        ({"llama.rope.scaling.type": [1, 2]}, "rope.scaling.type' is array([1, 2]"),
         ({"llama.rope.scaling.type": "longrope"}, "rope scaling 'longrope' is not supported"),
         ({"llama.rope.dimension_count": 4}, "rope.dimension_count is 4, not the head size 8"),
         ({"llama.embedding_length": 64}, "token_embd.weight has shape (97, 32)"),
