@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.families.base import LAYER_TENSORS, Family, LayerRopes, Windows
+from mwork_jax.families.gguf import GGUF_LAYER, GGUFForm
+from mwork_jax.families.gguf_rope import never_plain
 from mwork_jax.families.reader import Reader
 from mwork_jax.families.rope import read_rope
 
@@ -30,7 +32,6 @@ APERTUS = Family(
     model_type="apertus",
     hf_class="ApertusForCausalLM",
     about="Apertus: no gate, an activation (xIELU) with parameters of its own",
-    limits="GGUF files",
     attributes=frozenset({"attention_bias"}),
     defaults={
         "rms_norm_eps": 1e-5, "rope_theta": 12_000_000.0, "max_position_embeddings": 65536, "hidden_act": "xielu",
@@ -50,4 +51,16 @@ APERTUS = Family(
         "act_linear": "mlp.act_fn.beta",
         "act_least": "mlp.act_fn.eps",
     },
+    gguf=(
+        GGUFForm(
+            "apertus",
+            attributes=lambda m: {"attention_bias": m.has("blk.0.attn_q.bias")},
+            scaling=never_plain,
+            layer={**GGUF_LAYER, "attn_norm": "attention_layernorm", "ffn_norm": "feedforward_layernorm"},
+            from_metadata={
+                "mlp.act_fn.alpha_p": ("xielu.alpha_p", (1,)), "mlp.act_fn.alpha_n": ("xielu.alpha_n", (1,)),
+                "mlp.act_fn.beta": ("xielu.beta", ()), "mlp.act_fn.eps": ("xielu.eps", ()),
+            },
+        ),
+    ),
 )  # fmt: skip

@@ -13,7 +13,8 @@ import numpy as np
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig, Rope
 from mwork_jax.errors import InputError
-from mwork_jax.families.reader import ACTIVATIONS, Reader
+from mwork_jax.families.gguf import GGUFForm
+from mwork_jax.families.reader import ACTIVATIONS, MOST_LAYERS, Reader
 from mwork_jax.families.rope import hf_rope, read_rope
 
 # The attributes that every family has.
@@ -54,8 +55,6 @@ EXPERTS: Mapping[str, str] = {
     "router": "mlp.gate.weight",
     **{name: f"mlp.experts.{name}_proj.weight" for name in ("gate", "up", "down")},
 }
-
-MOST_LAYERS = 10_000  # a damaged number would ask for more memory than there is
 
 Windows = tuple[int, ...]  # per layer, as in ModelConfig
 LayerRopes = tuple[tuple[Rope, ...], tuple[int, ...]]  # the distinct rotary embeddings and, per layer, which it uses
@@ -170,6 +169,8 @@ class Family:
     derived_tensors: {a tensor of `layer_tensors`: what it may be computed from, the first that is there}.
     rejoined: a layer's tensors as a checkpoint has them, from those of `layer_tensors`: the way back.
     quantised: the `quant_method`s whose weights are read.
+    gguf: how GGUF files hold its models, one for each architecture's name that they go by; none where they are not
+    read.
     """
 
     model_type: str
@@ -200,6 +201,7 @@ class Family:
     derived_tensors: Mapping[str, tuple[Derived, ...]] = field(default_factory=dict)
     rejoined: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
     quantised: frozenset[str] = frozenset()
+    gguf: tuple[GGUFForm, ...] = ()
 
 
 def completed(hf: Mapping[str, object], family: Family, where: str) -> dict[str, object]:

@@ -16,7 +16,9 @@ from mwork_jax.families.base import (
     the_rope,
     windows_of,
 )
-from mwork_jax.families.cohere import COHERE, special
+from mwork_jax.families.cohere import COHERE, LAYER_NORM_EPS, gguf_attributes, special
+from mwork_jax.families.gguf import GGUFForm
+from mwork_jax.families.gguf_metadata import SLIDING_PATTERN, SLIDING_WINDOW, GGUFMetadata
 from mwork_jax.families.reader import Reader
 
 
@@ -32,12 +34,17 @@ def _ropes(read: Reader, windows: Windows) -> LayerRopes:
     return (rope, Rope(rope.theta, "none")), tuple(1 if window == FULL_ATTENTION else 0 for window in windows)
 
 
+def _gguf_attributes(m: GGUFMetadata) -> dict[str, object]:
+    """Every fourth layer sees all where the file does not say which (llama.cpp's cohere2.cpp)."""
+    return gguf_attributes(m) | {"sliding_window": m.count(SLIDING_WINDOW), "layer_types": m.layer_types(4)}
+
+
 COHERE2 = replace(
     COHERE,
     model_type="cohere2",
     hf_class="Cohere2ForCausalLM",
     about="Command R7B, Tiny Aya: Cohere with windows, and full layers that rotate nothing",
-    limits="GGUF files",
+    limits="",
     checkpoints=("CohereLabs/tiny-aya-global",),
     attributes=frozenset({"attention_bias", "logit_scale", "sliding_window", "layer_types", "sliding_window_pattern"}),
     defaults={
@@ -60,4 +67,10 @@ COHERE2 = replace(
     windows=_windows,
     ropes=_ropes,
     special=special,
+    gguf=(
+        GGUFForm(
+            "cohere2", attributes=_gguf_attributes, keys=frozenset({"logit_scale", SLIDING_WINDOW, SLIDING_PATTERN}),
+            norm_eps=LAYER_NORM_EPS,
+        ),
+    ),
 )  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.families.base import Family
+from mwork_jax.families.gguf import GGUFForm, less_one
 from mwork_jax.families.reader import Reader
 
 
@@ -16,11 +17,12 @@ def _special(config: ModelConfig, read: Reader) -> ModelConfig:
     return replace(config, activation=activation, norm_offset=1.0, embed_scale=math.sqrt(config.hidden_size))
 
 
+NORMS = ("model.norm", "input_layernorm", "post_attention_layernorm")
+
 GEMMA = Family(
     model_type="gemma",
     hf_class="GemmaForCausalLM",
     about="Gemma 1: scaled embeddings, norms that count from 1",
-    limits="GGUF files",
     checkpoints=("google/gemma-7b-it", "google/gemma-7b"),
     attributes=frozenset({"attention_bias"}),
     defaults={
@@ -32,4 +34,5 @@ GEMMA = Family(
     head_dim_may_be_null=False,
     kv_heads_may_be_null=False,
     special=_special,
+    gguf=(GGUFForm("gemma", restored=dict.fromkeys(NORMS, less_one)),),
 )  # fmt: skip

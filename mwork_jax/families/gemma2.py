@@ -17,6 +17,9 @@ from mwork_jax.families.base import (
     layer_types,
     windows_of,
 )
+from mwork_jax.families.gemma import NORMS
+from mwork_jax.families.gguf import GGUF_LAYER, GGUFForm, Restore, less_one
+from mwork_jax.families.gguf_metadata import SLIDING_WINDOW, GGUFMetadata
 from mwork_jax.families.reader import Reader
 
 
@@ -54,6 +57,36 @@ def _whole(value: float) -> int | float:
     return round(value) if abs(value - round(value)) < 1e-6 * value else value
 
 
+# Gemma norms both ends of each block, and a checkpoint has another name for the norm before the feed-forward in them.
+GEMMA_LAYER = {
+    **GGUF_LAYER,
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+LESS_ONE: dict[str, Restore] = dict.fromkeys(
+    (*NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"), less_one
+)
+SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+
+def query_scale(m: GGUFMetadata, layers_of_27b: int) -> int:
+    """`query_pre_attn_scalar`, which no metadata says: hidden size / heads in the model of 27B, else the head size
+    (llama.cpp's hparams.f_attention_scale)."""
+    return m.hidden_per_head() if m.layers() == layers_of_27b else m.head_dim()
+
+
+def _gguf_attributes(m: GGUFMetadata) -> dict[str, object]:
+    """The first Gemma 2 files lack window and soft caps; all models of the family share them."""
+    attention, final = SOFT_CAPS
+    return {
+        "query_pre_attn_scalar": query_scale(m, 46),
+        "sliding_window": m.window() or 4096,
+        attention: m.get(attention, 50.0) or None,
+        final: m.get(final, 30.0) or None,
+    }
+
+
 GEMMA2 = Family(
     model_type="gemma2",
     hf_class="Gemma2ForCausalLM",
@@ -83,4 +116,10 @@ GEMMA2 = Family(
         "ffn_norm": "pre_feedforward_layernorm.weight",
         "ffn_post_norm": "post_feedforward_layernorm.weight",
     },
+    gguf=(
+        GGUFForm(
+            "gemma2", attributes=_gguf_attributes, keys=frozenset({SLIDING_WINDOW, *SOFT_CAPS}), layer=GEMMA_LAYER,
+            restored=LESS_ONE,
+        ),
+    ),
 )  # fmt: skip

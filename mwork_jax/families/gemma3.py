@@ -15,7 +15,9 @@ from mwork_jax.families.base import (
     ropes_by_layer_type,
     windows_of,
 )
-from mwork_jax.families.gemma2 import GEMMA2, special
+from mwork_jax.families.gemma2 import GEMMA2, GEMMA_LAYER, LESS_ONE, SOFT_CAPS, query_scale, special
+from mwork_jax.families.gguf import GGUFForm, less_one
+from mwork_jax.families.gguf_metadata import SLIDING_PATTERN, SLIDING_WINDOW, GGUFMetadata
 from mwork_jax.families.reader import Reader
 
 
@@ -29,6 +31,16 @@ def _windows(read: Reader, layers: int) -> Windows:
 
 def _ropes(read: Reader, windows: Windows) -> LayerRopes:
     return ropes_by_layer_type(read, windows, read.number("rope_local_base_freq"))
+
+
+def _gguf_attributes(m: GGUFMetadata) -> dict[str, object]:
+    return {
+        "query_pre_attn_scalar": query_scale(m, 62),
+        "sliding_window": m.count(SLIDING_WINDOW),
+        "layer_types": m.layer_types(6),
+        "rope_local_base_freq": m.get("rope.freq_base_swa", 10000.0),
+        **{name: m.get(name) or None for name in SOFT_CAPS},
+    }
 
 
 _OWN_DEFAULTS = {
@@ -53,4 +65,11 @@ GEMMA3 = replace(
         "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
         "num_attention_heads": 8,
     },
+    gguf=(
+        GGUFForm(
+            "gemma3", attributes=_gguf_attributes,
+            keys=frozenset({SLIDING_WINDOW, SLIDING_PATTERN, "rope.freq_base_swa", *SOFT_CAPS}), layer=GEMMA_LAYER,
+            restored={**LESS_ONE, "self_attn.q_norm": less_one, "self_attn.k_norm": less_one},
+        ),
+    ),
 )  # fmt: skip

@@ -21,6 +21,9 @@ from mwork_jax.families.base import (
     layer_types,
     windows_of,
 )
+from mwork_jax.families.gguf import GGUF_EXPERTS, GGUF_LAYER, GGUFForm
+from mwork_jax.families.gguf_metadata import SLIDING_PATTERN, SLIDING_WINDOW, GGUFMetadata
+from mwork_jax.families.gguf_rope import never_plain
 from mwork_jax.families.mxfp4 import from_mxfp4
 from mwork_jax.families.reader import Reader
 from mwork_jax.families.rope import read_rope
@@ -112,11 +115,36 @@ def _rejoined(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+def _gguf_scaling(m: GGUFMetadata) -> dict[str, object]:
+    """Nothing in the file says that the ends of YaRN's ramp stay as they are, which they do in every published one."""
+    scaling = never_plain(m)
+    return scaling | ({"truncate": False} if scaling["rope_type"] == "yarn" else {})
+
+
+def _gguf_attributes(m: GGUFMetadata) -> dict[str, object]:
+    """Every other layer has a window where the file does not say which (llama.cpp's openai-moe.cpp); limit and slope
+    of the activation are the family's there."""
+    return {
+        "attention_bias": m.has("blk.0.attn_q.bias"),
+        "num_local_experts": m.count("expert_count"),
+        "num_experts_per_tok": m.count("expert_used_count"),
+        "sliding_window": m.count(SLIDING_WINDOW),
+        "layer_types": m.layer_types(2),
+    }
+
+
+_GGUF_LAYER = {
+    **{name: tensor for name, tensor in GGUF_LAYER.items() if name != "ffn_norm"}, **GGUF_EXPERTS,
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_sinks.weight": "self_attn.sinks",
+    "ffn_gate_inp.bias": "mlp.router.bias",
+}  # fmt: skip
+
 GPT_OSS = Family(
     model_type="gpt_oss",
     hf_class="GptOssForCausalLM",
     about="gpt-oss 20B and 120B, in bfloat16 and MXFP4: experts, attention sinks, windows",
-    limits="GGUF files; queries and keys are scored neuron by neuron, slowly, because of the sinks",
+    limits="queries and keys are scored neuron by neuron, slowly, because of the sinks",
     checkpoints=("openai/gpt-oss-20b",),
     attributes=frozenset({
         "attention_bias", "sliding_window", "layer_types", "num_local_experts", "num_experts_per_tok", "swiglu_limit",
@@ -142,4 +170,12 @@ GPT_OSS = Family(
     derived_tensors=_derived() | {EXPERTS["router"]: (Derived(("mlp.router.weight",), lambda x: x),)},
     rejoined=_rejoined,
     quantised=frozenset({"mxfp4"}),
+    gguf=(
+        GGUFForm(
+            "gpt-oss", attributes=_gguf_attributes,
+            keys=frozenset({"expert_count", "expert_feed_forward_length", SLIDING_WINDOW, SLIDING_PATTERN}),
+            only_at={"expert_gating_func": (3,)},  # softmax over the experts that a token goes to
+            scaling=_gguf_scaling, layer=_GGUF_LAYER,
+        ),
+    ),
 )  # fmt: skip

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from mwork_jax.families.base import Family
+from mwork_jax.families.gguf import IN_HALVES, GGUFForm
+from mwork_jax.families.gguf_metadata import GGUFMetadata
+
+
+def _is_llama(m: GGUFMetadata) -> bool:
+    return not m.get("expert_count") and not m.get("attention.sliding_window")
+
 
 LLAMA = Family(
     model_type="llama",
@@ -32,4 +39,6 @@ LLAMA = Family(
     defaults={"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
     hf_attributes=lambda c: {"attention_bias": c.qkv_bias, "mlp_bias": c.mlp_bias},
     inert={"internal_version": None},  # of ALLaM: its name among its authors
+    # Mistral's and Mixtral's files say "llama" too (`mistral`, `mixtral`).
+    gguf=(GGUFForm("llama", when=_is_llama, attributes=GGUFMetadata.biases, restored=IN_HALVES),),
 )

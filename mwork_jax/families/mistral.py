@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from mwork_jax.families.base import Family, hf_window, one_window
+from mwork_jax.families.gguf import IN_HALVES, GGUFForm
+from mwork_jax.families.gguf_metadata import SLIDING_WINDOW, GGUFMetadata
+
+
+def _with_window(m: GGUFMetadata) -> bool:
+    """Only a window tells Mistral's files from Llama's, and only then does it matter."""
+    return not m.get("expert_count") and m.window() is not None
+
 
 MISTRAL = Family(
     model_type="mistral",
@@ -20,4 +28,16 @@ MISTRAL = Family(
     hf_attributes=lambda c: {"sliding_window": hf_window(c)},
     inert={"document_attention": None},  # how DictaLM 2 was trained; transformers does not read it
     windows=one_window,
+    gguf=(
+        GGUFForm(
+            "llama", when=_with_window, attributes=lambda m: {"sliding_window": m.window()},
+            keys=frozenset({SLIDING_WINDOW}), restored=IN_HALVES,
+        ),
+        # Mistral Small 3.1 and later, without what is in it for images: as Ministral 3 (`ministral3`), but for a scale
+        # of queries. Their config.json has no window.
+        GGUFForm(
+            "mistral3", when=lambda m: not m.get("attention.temperature_scale"),
+            attributes=lambda m: {"sliding_window": None}, restored=IN_HALVES,
+        ),
+    ),
 )  # fmt: skip

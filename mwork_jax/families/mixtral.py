@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.families.base import EXPERTS, LAYER_TENSORS, Family, hf_window, one_window
+from mwork_jax.families.gguf import GGUF_EXPERTS, GGUF_LAYER, IN_HALVES, SOFTMAX_ROUTER, GGUFForm
+from mwork_jax.families.gguf_metadata import SLIDING_WINDOW, GGUFMetadata
 from mwork_jax.families.reader import Reader
 
 
@@ -16,11 +18,18 @@ def _special(config: ModelConfig, read: Reader) -> ModelConfig:
     )
 
 
+def _gguf_attributes(m: GGUFMetadata) -> dict[str, object]:
+    return {
+        "sliding_window": m.window(),
+        "num_local_experts": m.count("expert_count"),
+        "num_experts_per_tok": m.count("expert_used_count"),
+    }
+
+
 MIXTRAL = Family(
     model_type="mixtral",
     hf_class="MixtralForCausalLM",
     about="Mixtral 8x7B, 8x22B: Mistral with experts",
-    limits="GGUF files",
     checkpoints=("mistralai/Mixtral-8x7B-v0.1",),
     attributes=frozenset({"sliding_window", "num_local_experts", "num_experts_per_tok"}),
     defaults={
@@ -40,4 +49,15 @@ MIXTRAL = Family(
         EXPERTS["down"]: "block_sparse_moe.experts.{}.w2.weight",
         EXPERTS["router"]: "block_sparse_moe.gate.weight",
     },
+    gguf=(
+        GGUFForm(
+            "llama", when=lambda m: bool(m.get("expert_count")), attributes=_gguf_attributes,
+            keys=frozenset({"expert_count", SLIDING_WINDOW}), only_at=SOFTMAX_ROUTER, restored=IN_HALVES,
+            # Until April 2024 each expert had tensors of its own.
+            layer={
+                **GGUF_LAYER, **GGUF_EXPERTS, "ffn_gate.{}": "block_sparse_moe.experts.{}.w1",
+                "ffn_up.{}": "block_sparse_moe.experts.{}.w3", "ffn_down.{}": "block_sparse_moe.experts.{}.w2",
+            },
+        ),
+    ),
 )  # fmt: skip

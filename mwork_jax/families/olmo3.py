@@ -18,7 +18,10 @@ from mwork_jax.families.base import (
     ropes_by_layer_type,
     windows_of,
 )
-from mwork_jax.families.olmo2 import OLMO2
+from mwork_jax.families.gguf import GGUFForm
+from mwork_jax.families.gguf_metadata import SLIDING_PATTERN, SLIDING_WINDOW, GGUFMetadata
+from mwork_jax.families.gguf_rope import never_plain
+from mwork_jax.families.olmo2 import GGUF_OLMO_LAYER, OLMO2
 from mwork_jax.families.reader import Reader
 
 _THETA = 500000.0
@@ -42,12 +45,28 @@ def _ropes(read: Reader, windows: Windows) -> LayerRopes:
     return ropes_by_layer_type(read, windows, theta)
 
 
+def _gguf_attributes(m: GGUFMetadata) -> dict[str, object]:
+    """Layers with a window are not stretched, and every fourth has none where the file does not say which
+    (llama.cpp's olmo2.cpp)."""
+    theta = m.rope_theta()
+    return {
+        "attention_bias": m.has("blk.0.attn_q.bias"),
+        "sliding_window": m.window(),
+        "layer_types": m.layer_types(4),
+        "rope_scaling": None,
+        "rope_parameters": {
+            "full_attention": never_plain(m) | {"rope_theta": theta},
+            "sliding_attention": {"rope_type": "default", "rope_theta": m.get("rope.freq_base_swa", theta)},
+        },
+    }
+
+
 OLMO3 = replace(
     OLMO2,
     model_type="olmo3",
     hf_class="Olmo3ForCausalLM",
     about="OLMo 3: OLMo 2 with a window in three of four layers",
-    limits="GGUF files; as OLMo 2",
+    limits="as OLMo 2",
     checkpoints=("allenai/Olmo-3.1-32B-Instruct",),
     attributes=OLMO2.attributes | {"sliding_window", "layer_types"},
     defaults={**OLMO2.defaults, "rope_theta": _THETA, "sliding_window": 4096},
@@ -57,4 +76,13 @@ OLMO3 = replace(
     windows=_windows,
     ropes=_ropes,
     hf_ropes=hf_ropes_by_layer_type,
+    gguf=(
+        GGUFForm(
+            "olmo2",
+            when=lambda m: m.window() is not None,
+            attributes=_gguf_attributes,
+            keys=frozenset({SLIDING_WINDOW, SLIDING_PATTERN, "rope.freq_base_swa"}),
+            layer=GGUF_OLMO_LAYER,
+        ),
+    ),
 )  # fmt: skip

@@ -3,10 +3,14 @@ embeddings that may turn a part of each head and be stretched by a factor for ev
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from mwork_jax.config import ModelConfig, Rope
+from mwork_jax.errors import InputError
 from mwork_jax.families.base import Family, Fused, FusedRows, LayerRopes, Windows, hf_window, one_window
+from mwork_jax.families.gguf import GGUF_LAYER, GGUFForm
+from mwork_jax.families.gguf_metadata import SLIDING_WINDOW, GGUFMetadata
 from mwork_jax.families.reader import Reader
 from mwork_jax.families.rope import hf_rope, read_rope
 
@@ -69,11 +73,58 @@ def _original_length(rope: Rope, config: ModelConfig) -> int:
     return rope.original_length if rope.kind == "longrope" else config.max_length
 
 
+_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
+_TEMPERATURE = "rope.scaling.attn_factor"
+
+
+def _gguf_lengths(m: GGUFMetadata) -> tuple[int, int]:
+    """The context, and the one before it was stretched."""
+    length = m.count("context_length")
+    return length, m.get("rope.scaling.original_context_length", length)
+
+
+def _gguf_scaling(m: GGUFMetadata) -> dict[str, object] | None:
+    """The converter writes a factor for every pair as two tensors and does not say that this is longrope."""
+    kind, factors = m.text("rope.scaling.type", "none"), any(map(m.has, _FACTORS.values()))
+    if kind not in ("none", "longrope") or (kind == "longrope" and not factors):
+        problem = f"rope scaling {kind!r:.80}" + (" without its factors" if kind == "longrope" else "")
+        raise InputError(f"{m.where}: {problem} is not supported for {m.arch}")
+    temperature = m.get(_TEMPERATURE, 1.0)
+    if not factors:
+        if temperature != 1.0:
+            raise InputError(
+                f"{m.where}: '{m.arch}.{_TEMPERATURE}' is {temperature!r:.40}, without factors of longrope"
+            )
+        return None
+    scaling: dict[str, object] = {"rope_type": "longrope"}
+    scaling |= {name: m.vector(tensor).tolist() for name, tensor in _FACTORS.items()}
+    length, original = _gguf_lengths(m)
+    stretched = length > original > 1
+    usual = math.sqrt(1 + math.log(length / original) / math.log(original)) if stretched else 1.0
+    # The usual one, to the digits of a float32, is computed again, exactly.
+    return scaling if math.isclose(temperature, usual, rel_tol=1e-6) else scaling | {"attention_factor": temperature}
+
+
+def _gguf_attributes(m: GGUFMetadata) -> dict[str, object]:
+    m.need(SLIDING_WINDOW)  # 0 says that there is none; the first files, which have no such entry, leave it open
+    rotated, head_dim = m.count("rope.dimension_count"), m.head_dim()
+    if rotated % 2 or rotated > head_dim:
+        raise InputError(
+            f"{m.where}: '{m.arch}.rope.dimension_count' is {rotated}; an even number up to {head_dim} is needed"
+        )
+    return {
+        "sliding_window": m.window(),
+        "original_max_position_embeddings": _gguf_lengths(m)[1],
+        # A little more than the share, so that int(head size * share) is the count in spite of rounding.
+        "partial_rotary_factor": 1.0 if rotated == head_dim else math.nextafter(rotated / head_dim, 2.0),
+    }
+
+
 PHI3 = Family(
     model_type="phi3",
     hf_class="Phi3ForCausalLM",
     about="Phi 3, 3.5, 4 and 4-mini: fused matrices, partial and stretched rotary embeddings",
-    limits="GGUF files; texts beyond the context before it was stretched (4,096 tokens in Phi-3-mini-128k)",
+    limits="texts beyond the context before it was stretched (4,096 tokens in Phi-3-mini-128k)",
     checkpoints=(
         "microsoft/Phi-4-mini-instruct", "microsoft/phi-4", "microsoft/Phi-3.5-mini-instruct",
         "microsoft/Phi-3-mini-128k-instruct",
@@ -95,4 +146,12 @@ PHI3 = Family(
     hf_ropes=_hf_ropes,
     special=_special,
     fused=_fused,
+    gguf=(
+        GGUFForm(
+            "phi3", attributes=_gguf_attributes,
+            keys=frozenset({SLIDING_WINDOW, _TEMPERATURE, "rope.dimension_count"}), scaling=_gguf_scaling,
+            read_tensors=frozenset(_FACTORS.values()),
+            layer={**GGUF_LAYER, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
+        ),
+    ),
 )  # fmt: skip

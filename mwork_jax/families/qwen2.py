@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig
 from mwork_jax.families.base import Family, Windows, full_attention, hf_layer_types, hf_window, layer_types, windows_of
+from mwork_jax.families.gguf import GGUFForm
 from mwork_jax.families.reader import Reader
 
 
@@ -51,4 +52,5 @@ QWEN2 = Family(
     hf_attributes=sliding_attributes,
     windows=_windows,
     special=lambda c, read: replace(c, qkv_bias=True),
+    gguf=(GGUFForm("qwen2"),),
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mwork_jax.families.gguf import GGUFForm
+from mwork_jax.families.gguf_metadata import GGUFMetadata
 from mwork_jax.families.qwen2 import QWEN2, sliding_attributes
 
 QWEN3 = replace(
@@ -17,4 +19,5 @@ QWEN3 = replace(
     hf_attributes=lambda c: sliding_attributes(c) | {"attention_bias": c.qkv_bias},
     head_dim_may_be_null=False,
     special=lambda c, read: replace(c, qk_norm="head"),
+    gguf=(GGUFForm("qwen3", attributes=GGUFMetadata.biases),),
 )

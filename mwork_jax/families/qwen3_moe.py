@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.families.base import EXPERTS
+from mwork_jax.families.gguf import GGUF_EXPERTS, GGUF_LAYER, SOFTMAX_ROUTER, GGUFForm
+from mwork_jax.families.gguf_metadata import GGUFMetadata
 from mwork_jax.families.qwen2 import sliding_attributes
 from mwork_jax.families.qwen3 import QWEN3
 from mwork_jax.families.reader import Reader
@@ -36,12 +38,21 @@ def _hf_attributes(config: ModelConfig) -> dict[str, object]:
     }
 
 
+def _gguf_attributes(m: GGUFMetadata) -> dict[str, object]:
+    return m.biases() | {
+        "moe_intermediate_size": m.count("expert_feed_forward_length"),
+        "num_experts": m.count("expert_count"),
+        "num_experts_per_tok": m.count("expert_used_count"),
+        "norm_topk_prob": True,  # llama.cpp's graph of this architecture does it (qwen3moe.cpp); no metadata says it
+    }
+
+
 QWEN3_MOE = replace(
     QWEN3,
     model_type="qwen3_moe",
     hf_class="Qwen3MoeForCausalLM",
     about="Qwen 3 30B-A3B, 235B-A22B: Qwen 3 with experts",
-    limits="GGUF files; layers without experts among those with (no published model has them)",
+    limits="layers without experts among those with (no published model has them)",
     checkpoints=("Qwen/Qwen3-30B-A3B",),
     attributes=QWEN3.attributes | {
         "moe_intermediate_size", "num_experts", "num_experts_per_tok", "norm_topk_prob", "mlp_only_layers",
@@ -60,4 +71,10 @@ QWEN3_MOE = replace(
     expert_tensors={
         EXPERTS[name]: f"mlp.experts.{{}}.{name}_proj.weight" for name in ("gate", "up", "down")
     },
+    gguf=(
+        GGUFForm(
+            "qwen3moe", attributes=_gguf_attributes, keys=frozenset({"expert_count", "expert_feed_forward_length"}),
+            only_at=SOFTMAX_ROUTER, layer={**GGUF_LAYER, **GGUF_EXPERTS},
+        ),
+    ),
 )  # fmt: skip

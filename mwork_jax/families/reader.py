@@ -8,6 +8,8 @@ from typing import TypeGuard
 
 from mwork_jax.errors import InputError
 
+MOST_LAYERS = 10_000  # a damaged number would ask for more memory than there is
+
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 

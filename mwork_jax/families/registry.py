@@ -31,6 +31,8 @@ from mwork_jax.families.cohere2 import COHERE2
 from mwork_jax.families.gemma import GEMMA
 from mwork_jax.families.gemma2 import GEMMA2
 from mwork_jax.families.gemma3 import GEMMA3
+from mwork_jax.families.gguf import GGUFForm
+from mwork_jax.families.gguf_metadata import GGUFMetadata, OpenGGUF
 from mwork_jax.families.gpt_oss import GPT_OSS
 from mwork_jax.families.granite import GRANITE
 from mwork_jax.families.llama import LLAMA
@@ -190,6 +192,20 @@ def _says_nothing_of_bits(value: object) -> bool:
         return False
     off = value.get("quant_method") == "bitsandbytes" and value.keys() >= {"load_in_4bit", "load_in_8bit"}
     return not value or (off and value["load_in_4bit"] is False and value["load_in_8bit"] is False)
+
+
+def gguf_form(file: OpenGGUF) -> tuple[Family, GGUFForm, GGUFMetadata]:
+    """The family of a GGUF file's model, how it is held there, and its metadata. Raises InputError for an architecture
+    that no family has."""
+    arch = file.metadata.get("general.architecture")
+    forms = [(family, form) for family in FAMILIES.values() for form in family.gguf]
+    own = [(family, form) for family, form in forms if isinstance(arch, str) and form.arch == arch]
+    if not isinstance(arch, str) or not own:
+        known = ", ".join(dict.fromkeys(form.arch for _, form in forms))
+        raise InputError(f"{file.where}: architecture {arch!r:.80} is not supported; supported: {known}")
+    metadata = GGUFMetadata(file, arch)
+    family, form = next((family, form) for family, form in own if form.when(metadata))
+    return family, form, metadata
 
 
 def with_generation_config(config: ModelConfig, generation: Any, where: str) -> ModelConfig:

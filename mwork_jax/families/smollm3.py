@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from mwork_jax.config import FULL_ATTENTION, ModelConfig, Rope
 from mwork_jax.families.base import Family, LayerRopes, Windows, full_attention, layer_types, the_rope, windows_of
+from mwork_jax.families.gguf import IN_HALVES, GGUFForm
+from mwork_jax.families.gguf_metadata import GGUFMetadata
 from mwork_jax.families.qwen2 import sliding_attributes
 from mwork_jax.families.reader import Reader
 
@@ -44,7 +46,6 @@ SMOLLM3 = Family(
     model_type="smollm3",
     hf_class="SmolLM3ForCausalLM",
     about="SmolLM3: every fourth layer rotates nothing",
-    limits="GGUF files",
     attributes=frozenset({
         "attention_bias", "mlp_bias", "use_sliding_window", "sliding_window", "layer_types", "no_rope_layers",
         "no_rope_layer_interval",
@@ -57,4 +58,6 @@ SMOLLM3 = Family(
     inert={"max_window_layers": None},
     windows=_windows,
     ropes=_ropes,
+    # No metadata says which layers rotate nothing: every fourth, in llama.cpp (smollm3.cpp) as by default here.
+    gguf=(GGUFForm("smollm3", attributes=GGUFMetadata.biases, restored=IN_HALVES),),
 )  # fmt: skip

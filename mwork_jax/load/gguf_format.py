@@ -32,6 +32,7 @@ _SCALAR_DTYPES = {code: np.dtype(name) for code, name in _SCALARS.items()}
 _TYPE_NAMES = {t.value: t.name for t in GGMLQuantizationType}
 _SUPPORTED_TYPES = (
     "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+    "MXFP4",
 )  # fmt: skip
 _PLAIN_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _BLOCK_BYTES = 8 << 20  # how many quantised bytes are expanded at once: bounds the temporaries

@@ -1,7 +1,8 @@
 """The tokenizer of a GGUF file, rebuilt from its metadata with the `tokenizers` library.
 
-Two kinds exist among the supported families: SentencePiece BPE ("llama": Llama 1 and 2, Mistral, Gemma), where merges
-follow from the scores of the pieces, and byte-level BPE ("gpt2": Llama 3, Qwen, SmolLM), whose merges are listed.
+Two kinds exist among the supported families: SentencePiece BPE ("llama": Llama 1 and 2, Mistral, Gemma, Phi 3), where
+merges follow from the scores of the pieces, and byte-level BPE ("gpt2": Llama 3, Qwen, Cohere and most others), whose
+merges are listed.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_BEFORE = r"[^\r\n\p{L}\p{N}]?"
+_CASED_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
 
 class _Split(NamedTuple):
     """How byte-level BPE cuts text into words before merging."""
 
     pattern: str | None = None  # None: GPT-2's own pattern, which the library knows
+    first: str | None = None  # what is cut out before that
     single_digits: bool = False
     nfc: bool = False  # composes accents first
     whole_words: bool = False  # a word that is a token stays whole, even where no merges lead to it
@@ -43,8 +48,28 @@ def _splits() -> dict[str, _Split]:
         adds_bos=True,
     )
     qwen2 = _Split(pattern=rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}", nfc=True)
+    o200k = rf"{_cased_words(f'{_CONTRACTIONS}?')}|\p{{N}}{{1,3}}|{_CASED_REST}"
     names = dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), llama3) | dict.fromkeys(("gpt-2", "default"), _Split())
-    return {**names, "qwen2": qwen2, "smollm": _Split(single_digits=True)}
+    # SmolLM3's, and that of OLMo 2 and Phi 4, are cut as Llama 3's, without what else it does.
+    names |= dict.fromkeys(("smaug-bpe", "dbrx"), _Split(pattern=llama3.pattern))
+    # Granite 3 has the vocabulary of StarCoder, whose name in llama.cpp is that of another model with it.
+    names |= dict.fromkeys(("smollm", "refact", "starcoder"), _Split(single_digits=True))
+    return {
+        **names,
+        "qwen2": qwen2,
+        "command-r": _Split(single_digits=True, nfc=True),
+        "tekken": _Split(rf"{_cased_words('')}|\p{{N}}|{_CASED_REST}", whole_words=True, adds_bos=True),
+        "gpt-4o": _Split(o200k, whole_words=True),
+        # Digits in threes from the right. That accents are composed is what Cohere's other tokenizers do.
+        "tiny_aya": _Split(o200k, first=r"\d{1,3}(?=(?:\d{3})*\b)", nfc=True),
+        "bloom": _Split(_BLOOM),
+    }
+
+
+def _cased_words(ending: str) -> str:
+    """Words that are cut before a capital letter, with what may follow each (Mistral's Tekken, OpenAI's o200k)."""
+    upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+    return rf"{_BEFORE}{upper}*{lower}+{ending}|{_BEFORE}{upper}+{lower}*{ending}"
 
 
 class _Vocabulary:
@@ -172,7 +197,11 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Any:
     # User-defined pieces are cut out before any merging. Gemma has runs of spaces among them, written with real spaces:
     # normalised like the text, they match it. A normaliser that puts a space in front would do so to the pieces too.
     tokenizer.add_tokens([AddedToken(t, normalized=not prefix) for t in vocabulary.of_type(_USER_DEFINED)])
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in vocabulary.of_type(_CONTROL)])
+    # Phi 3's take the white space behind them, which no metadata says (llama.cpp goes by the model's name).
+    takes = vocabulary.of_type(_CONTROL) if vocabulary.architecture == "phi3" else []
+    takes = set(takes) - {"<unk>", "<s>", "<|endoftext|>"}
+    control = [AddedToken(t, normalized=False, special=True, rstrip=t in takes) for t in vocabulary.of_type(_CONTROL)]
+    tokenizer.add_special_tokens(control)
     return tokenizer
 
 
@@ -222,7 +251,7 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[Any, bool]:
     tokenizer = Tokenizer(BPE(ids, merges, fuse_unk=False, byte_fallback=False, ignore_merges=split.whole_words))
     if split.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    steps = [pre_tokenizers.Split(Regex(split.pattern), "isolated")] if split.pattern else []
+    steps = [pre_tokenizers.Split(Regex(cut), "isolated") for cut in (split.first, split.pattern) if cut]
     steps += [pre_tokenizers.Digits(individual_digits=True)] if split.single_digits else []
     steps += [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split.pattern is None)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)

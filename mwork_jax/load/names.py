@@ -115,7 +115,10 @@ def _experts_together(config: ModelConfig, source: WeightSource) -> WeightSource
     present, together = source.names(), {}
     for layer in range(config.num_layers):
         for name, own in expert_names(config, layer).items():
-            if any(tensor in present for tensor in own):
+            here = [tensor for tensor in own if tensor in present]
+            if here and name in present:
+                raise InputError(f"{source.where}: {name} and {here[0]} are both in the checkpoint; which one holds?")
+            if here:
                 together[name] = own
     if not together:
         return source

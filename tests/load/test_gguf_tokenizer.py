@@ -278,6 +278,65 @@ def test_llama3_takes_whole_words_and_qwen_composes_accents():
     assert qwen("e\u0301")["input_ids"] == qwen("é")["input_ids"] != plain("e\u0301")["input_ids"]
 
 
+def words(name: str, text: str) -> list[str]:
+    """How text is cut before merging, by the split of this name."""
+    tokenizer = build_tokenizer(byte_level_metadata(pre=name, bos_token_id=0), "file")
+    cut = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    return [text[begin:end] for _, (begin, end) in cut]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "cut"),
+    [
+        ("command-r", "Ab'll 12 ok", "Ab 'll · 1 2 ·ok"),
+        ("refact", "x1234", "x 1 2 3 4"),
+        ("dbrx", "HelloWorld 12345 it's", "HelloWorld · 123 45 ·it 's"),
+        ("smaug-bpe", "HelloWorld 12345 IT'S", "HelloWorld · 123 45 ·IT 'S"),
+        ("tekken", "HelloWorld 123 it's", "Hello World · 1 2 3 ·it 's"),
+        ("tekken", "NASAs ok//", "NASAs ·ok //"),
+        ("gpt-4o", "HelloWorld 12345 it's", "Hello World · 123 45 ·it's"),
+        ("gpt-4o", "naïveÉcole", "naïve École"),
+        ("tiny_aya", "in 1234567 it's", "in · 1 234 567 ·it's"),
+        ("bloom", "one, two...3", "one , ·two ... 3"),
+    ],
+)
+def test_text_is_cut_as_the_name_of_the_split_says(name, text, cut):
+    assert words(name, text) == [word.replace("·", " ") for word in cut.split(" ")]
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "dbrx", "smaug-bpe", "tekken", "gpt-4o"])
+def test_text_is_cut_as_transformers_cuts_it(name):
+    mapping = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping", reason="of later versions")
+    from tokenizers import Regex, pre_tokenizers
+
+    split = pre_tokenizers.Split(Regex(mapping.GGUF_PRE_TOKENIZER_SPLITS[name]), "isolated")
+    for text in [*TEXTS, *random_texts(100, seed=5)]:
+        assert words(name, text) == [word for word, _ in split.pre_tokenize_str(text)]
+
+
+def test_cohere_composes_accents_and_whole_words_are_those_of_some():
+    plain = build_tokenizer(byte_level_metadata(), "file")
+    for name in ("command-r", "tiny_aya"):
+        composed = build_tokenizer(byte_level_metadata(pre=name), "file")
+        assert composed("e\u0301")["input_ids"] == composed("é")["input_ids"] != plain("e\u0301")["input_ids"]
+    whole = byte_level_metadata()["tokenizer.ggml.tokens"].index("abc")  # no merge makes this token
+    for name, expected in {"tekken": True, "gpt-4o": True, "dbrx": False, "smaug-bpe": False}.items():
+        tokenizer = build_tokenizer(byte_level_metadata(pre=name, bos_token_id=0), "file")
+        assert (whole in tokenizer("abc")["input_ids"]) == expected
+
+
+def test_the_turns_of_phi3_take_the_space_behind_them():
+    metadata = sentencepiece_metadata()
+    metadata["tokenizer.ggml.tokens"] += ["<|user|>", "<|endoftext|>"]
+    metadata["tokenizer.ggml.token_type"] = np.append(metadata["tokenizer.ggml.token_type"], [CONTROL, CONTROL])
+    metadata["tokenizer.ggml.scores"] = np.append(metadata["tokenizer.ggml.scores"], np.float32([-999, -999]))
+    phi3, llama = (build_tokenizer(of_architecture(name, metadata), "file") for name in ("phi3", "llama"))
+    for turn, taken in (("<|user|>", True), ("<|endoftext|>", False), ("<s>", False)):
+        texts = (f"{turn}\nlow", f"{turn}low")
+        assert (phi3(texts[0])["input_ids"] == phi3(texts[1])["input_ids"]) == taken
+        assert llama(texts[0])["input_ids"] != llama(texts[1])["input_ids"]
+
+
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [

@@ -393,6 +393,10 @@ _GGUF = (
     partial(_save_gguf, family="llama", arch="llama", vocabulary=gguf_writing.sentencepiece_metadata),
     partial(_save_gguf, family="qwen2", arch="qwen2", vocabulary=gguf_writing.byte_level_metadata),
     partial(_save_gguf, family="gemma3", arch="gemma3", vocabulary=gguf_writing.sentencepiece_metadata, quantised=True),
+    *(
+        partial(_save_gguf, family=family, arch=arch, vocabulary=gguf_writing.byte_level_metadata)
+        for family, arch in gguf_writing.ARCHITECTURES.items()
+    ),
 )
 _MODELS = tuple(partial(_save_model, family=family) for family in FAMILIES)
 _FLAX = (_save_flax, partial(_save_flax, shards=True))
