@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -117,7 +116,7 @@ def gguf_attributes(form: GGUFForm, m: GGUFMetadata) -> dict[str, object]:
     return common | ({"rope_scaling": scaling} if scaling else {}) | form.attributes(m)
 
 
-def refuse_unknown(form: GGUFForm, m: GGUFMetadata, metadata: Mapping[str, Any]) -> None:
+def refuse_unknown(form: GGUFForm, m: GGUFMetadata, metadata: Mapping[str, object]) -> None:
     """Raises InputError for metadata that may change what is computed and that is not understood."""
     prefix, read = f"{form.arch}.", _READ | form.keys | {form.norm_eps}
     only_at = {key: values for key, values in _ONLY_AT.items() if key not in form.keys} | dict(form.only_at)
@@ -125,10 +124,11 @@ def refuse_unknown(form: GGUFForm, m: GGUFMetadata, metadata: Mapping[str, Any])
         short = key.removeprefix(prefix)
         if not key.startswith(prefix) or short.startswith(_OF_IMAGES):
             continue
+        many = isinstance(value, (list, np.ndarray))
         if short in only_at:
-            understood = not np.ndim(value) and value in only_at[short]
+            understood = not many and value in only_at[short]
         else:  # a switch that is off, or no experts, changes nothing
-            understood = short in read or short in _WITHOUT_EFFECT or not (np.ndim(value) or value)
+            understood = short in read or short in _WITHOUT_EFFECT or not (many or value)
         if not understood:
             raise InputError(f"{m.where}: metadata {key!r} = {value!r:.80} is not understood")
 

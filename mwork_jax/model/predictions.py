@@ -55,7 +55,7 @@ class _Owner(NamedTuple):
 
     pair: Pair
     target: int
-    count: int
+    size: int
 
 
 def predictions(

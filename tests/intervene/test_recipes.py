@@ -35,7 +35,8 @@ def materials():
         method: {language: rng.normal(size=(config.num_layers, config.hidden_size)) for language in LANGUAGES}
         for method in ("diffmean", "probe", "pca")
     }
-    medians = {lang: rng.normal(size=means["neuron"].shape).astype(np.float32) for lang in LANGUAGES}
+    shape = config.num_layers, config.ffn_width
+    medians = {lang: rng.normal(size=shape).astype(np.float32) for lang in LANGUAGES}
     return Materials(config, neurons, scores, vectors, medians)
 
 

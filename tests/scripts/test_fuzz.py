@@ -8,7 +8,7 @@ import fuzz
 def test_a_run_that_is_stopped_counts_what_it_reached(monkeypatch, tmp_path):
     asked = []
 
-    def served(form, begin, count):
+    def served(form, samples, begin, count):
         for number in range(begin, begin + count):
             asked.append(number)
             yield number, "no" if number % 2 else "", "", 0.1, 10
