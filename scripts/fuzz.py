@@ -12,6 +12,7 @@ of each kind that goes wrong is named on standard error, kept in a folder (`--ke
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -113,7 +114,9 @@ def _make_samples(form: str, folder: Path) -> None:
     from support.fuzzing import samples
     from support.readers import write
 
-    for number, files in enumerate(samples(form)):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # libraries tell of every file
+        made = samples(form)
+    for number, files in enumerate(made):
         write(files, folder / f"{number:03}")
 
 
