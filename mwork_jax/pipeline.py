@@ -187,7 +187,7 @@ def documents_of_run(corpora: Mapping[str, Corpus], settings: RunSettings) -> di
     """The documents that the settings ask for, English first. Raises InputError where there are fewer, and where
     the languages are not those that the mode needs."""
     if ENGLISH not in settings.languages:
-        raise InputError("the languages must include en: Delta compares every language with English")
+        raise InputError("the languages must include en, as in en,de: Delta compares every language with English")
     if len(settings.languages) < 2:
         raise InputError("at least one language other than en is needed")
     Mode.parse(settings.mode).check(settings.languages)
@@ -198,7 +198,9 @@ def documents_of_run(corpora: Mapping[str, Corpus], settings: RunSettings) -> di
             ("detection", len(corpus.detection), settings.documents),
             ("held-out", len(corpus.held_out), settings.held_out),
         ):
-            if available < count or count < 1:
+            if count < 1:
+                raise InputError(f"{count} {name} documents asked; at least 1 is needed")
+            if available < count:
                 needed = f"--documents and --held-out need {settings.documents} + {settings.held_out} in all"
                 raise InputError(f"{corpus.origin}: {count} {name} documents asked, there are {available}; {needed}")
         wanted[language] = replace(

@@ -48,13 +48,14 @@ def commands() -> dict[str, list[str]]:
     table = ["--table", "4", "--languages", "en,de", "--items", "2", "--seeds", "1"]
     paper = ["--corpus", "en=en.jsonl", "de=de.jsonl", "--documents", "4", "--held-out", "2", "--tables", "4"]
     paper += ["--items", "2", "--seeds", "1"]
+    run = ["--max-tokens", "16", "--seeds", "1", "--rule", "top_fraction:0.4"]  # so that each language has neurons
     tuning = ["--language", "de", "--corpus", "de.jsonl", "--documents", "4", "--epochs", "1", "--batch", "2"]
     steering = ["--languages", "de", "--items", "2", "--strengths", "1", "--layers", "1", "--documents", "3"]
     steering += ["--held-out", "1", "--max-new-tokens", "2", "--seeds", "1", "--rule", "top_fraction:0.2"]
     return {
         "detect": ["detect", *model, *texts, "--max-tokens", "16", "--out", "detect"],
         "select": ["select", "select", "--rule", "top_fraction:0.2"],
-        "run": ["run", *model, *data, "--max-tokens", "16", "--seeds", "1", "--out", "run"],
+        "run": ["run", *model, *data, *run, "--out", "run"],
         "report": ["report", "report"],
         "lens": ["lens", *model, *texts, "--languages", "en,de", "--labeller", "scripts", "--out", "lens"],
         "neurons": ["neurons", "neurons", "--dtype", "float32", "--top", "3", "--contexts", "2"],

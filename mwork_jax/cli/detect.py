@@ -28,7 +28,8 @@ def add(commands: Any) -> None:
     add_model(parser)
     parser.add_argument(
         "--corpus",
-        action="append",
+        action="extend",
+        nargs="+",
         required=True,
         metavar="LANG=FILE",
         help="one per language: text or JSONL with a 'text'",

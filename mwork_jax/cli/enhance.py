@@ -64,7 +64,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--language", default="de", help="code of the language; several with --sweep (default: de)")
     parser.add_argument(
         "--corpus",
-        action="append",
+        action="extend",
+        nargs="+",
         metavar="[LANG=]FILE",
         help="documents to tune on, text or JSONL (default: the project's own few)",
     )

@@ -44,7 +44,11 @@ def add(commands: Any) -> None:
         "--languages", help=f"comma-separated codes, of the prompts and of the labels (default: {_LANGUAGES})"
     )
     parser.add_argument(
-        "--corpus", action="append", metavar="LANG=FILE", help="own prompts, text or JSONL, one file per language"
+        "--corpus",
+        action="extend",
+        nargs="+",
+        metavar="LANG=FILE",
+        help="own prompts, text or JSONL, one file per language",
     )
     parser.add_argument("--documents", type=int, default=8, help="prompts per language (default: 8)")
     parser.add_argument("--max-tokens", type=int, default=64, help="longer prompts are cut here (default: 64)")

@@ -267,7 +267,7 @@ def _code(option: str, language: str) -> str:
         raise InputError(f"{wrong}; did you mean {meant}, {NAMES[meant]}?")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", language):
         raise InputError(f"{wrong}; letters, digits, - and _, as in en,de,zh-TW")
-    if len(language) > 3 and not is_code(language):
+    if not is_code(language):
         raise InputError(f"{wrong} of ISO 639, as en and yue are; for one of your own write x-{language}")
     return language
 

@@ -61,7 +61,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--items", type=int, help="questions (default: all that the languages share)")
     parser.add_argument("--max-new-tokens", type=int, default=32, help="of an answer (default: 32)")
     parser.add_argument(
-        "--corpus", action="append", metavar="LANG=FILE", help="own documents, one file per language, English too"
+        "--corpus",
+        action="extend",
+        nargs="+",
+        metavar="LANG=FILE",
+        help="own documents, one file per language, English too",
     )
     parser.add_argument("--documents", type=int, default=32, help="per language, for neurons and means (default: 32)")
     parser.add_argument("--held-out", type=int, default=8, help="English ones to measure damage on (default: 8)")

@@ -44,7 +44,7 @@ def prepare(task: Task, data: str | Path | None, settings: TableSettings) -> dic
     """The items and prompts of every language, English first, where the settings name it. Raises InputError for what is
     missing or too little."""
     if not any(lang != ENGLISH for lang in settings.languages):
-        raise InputError("the languages must include another one than en: Delta compares every language with English")
+        raise InputError("the languages must include another one than en, as in en,de: Delta compares with English")
     if data is not None and Path(data).is_file():
         raise InputError(f"{data}: one file, where {', '.join(settings.languages)} need one each; give their folder")
     evaluations = {}

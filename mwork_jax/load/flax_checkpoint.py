@@ -94,7 +94,7 @@ def _restore(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, AttributeError, KeyError, AssertionError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, AssertionError, msgpack.UnpackException) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise InputError(
             f"{path}: not a Flax checkpoint, or cut short ({reason}); download or copy the file again"

@@ -267,10 +267,10 @@ def test_json_is_one_object_and_progress_goes_to_stderr(finished, tiny_folder, c
 
 
 def test_own_documents(tiny_folder, tmp_path, capsys):
-    for lang, words in (("en", "red blue green grey"), ("xx", "rojo azul verde gris")):
+    for lang, words in (("en", "red blue green grey"), ("eo", "rojo azul verde gris")):
         lines = [f"{words} {i} {words[::-1]}" for i in range(6)]
         (tmp_path / f"{lang}.txt").write_text("\n".join(lines))
-    data = (f"en={tmp_path}/en.txt", f"xx={tmp_path}/xx.txt")
+    data = (f"en={tmp_path}/en.txt", f"eo={tmp_path}/eo.txt")
     mwork(
         "run",
         "--model",
@@ -286,7 +286,7 @@ def test_own_documents(tiny_folder, tmp_path, capsys):
         "--seeds",
         1,
     )
-    assert list(results(tmp_path / "out")["languages"]) == ["xx"]
+    assert list(results(tmp_path / "out")["languages"]) == ["eo"]
     output = mwork(
         "run", "--model", tiny_folder, "--out", tmp_path / "o2", "--data", *data, "--documents", 5, "--held-out", 2,
         expect=2, capture=capsys,

@@ -223,7 +223,7 @@ def test_finished_results_are_never_computed_again(tiny_folder, neurons, four, m
 BAD = {
     "table": (("--table", "7"), "table '7' is not one of the paper's"),
     "items": (("--table", "4", "--items", "99"), "99 items asked"),
-    "language": (("--table", "4", "--languages", "en,xx"), "no built-in data for language 'xx'"),
+    "language": (("--table", "4", "--languages", "en,it"), "no built-in data for language 'it'"),
     "English alone": (("--table", "4", "--languages", "en"), "must include another one than en"),
     "no table": ((), "--table, --loss or --lm-eval: one is needed"),
     "two folders": (("--table", "4", "--data", "a", "b"), "one folder, where a task is measured"),
