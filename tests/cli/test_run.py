@@ -439,7 +439,9 @@ def test_an_ugly_terminal(finished, tiny_folder):
 
 BAD = {
     "no such model": (["run", "--model", "./nowhere"], "no such model"),
-    "unknown language": (["run", "--languages", "en,xx"], "language 'xx' is not in the built-in data"),
+    "no built-in data": (["run", "--languages", "en,it"], "language 'it' is not in the built-in data"),
+    "no code of two letters": (["run", "--languages", "en,xx"], "'xx' is not a language code of ISO 639"),
+    "no documents": (["run", "--documents", "0"], "0 detection documents asked; at least 1 is needed"),
     "without English": (["run", "--languages", "de,th"], "must include en"),
     "English alone": (["run", "--languages", "en"], "at least one language other than en"),
     "too many documents": (["run", "--documents", "33"], "33 detection documents asked, there are 32"),

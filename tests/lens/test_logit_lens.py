@@ -217,7 +217,7 @@ def test_prompts_cut_elsewhere_are_other_prompts(finished, tiny_folder, monkeypa
 BAD = {
     "top": (["--top", "0"], "--top 0: it must be at least 1"),
     "documents": (["--documents", "17"], "17 prompts asked, there are 16"),
-    "language": (["--languages", "en,xx"], "language 'xx' is not in the built-in data"),
+    "language": (["--languages", "en,it"], "language 'it' is not in the built-in data"),
     "labeller": (["--labeller", "magic"], "--labeller magic: it must be one of lingua, scripts"),
     "neurons": (
         ["--neurons", "nowhere"],

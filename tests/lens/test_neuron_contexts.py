@@ -127,7 +127,7 @@ def test_the_command(folder, monkeypatch, capsys):
 BAD = {
     "top": (["--top", "0"], "--top 0: it must be at least 1"),
     "group": (["--group", "ffn"], "'ffn' is not a neuron group; the groups are attn_q"),
-    "language": (["--language", "xx"], "--language xx: no set of it in"),
+    "language": (["--language", "it"], "--language it: no set of it in"),
     "too many": (["--top", "1"], "the neurons of de: ffn_up has 2 neurons, and the 1 strongest are known from scores"),
     "documents": (["--documents", "4"], "documents.de.jsonl: 4 documents asked, there are 3"),
     "data": (["--data", "de=nowhere.txt"], "nowhere.txt: no such file"),
