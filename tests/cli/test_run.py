@@ -445,7 +445,6 @@ BAD = {
     "without English": (["run", "--languages", "de,th"], "must include en"),
     "English alone": (["run", "--languages", "en"], "at least one language other than en"),
     "too many documents": (["run", "--documents", "33"], "33 detection documents asked, there are 32"),
-    "no documents": (["run", "--documents", "0"], "0 detection documents asked"),
     "no unit": (["run", "--memory", "12"], "--memory 12: a size is needed, as in 12GB or 800MB"),
     "no memory": (["run", "--memory", "0GB"], "--memory 0GB: a size is needed"),
     "too many digits": (["run", "--memory", "9" * 400 + "GB"], "a size is needed"),
