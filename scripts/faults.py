@@ -148,8 +148,11 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def _run(command: list[str]) -> Ended:
-    """The command in this process."""
+    """The command in this process, which looks for what others left half written as a new process does."""
     from mwork_jax.cli import main as mwork
+    from mwork_jax.runtime import files
+
+    files._remove_abandoned_once.cache_clear()
 
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
