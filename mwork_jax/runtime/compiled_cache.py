@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 _FOLDER, _ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
-_LEAST_SECONDS = 0.2  # that a program takes to compile, to be kept
+_LEAST_SECONDS = 0.0  # small programs too, so that a second run compiles nothing
 _MOST_BYTES = 4 << 30  # in the folder; what was not used for longest is removed first
 
 

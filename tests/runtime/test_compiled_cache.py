@@ -13,7 +13,6 @@ PROGRAM = """
 import jax, jax.numpy as jnp
 from mwork_jax.runtime import compiled_cache
 from mwork_jax.runtime.progress import compilations
-compiled_cache._LEAST_SECONDS = 0
 print(compiled_cache.keep_compiled_programs())
 x = jnp.ones((8, 8))
 with compilations() as compiled:
