@@ -303,7 +303,7 @@ def own_rows(kind: str, language: str) -> list[dict]:
     if language not in LANGUAGES:
         raise InputError(
             f"language {language!r} is not in the built-in data ({', '.join(LANGUAGES)}); "
-            "your own documents are --data LANG=FILE of run, --corpus LANG=FILE elsewhere"
+            "your own are LANG=FILE of --data or --corpus, whichever the command has"
         )
     with resources.as_file(resources.files("mwork_jax") / "data" / f"{kind}.{language}.jsonl") as path:
         return [row for _, row in read_jsonl(path)]

@@ -48,7 +48,9 @@ def fasttext_identifier(path: str | Path, languages: Sequence[str]) -> Callable[
     return cache(identify)
 
 
+@cache
 def _loaded(path: Path) -> Any:
+    """GlotLID takes 1.6 GB: once in a process."""
     try:
         import fasttext
     except ImportError as error:
