@@ -157,7 +157,7 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
 
 def draw_report(report: Report) -> Path:
     """Writes the page of results with its figures, which takes some seconds, and says so meanwhile."""
-    with while_it_lasts("drawing the report…"):
+    with while_it_lasts("drawing the report ..."):
         return report.write()
 
 

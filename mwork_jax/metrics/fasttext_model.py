@@ -24,8 +24,8 @@ _LABEL = "__label__"
 
 def fasttext_identifier(path: str | Path, languages: Sequence[str]) -> Callable[[str], str | None]:
     """Names the likeliest of ALL languages that the model knows, as the code of `languages` that it belongs to or, for
-    another one, as its own. Labels may be codes of two or three letters, with a script (`deu_Latn`); a language in
-    several forms counts as one (`arb`, `arz`: ar).
+    another one, as its own. Labels may be codes of two or three letters, with a script (`deu_Latn`); the
+    standard form of a language counts as the language (`arb`: ar, `cmn`: zh), its other forms as their own (`arz`).
 
     Raises InputError for a file that is no such model or is cut short, without the library, and for languages that the
     model does not know or cannot tell apart.
