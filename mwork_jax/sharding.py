@@ -1,9 +1,11 @@
 """How arrays are laid out on the devices: one table from the names of axes to the axes of a mesh.
 
-A mesh has three axes. `data` shares out documents, prompts and rows of a batch, `mask` shares out masks and tuning
-runs, `model` shares out the weights. The layout of every array follows from this table. An axis that is not shared
-out, or that does not split evenly, is whole on every device, which is always right and only costs memory. A name that
-is not in the table is an error: taken for an axis that is not shared out, a typing error would go unnoticed.
+A mesh has four axes. `data` shares out documents, prompts and rows of a batch, `mask` shares out masks and tuning
+runs, `model` shares out the weights. `expert` shares out the experts of a mixture, and rows as `data` does: a device
+computes its experts for the rows of all that share them, and everything else for its own rows. The layout of every
+array follows from this table. An axis that is not shared out, or that does not split evenly, is whole on every device,
+which is always right and only costs memory. A name that is not in the table is an error: taken for an axis that is not
+shared out, a typing error would go unnoticed.
 
 GSPMD does the rest: programs are written for whole arrays, and the compiler adds the communication.
 """
@@ -18,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mwork_jax.errors import InputError
@@ -26,7 +29,7 @@ _PROMOTION = (
     ("jax_numpy_rank_promotion", "allow", jax.numpy_rank_promotion),
     ("jax_numpy_dtype_promotion", "standard", jax.numpy_dtype_promotion),
 )
-DATA, MODEL, MASK = MESH_AXES = ("data", "model", "mask")
+DATA, MODEL, MASK, EXPERT = MESH_AXES = ("data", "model", "mask", "expert")
 
 # The logical axes and the mesh axis that shares each out; None where every device holds the whole axis.
 TABLE: Mapping[str, str | tuple[str, ...] | None] = {
@@ -35,15 +38,15 @@ TABLE: Mapping[str, str | tuple[str, ...] | None] = {
     "heads": MODEL,
     "kv_heads": MODEL,
     "ffn": MODEL,
-    "experts": MODEL,
+    "experts": (MODEL, EXPERT),  # in this order: the neurons of a device's part of `model` lie side by side
     # masks, scores and order statistics: one entry per neuron of a layer and group
     "neurons": MODEL,
     "score_layers": MODEL,  # ranks are taken within a layer, so scores are shared out by layers
     "tuned": MODEL,  # the rows and columns that tuning gathers, and what is computed with one entry for each
     # activations, caches and batches
-    "batch": DATA,
-    "shards": DATA,  # one running result for each part of the documents
-    "slots": (MASK, DATA),  # rows with a mask of each its own
+    "batch": (DATA, EXPERT),
+    "shards": (DATA, EXPERT),  # one running result for each part of the documents
+    "slots": (MASK, DATA, EXPERT),  # rows with a mask of each its own
     # what runs side by side through one program
     "masks": MASK,
     "runs": MASK,
@@ -70,7 +73,7 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | N
         requested = ",".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
         raise InputError(f"mesh {requested}: that is {prod(sizes)} devices, there are {len(devices)}")
     # The last axis is the one whose devices lie closest together: the model's communication is the heaviest.
-    order = (MASK, DATA, MODEL)
+    order = (MASK, DATA, EXPERT, MODEL)
     grid = np.asarray(devices, object).reshape([sizes[MESH_AXES.index(axis)] for axis in order])
     return Mesh(grid, order, axis_types=(AxisType.Auto,) * len(order))
 
@@ -92,7 +95,8 @@ def parse_mesh(text: str) -> dict[str, int]:
     for part in text.split(","):
         axis, equals, size = (word.strip() for word in part.partition("="))
         if axis not in MESH_AXES or not equals or not size.isdecimal() or int(size) < 1 or axis in shape:
-            raise InputError(f"--mesh {text}: {part!r} is not one of data=N, model=N, mask=N, each at most once")
+            known = ", ".join(f"{name}=N" for name in MESH_AXES)
+            raise InputError(f"--mesh {text}: {part!r} is not one of {known}, each at most once")
         shape[axis] = int(size)
     return shape
 
@@ -170,6 +174,17 @@ def size_of(mesh: Mesh | None, axis: str) -> int:
     return 1 if mesh is None else mesh.shape[axis]
 
 
+def parts_of(mesh: Mesh | None, axis: str) -> int:
+    """Into how many parts TABLE shares out a logical axis on the mesh, where it splits evenly; 1 without a mesh."""
+    return prod(size_of(mesh, each) for each in mesh_axes(axis))
+
+
+def size_here(axis: str) -> int:
+    """Within a program: how many devices share an axis of the mesh; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[axis]
+
+
 def num_shards(axis: str, size: int) -> int:
     """Within a program: over how many devices TABLE shares out an axis of this size. Raises ValueError for a name that
     is not in TABLE."""
@@ -209,6 +224,26 @@ def per_device(
     out_specs = tuple(spec(mesh, axes, shape) for axes, shape in zip(out_axes, out_shapes, strict=True))
     mapped = jax.shard_map(on_one_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return mapped(*(x for x, _ in present))
+
+
+def per_device_over(
+    axis: str, function: Callable[..., Any], inputs: Sequence[Any], in_axes: Sequence[Any], out_axes: Any, shapes: Any
+) -> Any:
+    """`per_device` within one `jax.vmap` over a logical axis that shares devices with `in_axes`: JAX refuses that with
+    `vmap_axis`. All inputs are arrays. It has no derivative."""
+
+    @custom_vmap
+    def mapped(*inputs: jax.Array) -> Any:
+        return per_device(function, inputs, in_axes, out_axes, shapes)
+
+    @mapped.def_vmap
+    def of_all(size: int, batched: Sequence[bool], *inputs: jax.Array) -> tuple[Any, Any]:
+        several = jax.vmap(function, in_axes=[0 if own else None for own in batched])
+        axes = [(axis, *of) if own else of for of, own in zip(in_axes, batched, strict=True)]
+        results = per_device(several, inputs, axes, [(axis, *of) for of in out_axes], [(size, *of) for of in shapes])
+        return results, tuple(True for _ in results)
+
+    return mapped(*inputs)
 
 
 def put(tree: Any, mesh: Mesh | None, *axes: str | None) -> Any:

@@ -35,7 +35,7 @@ from mwork_jax.sharding import (
 
 HERE = Path(__file__).parent
 SUPPORT = HERE / "support"
-OTHER_MESHES = ("8x1", "1x8", "2x2x2")
+OTHER_MESHES = ("8x1", "1x8", "2x2x2", "experts:4", "experts:2x2")
 STAGES = {"detect", "evaluate", "generate", "enhance", "look", "intervene"}
 OF_DATA = {"detect", "evaluate"}  # on 8x1: devices that share documents alone are in the other meshes too
 
@@ -104,18 +104,20 @@ def test_experts_wide_norms_and_alibi_on_eight_devices_equal_one_device():
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     differences = json.loads(done.stdout.splitlines()[-1])
-    assert set(differences) == {"mixtral", "gpt-oss", "qwen3-moe", "olmo2", "bloom"}
+    families = {"mixtral", "gpt-oss", "qwen3-moe", "olmo2", "bloom"}
+    of_experts = {"gpt-oss data=2,expert=2,model=2", "mixtral data=2,expert=4"}
+    assert set(differences) == {f"{family} data=2,model=4" for family in families} | of_experts
     # What is sent is of activations: the experts stay where they are. 5 experts on 4 devices are whole on each.
     sent = {family: each.pop("sent") for family, each in differences.items() if "sent" in each}
-    assert set(sent) == {"mixtral", "gpt-oss", "qwen3-moe"}
-    assert max(sent["mixtral"], sent["gpt-oss"]) < 0.5
+    assert {case.split()[0] for case in sent} == {"mixtral", "gpt-oss", "qwen3-moe"}
+    assert max(bytes_ for case, bytes_ in sent.items() if "qwen3-moe" not in case) < 0.5
     for family, each in differences.items():
         assert max(each.values()) < 1e-5, family
 
 
 class FakeMesh:
     def __init__(self, **shape):
-        self.shape = {"data": 1, "model": 1, "mask": 1, **shape}
+        self.shape = {"data": 1, "model": 1, "mask": 1, "expert": 1, **shape}
 
 
 def test_the_table_shares_out_what_splits_evenly():
@@ -131,7 +133,7 @@ def test_the_table_shares_out_what_splits_evenly():
 def test_every_axis_of_the_table_is_one_of_the_mesh():
     mesh = make_mesh(devices=jax.devices()[:1])
     assert {axis for name in TABLE for axis in mesh_axes(name)} == set(mesh.axis_names)
-    assert mesh_axes("slots") == ("mask", "data")
+    assert mesh_axes("slots") == ("mask", "data", "expert")
     assert tuple(spec(FakeMesh(data=2, mask=4), ("slots", "kv_heads"), (8, 4))) == (("mask", "data"), None)
     assert tuple(spec(FakeMesh(data=2, mask=4), ("slots", "batch"), (4, 4))) == (None, "data")
 

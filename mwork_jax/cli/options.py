@@ -74,7 +74,7 @@ def add_model(parser: argparse.ArgumentParser, *, tuned: bool = False) -> None:
     kept = "keep compiled programs in the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says (default: yes)"
     parser.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True, help=kept)
     _add_joining(parser)
-    devices = "the devices to share the work out over, data=N,model=N,mask=N"
+    devices = "the devices to share the work out over, data=N,model=N,mask=N,expert=N"
     parser.add_argument("--mesh", help=f"{devices} (default: documents over all; the model where it is too large)")
 
 

@@ -61,7 +61,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--new", type=int, help="generate: new tokens of each prompt (default: 64)")
     parser.add_argument("--weights", choices=("int8",), help="the layers' matrices as 8-bit whole numbers")
-    parser.add_argument("--mesh", help="data=N,model=N,mask=N (default: the fewest chips to a model that fit)")
+    parser.add_argument("--mesh", help="data=N,model=N,mask=N,expert=N (default: the fewest chips to a model that fit)")
     parser.add_argument(
         "--link", type=float, metavar="GB/S", help="what a GPU sends to others of its node (default: of its data sheet)"
     )

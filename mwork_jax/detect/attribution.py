@@ -22,7 +22,7 @@ from mwork_jax.model.loss import summed_nats, vocab_block
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import GROUPS, NeuronMask
-from mwork_jax.sharding import DATA, fetch, mesh_of, num_shards, on_mesh_of, put, size_of
+from mwork_jax.sharding import fetch, mesh_of, num_shards, on_mesh_of, parts_of, put
 
 
 def attribution(
@@ -42,7 +42,7 @@ def attribution(
     derivative that is not finite.
     """
     mesh = mesh_of(model.decoder)
-    shards = size_of(mesh, DATA)
+    shards = parts_of(mesh, "batch")
     total: NeuronMask | None = None
     count = tokens = 0
     for batch in stream_batches(encoded(model, documents, batching.max_tokens), batching, multiple=shards):

@@ -25,7 +25,7 @@ from mwork_jax.model.decoder import Decoder, LayerRecord, hidden_states
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import ATTENTION_GROUPS, FFN_GROUPS, NeuronMask, NeuronSet
-from mwork_jax.sharding import DATA, constrain, fetch, mesh_of, on_mesh_of, per_device, put, size_of
+from mwork_jax.sharding import constrain, fetch, mesh_of, on_mesh_of, parts_of, per_device, put
 
 FFN = "ffn"  # up and down are two ends of one product, which is one activation
 SITES = (*ATTENTION_GROUPS, FFN)
@@ -76,7 +76,7 @@ class KeptTokens:
     @classmethod
     def placed(cls, indices: Mapping[str, np.ndarray], kept: int, mesh: Mesh | None) -> KeptTokens:
         """Before the first token, each shard on its own devices."""
-        shards = size_of(mesh, DATA)
+        shards = parts_of(mesh, "shards")
 
         def empty() -> KeptTokens:
             shapes = {site: (of.shape[0], shards, of.shape[1], kept) for site, of in indices.items()}
@@ -128,7 +128,7 @@ def strongest_tokens(
     if not chosen:
         raise InputError("there is no neuron in the set; at least one is needed")
     mesh = mesh_of(model.decoder)
-    shards = size_of(mesh, DATA)
+    shards = parts_of(mesh, "shards")
     wide = replace(batching, tokens_per_batch=batching.tokens_per_batch * shards)
     indices = _indices(neurons)
     done = counted = 0

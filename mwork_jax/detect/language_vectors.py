@@ -23,7 +23,7 @@ from mwork_jax.model.decoder import Decoder, LayerRecord, hidden_states
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.sharding import DATA, fetch, mesh_of, on_mesh_of, put, size_of
+from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, parts_of, put
 
 METHODS = ("diffmean", "probe", "pca")
 _SHRINKAGE = 0.01  # of a covariance towards a multiple of the identity, where a probe inverts it
@@ -165,7 +165,7 @@ def _moments(
     center: jax.Array | None = None
     total, count, counted = None, 0, 0
     ready = encoded(model, documents, batching.max_tokens, where=f"the documents of {language}")
-    for batch in stream_batches(ready, batching, multiple=size_of(mesh, DATA)):
+    for batch in stream_batches(ready, batching, multiple=parts_of(mesh, "batch")):
         token_mask = measured_token_mask(model, batch.tokens, batch.lengths, include_bos)
         with on_mesh_of(model.decoder):
             args = put((batch.tokens, token_mask), mesh, "batch", "time")

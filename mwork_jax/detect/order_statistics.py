@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from mwork_jax.config import ModelConfig
 from mwork_jax.detect.activations import Activity
 from mwork_jax.neurons import GROUPS, group_widths
-from mwork_jax.sharding import DATA, constrain, size_of
+from mwork_jax.sharding import constrain, parts_of
 
 MEASURED_GROUPS = GROUPS[:-1]  # ffn_up and ffn_down share their importance: what is kept of one is kept of both
 
@@ -48,7 +48,7 @@ class OrderStatistics:
         if mesh is None:
             return cls.empty(config, kept)
         with jax.set_mesh(mesh):
-            return jax.jit(lambda: cls.empty(config, kept, size_of(mesh, DATA)).constrained())()
+            return jax.jit(lambda: cls.empty(config, kept, parts_of(mesh, "shards")).constrained())()
 
     def constrained(self) -> OrderStatistics:
         """Laid out on the mesh by `order_statistics_axes`."""

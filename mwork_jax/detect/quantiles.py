@@ -22,7 +22,7 @@ from mwork_jax.model.decoder import Decoder, LayerRecord, hidden_states
 from mwork_jax.model.model import Model
 from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import NeuronMask
-from mwork_jax.sharding import DATA, constrain, fetch, mesh_of, on_mesh_of, put, size_of
+from mwork_jax.sharding import constrain, fetch, mesh_of, on_mesh_of, parts_of, put
 
 _BITS, _PASSES = 4, 4  # of a quantile, found in each pass
 _PARTS = 1 << _BITS
@@ -94,7 +94,7 @@ def _counts(
     """One pass: how many tokens begin with each neuron's bits, by the bits that follow: int32 [layers, quantiles, f,
     parts]."""
     mesh = mesh_of(model.decoder)
-    shards = size_of(mesh, DATA)
+    shards = parts_of(mesh, "batch")
     total = None
     with on_mesh_of(model.decoder):
         on_devices = put(prefixes, mesh, *_AXES)

@@ -33,7 +33,7 @@ from mwork_jax.runtime.cache import fingerprint
 from mwork_jax.runtime.distributed import everyone
 from mwork_jax.runtime.files import checksum_of, parse_json, write_tensors
 from mwork_jax.runtime.progress import Progress
-from mwork_jax.sharding import DATA, fetch, mesh_of, on_mesh_of, put, size_of
+from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, parts_of, put
 
 _FORMAT = "mwork-neuron-scores-2"
 _OLD_FORMAT = "mwork-neuron-scores-1"
@@ -198,7 +198,7 @@ def score_neurons(
         raise InputError(f"kept is {kept}; at most {_MOST_KEPT} documents are remembered for each neuron")
     check_model(model)
     mesh = mesh_of(model.decoder)
-    shards = size_of(mesh, DATA)
+    shards = parts_of(mesh, "batch")
     wide = replace(batching, tokens_per_batch=batching.tokens_per_batch * shards)
     state = OrderStatistics.placed(model.config, kept, mesh)
     count = tokens = counted = 0

@@ -37,7 +37,7 @@ from mwork_jax.model.tokens import Document
 from mwork_jax.neurons import NeuronSet
 from mwork_jax.runtime.cache import fingerprint
 from mwork_jax.settings import TuneSettings
-from mwork_jax.sharding import DATA, fetch, mesh_of, on_mesh_of, put, size_of
+from mwork_jax.sharding import fetch, mesh_of, on_mesh_of, parts_of, put
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +249,7 @@ class _Work:
         """As many rows of a batch as the run with most rows fills, a multiple of the devices that share them out."""
         if self.settings.accumulate > 1:  # parts have a loss each, so which rows are in one matters
             return batch
-        shards = size_of(self.mesh, DATA)
+        shards = parts_of(self.mesh, "batch")
         return min(batch, -(-max(rows) // shards) * shards)
 
     def go(self, kept: Checkpoints | None, progress: Callable[[int, int], None] | None) -> None:

@@ -30,7 +30,7 @@ from mwork_jax.model.neuron_change import Changes, add_columns, add_expert_rows,
 from mwork_jax.model.operations import normed, product, rms_norm, soft_cap
 from mwork_jax.model.parameters import XIELU, layer_specs, parameter_specs
 from mwork_jax.neurons import LayOut
-from mwork_jax.sharding import MODEL, constrain, num_shards, per_device
+from mwork_jax.sharding import EXPERT, MODEL, constrain, num_shards, per_device, size_here
 
 
 class Layers(nnx.Module):
@@ -237,14 +237,21 @@ def forward_decoder(decoder: Decoder, tokens: jax.Array, mask: Edit) -> jax.Arra
 
 # Rotated q, k and v of some tokens -> (heads [b, t, h, k], what is to be kept).
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+PerDevice = Callable[..., Any]  # as `sharding.per_device`
 
 
 def decoder_layer(
-    config: ModelConfig, x: jax.Array, inputs: LayerInputs, tables: PositionTables, attend: Attend
+    config: ModelConfig,
+    x: jax.Array,
+    inputs: LayerInputs,
+    tables: PositionTables,
+    attend: Attend,
+    per_device: PerDevice = per_device,
 ) -> tuple[jax.Array, Any, LayerRecord]:
     """One decoder layer: x float32 [b, t, m] -> (x after the layer, what `attend` keeps, what the layer computed).
 
-    tables: of these tokens. attend: over these tokens and, with a cache, those before them.
+    tables: of these tokens. attend: over these tokens and, with a cache, those before them. per_device: how experts
+    that devices share out are computed, `per_device_over` a `jax.vmap` over what `expert` shares out too.
     """
 
     def norm(x: jax.Array, name: str) -> jax.Array:
@@ -258,7 +265,10 @@ def decoder_layer(
         ffn_in = attn_in
         if not config.parallel:
             ffn_in = norm(after, "ffn_norm") if config.pre_norms else after
-        out, fed = (_experts if config.num_experts else _feed_forward)(config, ffn_in, inputs)
+        if config.num_experts:
+            out, fed = _experts(config, ffn_in, inputs, per_device)
+        else:
+            out, fed = _feed_forward(config, ffn_in, inputs)
         x = after + config.residual_scale * (norm(out, "ffn_post_norm") if config.post_norms else out)
         x = inputs.mask.steered(x, inputs.generated)
     return x, kept, LayerRecord(**attended._asdict(), **fed._asdict(), hidden=x, weights=inputs.weights)
@@ -330,9 +340,9 @@ def _feed_forward(config: ModelConfig, x: jax.Array, inputs: LayerInputs) -> tup
     return (out + w["down_bias"] if config.mlp_bias else out), _Fed(activated, h)
 
 
-def _experts(config: ModelConfig, x: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, _Fed]:
+def _experts(config: ModelConfig, x: jax.Array, inputs: LayerInputs, per_device: PerDevice) -> tuple[jax.Array, _Fed]:
     """The same where a router sends each token to a few experts: the sum of what they give, each times its share. Each
-    device computes the experts that it holds for its own part of the batch; one sum brings them together."""
+    device computes the experts that it holds for the rows of all that share them out; sums bring them together."""
     w, changes = inputs.weights, inputs.changes
     experts, shares = route(config, x, w)
     names = [name for name in ("gate", "up", "down", "gate_bias", "up_bias", "down_bias") if name in w]
@@ -349,7 +359,10 @@ def _experts(config: ModelConfig, x: jax.Array, inputs: LayerInputs) -> tuple[ja
         shapes.append((*x.shape[:2], indices["down"].shape[0]))
 
     def on_one_device(*leaves: jax.Array) -> tuple[jax.Array, ...]:
-        return _own_experts(config, jax.tree.unflatten(structure, leaves))
+        parts = jax.tree.unflatten(structure, leaves)
+        if parts.weights["up"].shape[0] == config.num_experts:
+            return _own_experts(config, parts, None)
+        return _of_shared_experts(config, parts)
 
     out, activated, h, *changed = per_device(on_one_device, leaves, in_axes, out_axes, shapes)
     if changed:
@@ -389,14 +402,43 @@ def _axes_of(config: ModelConfig, parts: _ExpertParts) -> _ExpertParts:
     return _ExpertParts(**axes)
 
 
-def _own_experts(config: ModelConfig, parts: _ExpertParts) -> tuple[jax.Array, ...]:
-    """Within one device: what the experts give [b, t, m], `activated` and `product` of `_Fed`, and, where columns of
-    `down` are changed, what those are multiplied with [b, t, w]; each summed over the devices that share the experts
-    out."""
+def _of_shared_experts(config: ModelConfig, parts: _ExpertParts) -> tuple[jax.Array, ...]:
+    """Within one device: `_own_experts` where several devices share the experts out, summed over them. Devices along
+    `expert` have rows of their own too: each gets those of all, with what is done to its own experts' neurons there,
+    and every row's sum goes back to its device. That holds too where they have the same rows, which are then computed
+    more than once."""
+    first = parts.weights["up"].shape[0] * jax.lax.axis_index((MODEL, EXPERT))
+    if size_here(EXPERT) == 1:
+        results = _own_experts(config, parts, first)
+    else:
+        axes = _ExpertParts._make((0, 0, 0, None, 0, 0, None, 0))
+        of_all = jax.vmap(lambda each: _own_experts(config, each, first), in_axes=(axes,))
+        results = tuple(jax.lax.psum_scatter(each, EXPERT) for each in of_all(_from_all(config, parts)))
+    return tuple(jax.lax.psum(each, MODEL) for each in results)
+
+
+def _from_all(config: ModelConfig, parts: _ExpertParts) -> _ExpertParts:
+    """The parts of every device along `expert`, side by side, but for the weights; of what is done to neurons, that
+    for this device's experts alone."""
+    size, width = size_here(EXPERT), config.ffn_width // size_here(MODEL)
+
+    def gather(leaf: jax.Array) -> jax.Array:
+        return jax.lax.all_gather(leaf, EXPERT)
+
+    def of_edit(leaf: jax.Array) -> jax.Array:
+        return jax.lax.all_to_all(leaf.reshape(size, -1), EXPERT, 0, 0) if leaf.shape == (width,) else gather(leaf)
+
+    names = ("x", "experts", "shares", "generated", "added")
+    gathered = {name: jax.tree.map(gather, getattr(parts, name)) for name in names}
+    return parts._replace(**gathered, mask=jax.tree.map(of_edit, parts.mask))
+
+
+def _own_experts(config: ModelConfig, parts: _ExpertParts, first: jax.Array | None) -> tuple[jax.Array, ...]:
+    """What the experts that a device holds give [b, t, m], `activated` and `product` of `_Fed`, and, where columns of
+    `down` are changed, what those are multiplied with [b, t, w]. first: the first of them; None where it holds all."""
     w, experts, shares = parts.weights, parts.experts, parts.shares
-    held = w["up"].shape[0]
-    shared = held < config.num_experts
-    own = experts - held * jax.lax.axis_index(MODEL) if shared else experts
+    held, shared = w["up"].shape[0], first is not None
+    own = experts if first is None else experts - first
     # An expert that another device holds is `held`, which is no expert here.
     own = jnp.where((own >= 0) & (own < held), own, held) if shared else own
     names = ("gate", "up") if config.gated else ("up",)
@@ -426,7 +468,7 @@ def _own_experts(config: ModelConfig, parts: _ExpertParts) -> tuple[jax.Array, .
     results = [jnp.einsum("btem,bte->btm", out, shares, precision=jax.lax.Precision.HIGHEST), activated, h]
     if "down" in parts.indices:
         results.append(changed_columns(h, experts, shares, parts.indices["down"]))
-    return tuple(jax.lax.psum(result, MODEL) if shared else result for result in results)
+    return tuple(results)
 
 
 def _gated(

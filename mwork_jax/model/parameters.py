@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 
 from mwork_jax.config import ModelConfig
 from mwork_jax.model.int8 import FACTOR, INPUT_AXES
-from mwork_jax.sharding import spec
+from mwork_jax.sharding import sharding
 
 XIELU = ("act_positive", "act_negative", "act_linear", "act_least")  # the parameters of this activation function
 
@@ -127,9 +128,7 @@ def weight_bytes(config: ModelConfig, dtype: Any = jnp.bfloat16, mesh: Mesh | No
     devices holds."""
     total = 0
     for parameter in parameter_specs(config, int8).values():
-        size = parameter.stored_in(dtype).itemsize
-        mesh_axes = (None,) * len(parameter.shape) if mesh is None else spec(mesh, parameter.axes, parameter.shape)
-        for dimension, mesh_axis in zip(parameter.shape, mesh_axes, strict=True):
-            size *= dimension if mesh_axis is None or mesh is None else dimension // mesh.shape[mesh_axis]
-        total += size
+        axes, shape = parameter.axes, parameter.shape
+        held = shape if mesh is None else sharding(mesh, axes, shape).shard_shape(shape)
+        total += prod(held) * parameter.stored_in(dtype).itemsize
     return total

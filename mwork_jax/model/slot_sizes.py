@@ -23,7 +23,7 @@ from mwork_jax.model.model import Model
 from mwork_jax.model.parameters import weight_bytes
 from mwork_jax.runtime.distributed import agreed, several
 from mwork_jax.runtime.files import read_json, write_json
-from mwork_jax.sharding import DATA, MASK, MODEL, mesh_of, size_of
+from mwork_jax.sharding import MODEL, mesh_of, parts_of, size_of
 
 _BATCHES = 12  # of a batch's tokens, that slots hold
 _FEWEST = 2  # below which a CPU's products no longer treat every row alike
@@ -65,9 +65,8 @@ CPU, ACCELERATOR = Room(32, 32, (4, 16)), Room(64, 32)
 
 
 def groups_of(decoder: Decoder) -> int:
-    """How many groups of devices hold a whole model each, and with it slots of their own."""
-    mesh = mesh_of(decoder)
-    return size_of(mesh, MASK) * size_of(mesh, DATA)
+    """How many groups of devices have rows, and with them slots, of their own."""
+    return parts_of(mesh_of(decoder), "slots")
 
 
 def sizes_for(

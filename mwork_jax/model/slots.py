@@ -36,7 +36,7 @@ from mwork_jax.model.attention import (
 )
 from mwork_jax.model.bfloat16_bits import from_bits, to_bits
 from mwork_jax.model.decoder import Decoder, decoder_layer, embedded, inputs_of_layer, stacked_inputs
-from mwork_jax.sharding import constrain, vmap_axis
+from mwork_jax.sharding import constrain, per_device_over, vmap_axis
 
 Array = Any  # jax.Array; made on the host, by NumPy, and traced in a program
 LAYERS_LOOP = "layers"  # the name of the loop over layers in programs
@@ -200,7 +200,7 @@ def through_layers(
                 return attention(q, k, v, _Shared(cache, layer, at, positions, inputs.window, sinks))
 
             own = inputs._replace(mask=edit, generated=generated)
-            x, written, _ = decoder_layer(config, x, own, tables, attend)
+            x, written, _ = decoder_layer(config, x, own, tables, attend, partial(per_device_over, "slots"))
             return x, written
 
         over = jax.vmap(one, out_axes=(0, None), spmd_axis_name=over_rows)

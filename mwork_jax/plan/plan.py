@@ -14,7 +14,7 @@ from mwork_jax.plan.compiled import Case, compile_case
 from mwork_jax.plan.stages import Size, own_operations
 from mwork_jax.plan.work import Work, full_tables
 from mwork_jax.runtime.compiled import Cost
-from mwork_jax.sharding import DATA, MASK, MODEL
+from mwork_jax.sharding import DATA, MESH_AXES, MODEL
 
 Log = Callable[[str], None]
 _ROOM = 0.97  # of a chip's memory that weights may take before it is worth compiling
@@ -35,7 +35,7 @@ class Plan:
 
     @property
     def replicas(self) -> int:
-        """Groups of devices that each hold a whole model."""
+        """Groups of devices that have rows of their own."""
         return self.slice.count // self.mesh[MODEL]
 
     @property
@@ -122,7 +122,7 @@ def plan(
     the compiler is missing, or the mesh is not of the slice's size."""
     tried = first = None
     for shape in [mesh] if mesh is not None else meshes(stage, config, slice_, size.int8):
-        full = {axis: shape.get(axis, 1) for axis in (DATA, MODEL, MASK)}
+        full = {axis: shape.get(axis, 1) for axis in MESH_AXES}
         if prod(full.values()) != slice_.count:
             raise InputError(
                 f"--mesh {mesh_name(full)}: that is {prod(full.values())} devices, {slice_.name} has {slice_.count}"

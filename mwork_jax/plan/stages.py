@@ -26,7 +26,7 @@ from mwork_jax.model.slot_sizes import ACCELERATOR, time_for
 from mwork_jax.model.slots import BLOCK, LAYERS_LOOP, Blocks, Places, SlotCache, Span, advance_blocks
 from mwork_jax.plan.topology import abstract, abstract_decoder, abstract_masks
 from mwork_jax.runtime.compiled import Cost, Instruction, Trips, no_unknown_loops
-from mwork_jax.sharding import DATA, MASK, MODEL
+from mwork_jax.sharding import MASK, MODEL, parts_of
 
 STAGES = ("detect", "evaluate", "generate", "enhance")
 # Vector operations that the query and key kernel takes for each change of a score where none can be over 40 nats;
@@ -95,9 +95,9 @@ def programs(stage: str, config: ModelConfig, mesh: Mesh, size: Size) -> list[St
 
 
 def _detect(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
-    shards = mesh.shape[DATA] * mesh.shape[MASK]
     if mesh.shape[MASK] > 1:
         raise InputError("detection has no masks to share out; put the devices on data and model")
+    shards = parts_of(mesh, "shards")
     rows = size.batch * shards
     state = jax.eval_shape(lambda: OrderStatistics.empty(config, DEFAULT_KEPT, shards))
     state = jax.tree.map(lambda x: abstract(mesh, x.shape, x.dtype, *order_statistics_axes(x.ndim)), state)
@@ -121,8 +121,8 @@ def _kernel(config: ModelConfig, mesh: Mesh, size: Size) -> Cost:
 
 
 def _groups(mesh: Mesh) -> int:
-    """Groups of devices that hold a whole model each, and with it slots of their own."""
-    return mesh.shape[DATA] * mesh.shape[MASK]
+    """Groups of devices that have rows, and with them slots, of their own."""
+    return parts_of(mesh, "slots")
 
 
 def _through_slots(config: ModelConfig, mesh: Mesh, size: Size, room: int = 0) -> StageProgram:
@@ -232,7 +232,7 @@ def _full_slots(groups: int, size: Size) -> SlotState:
 
 
 def _enhance(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]:
-    runs, rows, layers = size.masks * mesh.shape[MASK], size.batch * mesh.shape[DATA], config.num_layers
+    runs, rows, layers = size.masks * mesh.shape[MASK], size.batch * parts_of(mesh, "batch"), config.num_layers
 
     def of_runs(shape: tuple[int, ...], dtype: Any) -> Any:
         axes = ("layers", "tuned", "hidden") if len(shape) == 3 else (None,) * len(shape)

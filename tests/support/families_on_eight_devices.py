@@ -1,7 +1,7 @@
 """Families whose layers are laid out in a way of their own, on 8 simulated devices. Run by test_sharding.py in a
-process of its own. Prints one JSON object: {family: {"logits", "importance", "masks", "changes": largest difference to
-one device, relative}}, and for those with experts "sent": bytes that the largest collective of a forward pass sends,
-as a part of one expert's weights."""
+process of its own. Prints one JSON object: {family on mesh: {"logits", "importance", "masks", "changes", "detected",
+"likelihoods": largest difference to one device, relative}}, and for those with experts "sent": bytes that the largest
+collective of a forward pass sends, as a part of one expert's weights."""
 
 import json
 from functools import partial
@@ -17,35 +17,42 @@ from mwork_jax.model.neuron_change import NeuronChange
 from mwork_jax.model.parameters import parameter_specs
 from mwork_jax.neurons import NeuronMask, NeuronSet, group_widths
 from mwork_jax.runtime.compiled import cost_of
-from mwork_jax.sharding import make_mesh, on_mesh_of, sharding, vmap_axis
+from mwork_jax.sharding import make_mesh, on_mesh_of, parts_of, sharding, vmap_axis
 from support.tiny import pair, tokens
 
 FAMILIES = ("mixtral", "gpt-oss", "qwen3-moe", "olmo2", "bloom")  # 4 experts, 4 with biases, 5
+MESH, WITH_EXPERTS = {"data": 2, "model": 4}, {"data": 2, "expert": 2, "model": 2}
+CASES = [*((family, MESH) for family in FAMILIES), ("gpt-oss", WITH_EXPERTS), ("mixtral", {"data": 2, "expert": 4})]
 
 
 def main():
     differences = {}
-    for family in FAMILIES:
-        experts = "moe" in family or family in ("mixtral", "gpt-oss")
-        mesh = make_mesh({"data": 2, "model": 4})
-        alone, ids = pair(family, 2).decoder, jnp.asarray(tokens(4, 13))
-        specs, keep = parameter_specs(alone.config), NeuronMask.keep_all(alone.config)
-        laid_out = {
-            name: jax.device_put(np.asarray(array), sharding(mesh, specs[name].axes, array.shape))
-            for name, array in parameter_arrays(alone).items()
-        }
-        assert any("model" in str(array.sharding) for array in laid_out.values())
-        several, counted = Decoder(alone.config, laid_out), jnp.ones(ids.shape, jnp.float32)
-        with on_mesh_of(several):
-            logits, scores = forward_decoder(several, ids, keep), importance_batch(several, ids, counted)
-        expected, expected_scores = forward_decoder(alone, ids, keep), importance_batch(alone, ids, counted)
-        differences[family] = {
-            "logits": relative(logits, expected),
-            "importance": max(relative(scores[g], expected_scores[g]) for g in scores),
-        }
-        if experts:
-            differences[family] |= with_experts(alone, several, ids)
+    for family, mesh in CASES:
+        name = f"{family} {','.join(f'{axis}={size}' for axis, size in mesh.items())}"
+        differences[name] = on_mesh(
+            pair(family, 2), make_mesh(mesh), "moe" in family or family in ("mixtral", "gpt-oss")
+        )
     print(json.dumps(differences))
+
+
+def on_mesh(model, mesh, experts):
+    alone, ids = model.decoder, jnp.asarray(tokens(max(4, parts_of(mesh, "batch")), 13))
+    specs, keep = parameter_specs(alone.config), NeuronMask.keep_all(alone.config)
+    laid_out = {
+        name: jax.device_put(np.asarray(array), sharding(mesh, specs[name].axes, array.shape))
+        for name, array in parameter_arrays(alone).items()
+    }
+    layouts = [str(array.sharding.spec) for array in laid_out.values()]
+    assert any("model" in layout or "expert" in layout for layout in layouts)
+    several, counted = Decoder(alone.config, laid_out), jnp.ones(ids.shape, jnp.float32)
+    with on_mesh_of(several):
+        logits, scores = forward_decoder(several, ids, keep), importance_batch(several, ids, counted)
+    expected, expected_scores = forward_decoder(alone, ids, keep), importance_batch(alone, ids, counted)
+    found = {
+        "logits": relative(logits, expected),
+        "importance": max(relative(scores[g], expected_scores[g]) for g in scores),
+    }
+    return found | (with_experts(alone, several, ids) if experts else {})
 
 
 def with_experts(alone, several, ids):

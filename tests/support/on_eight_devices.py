@@ -4,6 +4,7 @@ the number of devices is fixed when JAX starts. Reads lines of a mesh and stages
 
 import json
 import sys
+from functools import cache
 
 import jax
 import numpy as np
@@ -29,15 +30,18 @@ from mwork_jax.neurons import GROUPS, NeuronMask, NeuronSet, group_widths
 from mwork_jax.select.modes import select_neurons
 from mwork_jax.sharding import make_mesh, put
 
-CONFIG = config_from_hf({
-    "model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 64,
-    "bos_token_id": 1, "eos_token_id": list(range(2, 96, 6)),
-})  # fmt: skip
+_SIZES = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 64, "bos_token_id": 1,
+    "eos_token_id": list(range(2, 96, 6)),
+}  # fmt: skip
+_EXPERTS = {"model_type": "mixtral", "intermediate_size": 16, "num_local_experts": 4, "num_experts_per_tok": 2}
+DENSE, MIXTURE = config_from_hf({"model_type": "llama", **_SIZES}), config_from_hf({**_SIZES, **_EXPERTS})
 MESHES = {
     "8x1": {"data": 8}, "4x2": {"data": 4, "model": 2}, "1x8": {"model": 8},
     "2x2x2": {"data": 2, "model": 2, "mask": 2},
 }  # fmt: skip
+OF_EXPERTS = {"experts:4": {"data": 2, "expert": 4}, "experts:2x2": {"expert": 2, "mask": 2, "model": 2}}
 
 
 def documents(count, seed, least=12, most=17):
@@ -45,9 +49,9 @@ def documents(count, seed, least=12, most=17):
     return [rng.integers(3, 96, rng.integers(least, most)).astype(np.int32) for _ in range(count)]
 
 
-def drawn(seed, layers=(0, 2)):
+def drawn(config, seed, layers=(0, 2)):
     rng = np.random.default_rng(seed)
-    groups = {g: rng.random((CONFIG.num_layers, w)) < 0.2 for g, w in group_widths(CONFIG).items()}
+    groups = {g: rng.random((config.num_layers, w)) < 0.2 for g, w in group_widths(config).items()}
     return NeuronSet(groups).in_layers(*layers)
 
 
@@ -62,26 +66,29 @@ def detect(model):
     return [*tables, de.active, de.activation], [selected.groups[g] for g in GROUPS]
 
 
-def masks():
-    keep = NeuronMask.keep_all(CONFIG)
-    return [keep, keep.drop(drawn(1)), keep.drop(drawn(2)), keep.drop(drawn(3, (1, 2)))]
+def masks(config):
+    keep = NeuronMask.keep_all(config)
+    return [keep, *(keep.drop(drawn(config, *of)) for of in ((1,), (2,), (3, (1, 2))))]
 
 
 def evaluate(model):
-    found = held_out_losses(model, documents(5, 7), masks(), batching=Batching(16, 64))
+    found = held_out_losses(model, documents(5, 7), masks(model.config), batching=Batching(16, 64))
     return [loss.nats for loss in found], []
 
 
 def generate(model):
     """Answers of many lengths, many more than slots: groups of devices run out of rows at different times."""
     prompts = [np.concatenate([np.arange(40, 44, dtype=np.int32), d[:8]]) for d in documents(64, 8)]
-    found = generations(model, prompts, masks()[:3], max_new_tokens=16, tokens_per_batch=128)
+    found = generations(model, prompts, masks(model.config)[:3], max_new_tokens=16, tokens_per_batch=128)
     return [], [tokens for texts in found for tokens in texts]
 
 
 def enhance(model):
     settings = TuneSettings(epochs=1, steps=2, batch=8, max_tokens=16, learning_rate=1e-3, validation=0.1)
-    runs = [TuningRun(drawn(4), documents(20, 5), "a"), TuningRun(drawn(5), documents(20, 6), "b", seed=1)]
+    runs = [
+        TuningRun(drawn(model.config, 4), documents(20, 5), "a"),
+        TuningRun(drawn(model.config, 5), documents(20, 6), "b", seed=1),
+    ]
     tunings = fine_tune_many(model, runs, settings)
     values = [np.asarray(v) for o in tunings for v in o.values.values()]
     return [*values, *(np.asarray(o.history.train) for o in tunings)], []
@@ -89,18 +96,22 @@ def enhance(model):
 
 def look(model):
     labels = VocabularyLabels(("en", "de"), np.arange(96) % 5)
-    shares = language_shares(model, documents(11, 9), masks()[1], labels, k=5, batching=Batching(16, 32))
-    _, probabilities = top_tokens(model, documents(1, 9)[0], masks()[1], k=5)
+    shares = language_shares(model, documents(11, 9), masks(model.config)[1], labels, k=5, batching=Batching(16, 32))
+    _, probabilities = top_tokens(model, documents(1, 9)[0], masks(model.config)[1], k=5)
     raw = importance(model, documents(1, 10)[0])
-    most = strongest_tokens(model, documents(11, 9), drawn(1), 3, batching=Batching(16, 32))
+    most = strongest_tokens(model, documents(11, 9), drawn(model.config, 1), 3, batching=Batching(16, 32))
     found = [shares.top_k, shares.top_1, probabilities, *raw.values(), most.values]
     return found, [most.documents, most.positions, most.active[~np.isnan(most.active)]]
 
 
 def intervene(model):
-    none = Intervention.none(CONFIG)
-    vector = np.random.default_rng(0).normal(0, 1, CONFIG.hidden_size)
-    edits = [none.add(drawn(1), 0.5).replace(drawn(2), -1.0, at="gate"), none.steer(1, vector), masks()[1]]
+    none = Intervention.none(model.config)
+    vector = np.random.default_rng(0).normal(0, 1, model.config.hidden_size)
+    edits = [
+        none.add(drawn(model.config, 1), 0.5).replace(drawn(model.config, 2), -1.0, at="gate"),
+        none.steer(1, vector),
+        masks(model.config)[1],
+    ]
     losses = held_out_losses(model, documents(5, 7), edits, batching=Batching(16, 64))
     languages = {"en": documents(4, 11), "de": documents(4, 12)}
     vectors = language_vectors(model, languages, "probe", batching=Batching(16, 64))
@@ -122,18 +133,23 @@ def difference(found, expected):
 
 
 def on(mesh, decoder):
-    specs = parameter_specs(CONFIG)
+    specs = parameter_specs(decoder.config)
     arrays = {name: put(array, mesh, *specs[name].axes) for name, array in parameter_arrays(decoder).items()}
-    return Model(Decoder(CONFIG, arrays), None, "tiny")
+    return Model(Decoder(decoder.config, arrays), None, "tiny")
+
+
+def alone(config):
+    model = Model(Decoder.random(config, jax.random.key(0)), None, "tiny")
+    return model.decoder, cache(lambda stage: STAGES[stage](model))
 
 
 def main():
-    decoder = Decoder.random(CONFIG, jax.random.key(0))
-    alone = {name: stage(Model(decoder, None, "tiny")) for name, stage in STAGES.items()}
+    dense, mixture = alone(DENSE), alone(MIXTURE)
     for line in sys.stdin:
         mesh, stages = line.split()
-        model = on(make_mesh(MESHES[mesh]), decoder)
-        differences = {name: difference(STAGES[name](model), alone[name]) for name in stages.split(",")}
+        decoder, expected = mixture if mesh in OF_EXPERTS else dense
+        model = on(make_mesh((MESHES | OF_EXPERTS)[mesh]), decoder)
+        differences = {name: difference(STAGES[name](model), expected(name)) for name in stages.split(",")}
         print(json.dumps(differences), flush=True)
 
 
