@@ -187,7 +187,7 @@ class NeuronSettings:
     """How neurons are read. languages: whose sets; groups: of which groups; top: so many of each language and group,
     those of the highest mean importance. contexts: tokens with the largest activations in each language, with `before`
     and `after` other tokens around them. tokens: so many that a neuron promotes, and so many that it suppresses.
-    documents: per language. max_tokens: longer documents are cut."""
+    documents: per language. max_tokens: longer documents are cut. layers: from 0, of these alone; all where empty."""
 
     languages: tuple[str, ...]
     groups: tuple[str, ...] = FFN_GROUPS
@@ -198,6 +198,7 @@ class NeuronSettings:
     max_tokens: int = 512
     before: int = 16
     after: int = 8
+    layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_whole_numbers("neurons", self, top=1, contexts=1, tokens=1, documents=1, max_tokens=2, before=0, after=0)

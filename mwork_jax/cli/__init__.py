@@ -32,7 +32,7 @@ from mwork_jax.cli import (
     steer,
     tables,
 )
-from mwork_jax.cli.options import Parser, joining_options, log
+from mwork_jax.cli.options import CommandParser, Parser, joining_options, log
 from mwork_jax.errors import InputError, InputWarning
 from mwork_jax.report import printable
 from mwork_jax.runtime.distributed import end_all, several
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="mwork", description="Find, switch off and measure the language-specific neurons of a language model."
     )
-    commands = parser.add_subparsers(title="commands", required=True, parser_class=Parser, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", required=True, parser_class=CommandParser, metavar="COMMAND")
     for module in (run, paper, detect, select, evaluate, enhance, steer, lens, neurons, models, tables, plan, report):
         module.add(commands)
     return parser

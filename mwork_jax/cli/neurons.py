@@ -15,6 +15,7 @@ from mwork_jax.cli.options import (
     command,
     command_of,
     languages_of,
+    layers_of,
     load_model_of,
     neurons_of,
     pairs,
@@ -51,6 +52,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--language", help="comma-separated codes, whose sets (default: all of the folder)")
     groups = ",".join(FFN_GROUPS)
     parser.add_argument("--group", default=groups, help=f"comma-separated, of which groups (default: {groups})")
+    parser.add_argument("--layers", help="from 0, as in 4,9 or 4-12: of these alone (default: all)")
     parser.add_argument(
         "--top", type=int, default=20, help="so many of each set and group, by importance (default: 20)"
     )
@@ -64,7 +66,7 @@ def _neurons(args: argparse.Namespace) -> None:
     for option in ("top", "contexts", "tokens", "documents"):
         at_least(f"--{option}", 1 if getattr(args, option) is None else getattr(args, option), 1)
     at_least("--max-tokens", 2 if args.max_tokens is None else args.max_tokens, 2)
-    groups = named_groups(part.strip() for part in args.group.split(","))
+    groups, layers = named_groups(part.strip() for part in args.group.split(",")), layers_of("--layers", args.layers)
     out = output_folder(args.folder)
     sets = _sets(out)
     languages = tuple(sets) if args.language is None else languages_of("--language", args.language)
@@ -73,7 +75,9 @@ def _neurons(args: argparse.Namespace) -> None:
     _refuse_foreign(out / "neurons.json")
     documents, origins = _documents(args, sets)
     cut = args.max_tokens or _number(sets, "max_tokens") or _MAX_TOKENS
-    settings = NeuronSettings(languages, groups, args.top, args.contexts, args.tokens, args.documents, cut)
+    settings = NeuronSettings(
+        languages, groups, args.top, args.contexts, args.tokens, args.documents, cut, layers=layers
+    )
     scores = _scores(out, languages)
     args.model = args.model or _model_of(sets)
     model = load_model_of(args)

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,6 +39,19 @@ _COMMANDS = {"tables": "evaluate", "lm_eval": "evaluate --lm-eval"}  # the other
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
+
+
+class CommandParser(Parser):
+    """Of one command. It knows which options there are, and so which one was meant."""
+
+    def parse_known_args(self, *args: Any, **named: Any) -> Any:
+        parsed, unknown = super().parse_known_args(*args, **named)
+        if unknown:
+            options = [option for option in self._option_string_actions if option.startswith("--")]
+            close = get_close_matches(unknown[0].partition("=")[0], options, 1)
+            meant = f"; {close[0]} is meant?" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return parsed, unknown
 
 
 def command(
@@ -283,6 +297,18 @@ def _bytes(option: str, text: str) -> int:
     if not found or not float(found[1]):
         raise InputError(f"{option} {text:.40}: a size is needed, as in 12GB or 800MB")
     return int(float(found[1]) * 1024 ** ("MGT".index(found[2]) + 2))
+
+
+def layers_of(option: str, text: str | None) -> tuple[int, ...]:
+    """Layers, from 0: numbers and ranges with commas between them, as in 4,9 or 4-12; none where nothing is given."""
+    layers: dict[int, None] = {}
+    for part in text.split(",") if text else ():
+        found = re.fullmatch(r" *(\d{1,6})(?: *- *(\d{1,6}))? *", part, re.ASCII)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if first > last:
+            raise InputError(f"{option} {text:.40}: layers with commas between them are needed, as in 4,9 or 4-12")
+        layers |= dict.fromkeys(range(first, last + 1))
+    return tuple(layers)
 
 
 def at_least(option: str, value: int, least: int) -> None:

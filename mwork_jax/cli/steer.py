@@ -16,6 +16,7 @@ from mwork_jax.cli.options import (
     command_of,
     draw_report,
     languages_of,
+    layers_of,
     load_model_of,
     one_of,
     pairs,
@@ -54,7 +55,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--languages", default=_LANGUAGES, help=f"codes, to be written (default: {_LANGUAGES})")
     parser.add_argument("--prompts", default=ENGLISH, help="codes, the languages of the prompts (default: en)")
     parser.add_argument("--strengths", help="comma-separated; 1 is what a recipe's paper does (default: the recipe's)")
-    parser.add_argument("--layers", help="comma-separated, from 0, where vectors are added (default: three)")
+    parser.add_argument("--layers", help="from 0, as in 4,9 or 4-12, where vectors are added (default: three)")
     parser.add_argument("--on", default="all", help=f"where it acts: {', '.join(PARTS)} (default: all)")
     parser.add_argument("--task", default="mgsm", help=f"whose questions: {', '.join(_WRITING)} (default: mgsm)")
     parser.add_argument("--data", help="the task's files or folder (default: the project's own questions)")
@@ -119,8 +120,8 @@ def _settings(args: argparse.Namespace) -> SteerSettings:
         languages=languages,
         prompts=prompts,
         recipes=recipes,
-        strengths=_numbers("--strengths", args.strengths, float),
-        layers=_numbers("--layers", args.layers, int),
+        strengths=_strengths(args.strengths),
+        layers=layers_of("--layers", args.layers),
         part=args.on,
         task=args.task,
         items=args.items,
@@ -135,13 +136,13 @@ def _settings(args: argparse.Namespace) -> SteerSettings:
     )
 
 
-def _numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...]:
+def _strengths(text: str | None) -> tuple[float, ...]:
     try:
-        numbers = tuple(kind(part) for part in text.split(",")) if text else ()
+        numbers = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise InputError(f"{option} {text}: numbers with commas between them are needed, as in 0.5,1") from None
+        raise InputError(f"--strengths {text}: numbers with commas between them are needed, as in 0.5,1") from None
     if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{option} {text}: finite numbers are needed")
+        raise InputError(f"--strengths {text}: finite numbers are needed")
     return numbers
 
 

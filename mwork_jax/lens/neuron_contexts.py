@@ -132,8 +132,11 @@ def _check(model: Model, tokens: int) -> None:
 
 
 def _strongest(language: str, neurons: NeuronSet, scores: NeuronScores | None, settings: NeuronSettings) -> NeuronSet:
+    own = neurons.in_groups(*settings.groups)
     try:
-        return strongest_neurons(neurons.in_groups(*settings.groups), scores, settings.top)
+        if settings.layers:
+            own = _union([own.in_layers(layer, layer + 1) for layer in settings.layers])
+        return strongest_neurons(own, scores, settings.top)
     except InputError as error:
         raise InputError(f"the neurons of {language}: {error}") from None
 

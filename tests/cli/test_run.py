@@ -464,6 +464,7 @@ BAD = {
     "seeds": (["run", "--seeds", "0"], "--seeds 0: it must be at least 1"),
     "not a number": (["run", "--documents", "many"], "invalid int value: 'many'"),
     "unknown option": (["run", "--fast"], "unrecognized arguments: --fast"),
+    "misspelt option": (["run", "--langauges=de"], "unrecognized arguments: --langauges=de; --languages is meant?"),
     "unknown command": (["dance"], "invalid choice: 'dance'"),
     "no command": ([], "required: COMMAND"),
     "data without language": (["run", "--data", "file.txt"], "LANG=FILE is needed"),

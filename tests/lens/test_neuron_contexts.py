@@ -124,7 +124,18 @@ def test_the_command(folder, monkeypatch, capsys):
     (folder / "neurons.json").unlink()
 
 
+def test_of_some_layers(folder):
+    assert main(["neurons", str(folder), "--layers", "1,3", "--contexts", "1"]) == 0
+    readings = read_results(folder / "neurons.json").readings
+    assert [(r.layer, r.index) for r in readings] == [(1, 3), (3, 1)]
+    assert main(["neurons", str(folder), "--layers", "2-3", "--contexts", "1"]) == 0
+    assert [r.layer for r in read_results(folder / "neurons.json").readings] == [2, 3]
+    (folder / "neurons.json").unlink()
+
+
 BAD = {
+    "layers": (["--layers", "4-2"], "--layers 4-2: layers with commas between them are needed, as in 4,9 or 4-12"),
+    "no layer": (["--layers", "99"], "the neurons of de: layers [99, 100) are outside the model, which has"),
     "top": (["--top", "0"], "--top 0: it must be at least 1"),
     "group": (["--group", "ffn"], "'ffn' is not a neuron group; the groups are attn_q"),
     "language": (["--language", "it"], "--language it: no set of it in"),
