@@ -14,6 +14,7 @@ from mwork_jax.report.names import one_line
 # Shown by the page where the table is wider than its box; hidden where the page's style is not there.
 SCROLL_HINT = '<p class="hint" hidden aria-hidden="true">more to the side ↔</p>'
 FORMATS = ("md", "latex", "csv")
+_LINE = 36  # characters of a cell that stand in one line; longer ones are text, which a page breaks
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "Δ": r"$\Delta$", "✗": r"$\times$", "✓": r"\checkmark{}",
@@ -121,7 +122,9 @@ class Table:
 
         def cell(i: int, text: str) -> str:
             shown = html.escape(text)
-            return f'<th scope="row">{shown}</th>' if i == 0 else f"<td{_kind(i, self.words)}>{shown}</td>"
+            if i == 0:
+                return f'<th scope="row">{shown}</th>'
+            return f'<td class="long">{shown}</td>' if len(text) > _LINE else f"<td{_kind(i, self.words)}>{shown}</td>"
 
         head = "".join(
             f'<th scope="col"{_kind(i, self.words)}>{html.escape(c)}</th>' for i, c in enumerate(self.columns)
