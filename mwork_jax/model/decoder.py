@@ -4,15 +4,16 @@ Parameters live in a Flax nnx module (`Decoder`), every layer's stacked along a 
 functions that scan over that axis. A neuron mask is an array like any other, so any number of masks runs in one
 compiled program.
 
-Letters in the einsums and shape comments: b batch, t query time, s key time, m hidden size, h query head, g key/value
-head, r query head within a group, k head size, f feed-forward size, v vocabulary. Weights keep the orientation of the
+Letters in the einsums and shape comments: b batch, t time, m hidden size, h query head, g key/value head, k head size,
+f feed-forward size or width of a projection, e experts of a token, v vocabulary. Weights keep the orientation of the
 checkpoint, [out, in], so a neuron is a row of q, k, v, gate, up and a column of down, as in the paper.
+
+A family is a set of numbers and switches in `ModelConfig`; nothing here asks which one it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -24,13 +25,13 @@ from mwork_jax.config import FULL_ATTENTION, ModelConfig
 from mwork_jax.intervention import Edit
 from mwork_jax.model.attention import PositionTables, attend, heads_first, in_halves, position_tables, rotate
 from mwork_jax.model.bfloat16_bits import rows_of
-from mwork_jax.model.experts import expert_products, route
+from mwork_jax.model.feed_forward import feed_forward
 from mwork_jax.model.int8 import FACTOR, multiplied_out
-from mwork_jax.model.neuron_change import Changes, add_columns, add_expert_rows, add_rows, changed_columns, changed_rows
+from mwork_jax.model.mixture import PerDevice, mixture
+from mwork_jax.model.neuron_change import Changes, add_rows
 from mwork_jax.model.operations import normed, product, rms_norm, soft_cap
-from mwork_jax.model.parameters import XIELU, layer_specs, parameter_specs
-from mwork_jax.neurons import LayOut
-from mwork_jax.sharding import EXPERT, MODEL, constrain, num_shards, per_device, size_here
+from mwork_jax.model.parameters import parameter_specs
+from mwork_jax.sharding import constrain, num_shards, per_device
 
 
 class Layers(nnx.Module):
@@ -99,8 +100,9 @@ class LayerRecord(NamedTuple):
     Of b rows of t tokens: `hidden` [b, t, hidden size], the residual stream after the layer; `product` [b, t, width],
     the activations of `ffn_up` and `ffn_down`; `q_raw` [b, t, heads, size], `k_raw` and `v` [b, t, key heads, size],
     those of `attn_q`, `attn_k` and `attn_v`, whose neurons are numbered head by head.
-    `q` and `k` are before RoPE and after the q/k-norm and what scales queries by position, where there are, `q_raw` and
-    `k_raw` before. `product` is after the mask; where the feed-forward has no gate, it is `activated` times the mask.
+    All are after what a mask or an intervention does to them. `q` and `k` are before RoPE and after the q/k-norm and
+    what scales queries by position, where there are, `q_raw` and `k_raw` before. Where the feed-forward has no gate,
+    `product` is `activated` with the edit of the product.
     """
 
     q_raw: jax.Array  # [b, t, h, k]
@@ -160,7 +162,8 @@ def hidden_states(
             sinks = inputs.weights.get("sinks")
             return attend(config, q, k, v, *at, decoder.dtype, documents=documents, sinks=sinks), None
 
-        x, _, record = decoder_layer(config, x, inputs._replace(generated=generated), tables, attend_here)
+        inputs = inputs._replace(generated=generated)
+        x, _, record = decoder_layer(config, x, inputs, tables, attend_here, recorded=observe is not None)
         if observe is None:
             return x, None
         return x, observe(record) if per_layer is None else observe(record, own)
@@ -179,23 +182,24 @@ def embedded(decoder: Decoder, tokens: jax.Array) -> jax.Array:
 
 
 class LayerInputs(NamedTuple):
-    """What the layers differ in, each leaf with a leading layer axis until one layer's are taken."""
+    """What the layers differ in, each leaf with a leading layer axis until one layer's are taken; `generated`, which
+    all have in common, is set after that."""
 
     weights: dict[str, jax.Array]
-    mask: Edit
+    edit: Edit
     rope: jax.Array  # int32, an index into the configuration's ropes
     window: jax.Array  # int32, how many positions a query sees, itself included
     changes: Changes
-    generated: jax.Array | None = None  # bool [b or 1, t], the same for all layers: see `hidden_states`
+    generated: jax.Array | None = None  # bool [b or 1, t]: see `hidden_states`
 
 
-def stacked_inputs(decoder: Decoder, mask: Edit) -> LayerInputs:
+def stacked_inputs(decoder: Decoder, edit: Edit) -> LayerInputs:
     """The inputs of all layers, without changes to the weights."""
     config = decoder.config
     windows = np.array([w if w != FULL_ATTENTION else np.iinfo(np.int32).max for w in config.windows], np.int32)
     return LayerInputs(
         {name: value[...] for name, value in vars(decoder.layers).items() if isinstance(value, nnx.Param)},
-        mask,
+        edit,
         jnp.asarray(config.layer_rope, jnp.int32),
         jnp.asarray(windows),
         {},
@@ -237,7 +241,6 @@ def forward_decoder(decoder: Decoder, tokens: jax.Array, mask: Edit) -> jax.Arra
 
 # Rotated q, k and v of some tokens -> (heads [b, t, h, k], what is to be kept).
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-PerDevice = Callable[..., Any]  # as `sharding.per_device`
 
 
 def decoder_layer(
@@ -246,12 +249,15 @@ def decoder_layer(
     inputs: LayerInputs,
     tables: PositionTables,
     attend: Attend,
+    *,
+    recorded: bool = False,
     per_device: PerDevice = per_device,
 ) -> tuple[jax.Array, Any, LayerRecord]:
     """One decoder layer: x float32 [b, t, m] -> (x after the layer, what `attend` keeps, what the layer computed).
 
-    tables: of these tokens. attend: over these tokens and, with a cache, those before them. per_device: how experts
-    that devices share out are computed, `per_device_over` a `jax.vmap` over what `expert` shares out too.
+    tables: of these tokens. attend: over these tokens and, with a cache, those before them. recorded: whether what
+    experts compute is wanted, without which `activated` and `product` of a mixture are None. per_device: how experts
+    are computed that devices share out; under a `jax.vmap` over slots, `partial(per_device_over, "slots")`.
     """
 
     def norm(x: jax.Array, name: str) -> jax.Array:
@@ -265,12 +271,13 @@ def decoder_layer(
         ffn_in = attn_in
         if not config.parallel:
             ffn_in = norm(after, "ffn_norm") if config.pre_norms else after
+        args = (config, ffn_in, inputs.weights, inputs.edit, inputs.generated, inputs.changes)
         if config.num_experts:
-            out, fed = _experts(config, ffn_in, inputs, per_device)
+            out, fed = mixture(*args, recorded=recorded, per_device=per_device)
         else:
-            out, fed = _feed_forward(config, ffn_in, inputs)
+            out, fed = feed_forward(*args)
         x = after + config.residual_scale * (norm(out, "ffn_post_norm") if config.post_norms else out)
-        x = inputs.mask.steered(x, inputs.generated)
+        x = inputs.edit.steered(x, inputs.generated)
     return x, kept, LayerRecord(**attended._asdict(), **fed._asdict(), hidden=x, weights=inputs.weights)
 
 
@@ -318,181 +325,14 @@ def _query_key_norm(config: ModelConfig, x: jax.Array, w: dict[str, jax.Array], 
     return normed(x, w[name], None, config)
 
 
-class _Fed(NamedTuple):
-    """What the feed-forward computed: fields of LayerRecord."""
-
-    activated: jax.Array
-    product: jax.Array
-    experts: jax.Array | None = None
-    shares: jax.Array | None = None
-
-
-def _feed_forward(config: ModelConfig, x: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, _Fed]:
-    """What the feed-forward adds, before a norm [b, t, m], and what it computed."""
-    w, changes = inputs.weights, inputs.changes
-
-    def rows(name: str) -> jax.Array:
-        out = add_rows(product("btm,fm->btf", x, w[name]), x, changes.get(name), w[name].dtype)
-        return out + w[f"{name}_bias"] if config.mlp_bias else out
-
-    activated, h = _gated(config, inputs, rows("gate") if config.gated else None, rows("up"), lambda of_each: of_each)
-    out = add_columns(product("btf,mf->btm", h, w["down"]), h, changes.get("down"), w["down"].dtype)
-    return (out + w["down_bias"] if config.mlp_bias else out), _Fed(activated, h)
-
-
-def _experts(config: ModelConfig, x: jax.Array, inputs: LayerInputs, per_device: PerDevice) -> tuple[jax.Array, _Fed]:
-    """The same where a router sends each token to a few experts: the sum of what they give, each times its share. Each
-    device computes the experts that it holds for the rows of all that share them out; sums bring them together."""
-    w, changes = inputs.weights, inputs.changes
-    experts, shares = route(config, x, w)
-    names = [name for name in ("gate", "up", "down", "gate_bias", "up_bias", "down_bias") if name in w]
-    added = {name: changed_rows(x, changes[name], w[name].dtype) for name in ("gate", "up") if name in changes}
-    indices = {name: changes[name].indices for name in ("gate", "up", "down") if name in changes}
-    own_weights = {name: w[name] for name in names}
-    parts = _ExpertParts(x, experts, shares, own_weights, inputs.mask, inputs.generated, indices, added)
-    leaves, structure = jax.tree.flatten(parts)
-    in_axes = jax.tree.leaves(_axes_of(config, parts), is_leaf=lambda axes: type(axes) is tuple)
-    inner, tokens = (*experts.shape, config.intermediate_size), ("batch", "time", None)
-    out_axes, shapes = [tokens, (*tokens, None), (*tokens, None)], [x.shape, inner, inner]
-    if "down" in changes:
-        out_axes.append(tokens)
-        shapes.append((*x.shape[:2], indices["down"].shape[0]))
-
-    def on_one_device(*leaves: jax.Array) -> tuple[jax.Array, ...]:
-        parts = jax.tree.unflatten(structure, leaves)
-        if parts.weights["up"].shape[0] == config.num_experts:
-            return _own_experts(config, parts, None)
-        return _of_shared_experts(config, parts)
-
-    out, activated, h, *changed = per_device(on_one_device, leaves, in_axes, out_axes, shapes)
-    if changed:
-        out = out + product("btw,wm->btm", changed[0], changes["down"].values.astype(w["down"].dtype))
-    return out, _Fed(activated, h, experts, shares)
-
-
-class _ExpertParts(NamedTuple):
-    """What a feed-forward with experts is computed from."""
-
-    x: jax.Array  # [b, t, m]
-    experts: jax.Array  # int32 [b, t, e], those that each token goes to
-    shares: jax.Array  # [b, t, e]
-    weights: dict[str, jax.Array]  # the experts' matrices and biases, [experts, ...]
-    mask: Edit
-    generated: jax.Array | None
-    indices: dict[str, jax.Array]  # int32 [w], of changes to the weights
-    added: dict[str, jax.Array]  # [b, t, w], what changed rows add
-
-
-def _axes_of(config: ModelConfig, parts: _ExpertParts) -> _ExpertParts:
-    """The axes of each part, as `per_device` takes them."""
-    specs, tokens = layer_specs(config), ("batch", "time", None)
-    shared = num_shards("experts", config.num_experts) > 1
-
-    def of_edit(leaf: jax.Array) -> tuple[str | None, ...]:
-        return ("neurons",) if shared and leaf.shape == (config.ffn_width,) else (None,) * leaf.ndim
-
-    axes: dict[str, Any] = {
-        **dict.fromkeys(("x", "experts", "shares"), tokens),
-        "weights": {name: specs[name].axes for name in parts.weights},
-        "mask": jax.tree.map(of_edit, parts.mask),
-        "generated": None if parts.generated is None else ("batch", "time"),
-        "indices": dict.fromkeys(parts.indices, (None,)),
-        "added": dict.fromkeys(parts.added, tokens),
-    }
-    return _ExpertParts(**axes)
-
-
-def _of_shared_experts(config: ModelConfig, parts: _ExpertParts) -> tuple[jax.Array, ...]:
-    """Within one device: `_own_experts` where several devices share the experts out, summed over them. Devices along
-    `expert` have rows of their own too: each gets those of all, with what is done to its own experts' neurons there,
-    and every row's sum goes back to its device. That holds too where they have the same rows, which are then computed
-    more than once."""
-    first = parts.weights["up"].shape[0] * jax.lax.axis_index((MODEL, EXPERT))
-    if size_here(EXPERT) == 1:
-        results = _own_experts(config, parts, first)
-    else:
-        axes = _ExpertParts._make((0, 0, 0, None, 0, 0, None, 0))
-        of_all = jax.vmap(lambda each: _own_experts(config, each, first), in_axes=(axes,))
-        results = tuple(jax.lax.psum_scatter(each, EXPERT) for each in of_all(_from_all(config, parts)))
-    return tuple(jax.lax.psum(each, MODEL) for each in results)
-
-
-def _from_all(config: ModelConfig, parts: _ExpertParts) -> _ExpertParts:
-    """The parts of every device along `expert`, side by side, but for the weights; of what is done to neurons, that
-    for this device's experts alone."""
-    size, width = size_here(EXPERT), config.ffn_width // size_here(MODEL)
-
-    def gather(leaf: jax.Array) -> jax.Array:
-        return jax.lax.all_gather(leaf, EXPERT)
-
-    def of_edit(leaf: jax.Array) -> jax.Array:
-        return jax.lax.all_to_all(leaf.reshape(size, -1), EXPERT, 0, 0) if leaf.shape == (width,) else gather(leaf)
-
-    names = ("x", "experts", "shares", "generated", "added")
-    gathered = {name: jax.tree.map(gather, getattr(parts, name)) for name in names}
-    return parts._replace(**gathered, mask=jax.tree.map(of_edit, parts.mask))
-
-
-def _own_experts(config: ModelConfig, parts: _ExpertParts, first: jax.Array | None) -> tuple[jax.Array, ...]:
-    """What the experts that a device holds give [b, t, m], `activated` and `product` of `_Fed`, and, where columns of
-    `down` are changed, what those are multiplied with [b, t, w]. first: the first of them; None where it holds all."""
-    w, experts, shares = parts.weights, parts.experts, parts.shares
-    held, shared = w["up"].shape[0], first is not None
-    own = experts if first is None else experts - first
-    # An expert that another device holds is `held`, which is no expert here.
-    own = jnp.where((own >= 0) & (own < held), own, held) if shared else own
-    names = ("gate", "up") if config.gated else ("up",)
-    sent = own.reshape(-1, own.shape[-1])
-    products = expert_products(parts.x.reshape(-1, parts.x.shape[-1]), sent, tuple(w[name] for name in names))
-    inner: dict[str, jax.Array] = dict(zip(names, products, strict=True))
-
-    def rows(name: str) -> jax.Array:
-        out = inner[name].reshape(*experts.shape, -1)
-        if name in parts.added:
-            out = add_expert_rows(out, experts, parts.indices[name], parts.added[name])
-        return out + w[f"{name}_bias"][own] if config.mlp_bias else out
-
-    def of_experts(of_each: jax.Array) -> jax.Array:
-        return of_each.reshape(held, -1)[own]
-
-    def of_own(x: jax.Array) -> jax.Array:
-        return jnp.where((own < held)[..., None], x, 0.0) if shared else x
-
-    inputs = LayerInputs(w, parts.mask, jnp.int32(0), jnp.int32(0), {}, parts.generated)
-    activated, h = _gated(config, inputs, rows("gate") if config.gated else None, rows("up"), of_experts)
-    activated, h = of_own(activated), of_own(h)
-    (out,) = expert_products(h.reshape(-1, h.shape[-1]), own.reshape(-1, 1), (w["down"],))
-    out = out.reshape(*experts.shape, -1)
-    if config.mlp_bias:
-        out = of_own(out + w["down_bias"][own])
-    results = [jnp.einsum("btem,bte->btm", out, shares, precision=jax.lax.Precision.HIGHEST), activated, h]
-    if "down" in parts.indices:
-        results.append(changed_columns(h, experts, shares, parts.indices["down"]))
-    return tuple(results)
-
-
-def _gated(
-    config: ModelConfig, inputs: LayerInputs, gate: jax.Array | None, up: jax.Array, lay_out: LayOut
-) -> tuple[jax.Array, jax.Array]:
-    """act(gate), and its product with up; act(up) for both where there is no gate. lay_out: brings what a mask has per
-    neuron into the shape of these."""
-    if gate is not None and config.act_limit is not None:
-        gate, up = jnp.minimum(gate, config.act_limit), jnp.clip(up, -config.act_limit, config.act_limit) + 1.0
-        activated = gate * jax.nn.sigmoid(config.act_slope * gate)
-    else:
-        activated = _activation(config, inputs.weights, up if gate is None else gate)
-    activated = inputs.mask.applied("gate", activated, lay_out, inputs.generated)
-    whole = activated if gate is None else activated * up
-    return activated, inputs.mask.applied("neuron", whole, lay_out, inputs.generated)
-
-
 def _project(y: jax.Array, inputs: LayerInputs, name: str, head_dim: int) -> jax.Array:
     """Queries, keys or values [b, t, heads, k]; a masked neuron is 0, bias included, as if its weights were."""
     w = inputs.weights
     x = product("btm,fm->btf", y, w[name].reshape(-1, y.shape[-1]))
     x = add_rows(x, y, inputs.changes.get(name), w[name].dtype)
     axis = "heads" if name == "q" else "kv_heads"
-    # Where there are fewer heads than devices, each device computes a part of a head, so that none computes all heads.
+    # Where heads do not split evenly over the devices, each computes a part of a head, so that none computes all of
+    # them; attention then has whole heads again.
     if splits_heads := num_shards("neurons", x.shape[-1]) > num_shards(axis, x.shape[-1] // head_dim):
         x = constrain(x, "batch", "time", "neurons")
     x = x.reshape(*x.shape[:2], -1, head_dim)
@@ -500,24 +340,4 @@ def _project(y: jax.Array, inputs: LayerInputs, name: str, head_dim: int) -> jax
         x = constrain(x, "batch", "time", axis, None)
     if f"{name}_bias" in w:
         x = x + w[f"{name}_bias"]
-    return inputs.mask.applied(f"attn_{name}", x, lambda of_each: of_each.reshape(-1, head_dim), inputs.generated)
-
-
-_ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
-}
-
-
-def _activation(config: ModelConfig, w: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    if config.activation == "xielu":
-        return xielu(x, *(w[name] for name in XIELU))
-    return _ACTIVATIONS[config.activation](x)
-
-
-def xielu(x: jax.Array, positive: jax.Array, negative: jax.Array, linear: jax.Array, least: jax.Array) -> jax.Array:
-    """xIELU (Huang and Schlag 2024): for x > 0 a x^2 + c x, else b (e^x - 1 - x) + c x, with a = softplus(positive),
-    b = c + softplus(negative) and c = linear. The exponent is at most `least`, which is close to 0."""
-    a, b = jax.nn.softplus(positive), linear + jax.nn.softplus(negative)
-    return jnp.where(x > 0, a * x * x, b * (jnp.expm1(jnp.minimum(x, least)) - x)) + linear * x
+    return inputs.edit.applied(f"attn_{name}", x, lambda of_each: of_each.reshape(-1, head_dim), inputs.generated)

@@ -1,4 +1,4 @@
-"""Feed-forwards with experts: a router sends each token to a few of them, and nothing is dropped.
+"""Products with experts: a router sends each token to a few of them, and nothing is dropped.
 
 Rows are sorted by expert, so that each expert's weights are multiplied with its own rows in blocks of one shape: the
 shapes are static, whatever the router does. Where the platform has a product of that kind (`jax.lax.ragged_dot`), it is
@@ -105,17 +105,23 @@ def _sorted_products(
     flat = jnp.clip(experts.reshape(-1), 0, number).astype(jnp.int32)
     order = jnp.argsort(flat, stable=True)
     sizes = jnp.bincount(flat, length=number + 1)[:number].astype(jnp.int32)
-    x = x[order // each]
-    args = (x, sizes, matrices)
-    results = jax.lax.platform_dependent(
-        *args,
+    results = sorted_products(x[order // each], sizes, matrices, transposed)
+    back = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
+    there = (flat < number)[:, None]
+    return tuple(jnp.where(there, y[back], 0.0).reshape(*experts.shape, -1) for y in results)
+
+
+def sorted_products(
+    x: jax.Array, sizes: jax.Array, matrices: tuple[jax.Array, ...], transposed: bool = False
+) -> tuple[jax.Array, ...]:
+    """Rows x [n, a], sorted by expert, int32 `sizes` [e] of them for each, times the matrices as `expert_products` has
+    them: float32 [n, c] of each. What stands in rows that are no expert's is not said. It has no derivative."""
+    return jax.lax.platform_dependent(
+        *(x, sizes, matrices),
         tpu=partial(_by_ragged_dot, transposed),
         cuda=partial(_by_ragged_dot, transposed),
         default=partial(_by_blocks, transposed),
     )
-    back = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
-    there = (flat < number)[:, None]
-    return tuple(jnp.where(there, y[back], 0.0).reshape(*experts.shape, -1) for y in results)
 
 
 def _by_ragged_dot(

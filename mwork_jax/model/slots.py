@@ -182,7 +182,7 @@ def through_layers(
 ) -> tuple[jax.Array, SlotCache]:
     """x [n, b, t, hidden] of tokens at positions [n, b, t] through the layers of `span`: (x, the cache)."""
     config, whole_shape = decoder.config, x.shape
-    every_layer = stacked_inputs(decoder, table)._replace(mask=None)  # pyright: ignore[reportArgumentType]
+    every_layer = stacked_inputs(decoder, table)._replace(edit=None)  # pyright: ignore[reportArgumentType]
     rows = masks.size
     tables = _of_rows(position_tables(config, positions.reshape(rows, -1)))
     flat_masks, is_generated = masks.reshape(rows), generated.reshape(rows, 1, -1)
@@ -199,8 +199,8 @@ def through_layers(
             def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, SlotCache]:
                 return attention(q, k, v, _Shared(cache, layer, at, positions, inputs.window, sinks))
 
-            own = inputs._replace(mask=edit, generated=generated)
-            x, written, _ = decoder_layer(config, x, own, tables, attend, partial(per_device_over, "slots"))
+            own = inputs._replace(edit=edit, generated=generated)
+            x, written, _ = decoder_layer(config, x, own, tables, attend, per_device=partial(per_device_over, "slots"))
             return x, written
 
         over = jax.vmap(one, out_axes=(0, None), spmd_axis_name=over_rows)

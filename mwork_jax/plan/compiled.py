@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from mwork_jax.config import ModelConfig
 from mwork_jax.errors import InputError
 from mwork_jax.model.decoder import Decoder
+from mwork_jax.model.mixture import BLOCKS_LOOP
 from mwork_jax.model.parameters import weight_bytes
 from mwork_jax.plan.chips import Slice
 from mwork_jax.plan.gpus import COMPILER_OPTIONS
@@ -107,7 +108,7 @@ def _compiled(
     analysis = compiled.memory_analysis()
     # Weights that a program does not read are no arguments of it, but stay where they are.
     state = _argument_bytes(program) + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    cost = cost_of(text, program.trips, experts, target_of(slice_))
+    cost = cost_of(text, program.trips, experts, target_of(slice_), BLOCKS_LOOP)
     return Memory(weights, state, analysis.temp_size_in_bytes), cost + program.inside.times(cost.custom_calls)
 
 

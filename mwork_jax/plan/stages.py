@@ -21,12 +21,13 @@ from mwork_jax.enhance.train import Frozen, Program, State, train_step
 from mwork_jax.errors import InputError
 from mwork_jax.model.attention import KEY_BLOCK, KEY_BLOCKS_LOOP
 from mwork_jax.model.decode_slots import SlotState, StopTable, decode_slots
+from mwork_jax.model.mixture import BLOCKS_LOOP, rows_of_a_block
 from mwork_jax.model.predictions import LOGIT_ROWS, predicted
 from mwork_jax.model.slot_sizes import ACCELERATOR, time_for
 from mwork_jax.model.slots import BLOCK, LAYERS_LOOP, Blocks, Places, SlotCache, Span, advance_blocks
 from mwork_jax.plan.topology import abstract, abstract_decoder, abstract_masks
 from mwork_jax.runtime.compiled import Cost, Instruction, Trips, no_unknown_loops
-from mwork_jax.sharding import MASK, MODEL, parts_of
+from mwork_jax.sharding import EXPERT, MASK, MODEL, parts_of
 
 STAGES = ("detect", "evaluate", "generate", "enhance")
 # Vector operations that the query and key kernel takes for each change of a score where none can be over 40 nats;
@@ -144,7 +145,7 @@ def _through_slots(config: ModelConfig, mesh: Mesh, size: Size, room: int = 0) -
         own,
         Span(number, number, number, number),
     )
-    trips = _loops(config, config.num_layers, size.length)
+    trips = _loops(config, mesh, size.length, blocks * BLOCK)
     per_row = -(-size.length // BLOCK)
     number_of = np.broadcast_to(np.arange(blocks, dtype=np.int32), (groups, blocks))
     nothing = np.zeros((groups, blocks), np.int32)
@@ -155,17 +156,27 @@ def _through_slots(config: ModelConfig, mesh: Mesh, size: Size, room: int = 0) -
     return StageProgram("layers over the prompts", advance_blocks, arguments, trips, values={4: real, 5: span})
 
 
-def _loops(config: ModelConfig, layers: int, length: int, steps: int = 1) -> Trips:
-    """How often the loops of slots run where the longest row has so many tokens."""
+def _loops(config: ModelConfig, mesh: Mesh, length: int, tokens: int, steps: int = 1) -> Trips:
+    """How often the loops of slots run where the longest row has so many tokens, and a group of devices computes so
+    many at a time."""
     blocks = -(-length // KEY_BLOCK)
     seen = [blocks if w == FULL_ATTENTION else min(blocks, -(-w // KEY_BLOCK) + 1) for w in config.windows]
 
     def trips(loop: Instruction) -> float:
         if KEY_BLOCKS_LOOP in loop.where:
             return sum(seen) / len(seen)
-        return layers if LAYERS_LOOP in loop.where else steps
+        if BLOCKS_LOOP in loop.where:
+            return _blocks_of_experts(config, mesh, tokens)
+        return config.num_layers if LAYERS_LOOP in loop.where else steps
 
     return trips
+
+
+def _blocks_of_experts(config: ModelConfig, mesh: Mesh, tokens: int) -> float:
+    """How many blocks of rows a device goes through for its experts, where as many rows go to each."""
+    rows = tokens * mesh.shape[EXPERT] * config.experts_per_token
+    held = config.num_experts // parts_of(mesh, "experts")
+    return rows * held / config.num_experts / rows_of_a_block(rows, held, config.num_experts)
 
 
 def _slot_cache(config: ModelConfig, mesh: Mesh, size: Size, room: int) -> SlotCache:
@@ -212,7 +223,7 @@ def _generate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
         abstract(mesh, (), jnp.int32),
         abstract(mesh, (), jnp.int32),
     )
-    trips = _loops(config, config.num_layers, size.length + size.new // 2, steps=size.new)
+    trips = _loops(config, mesh, size.length + size.new // 2, slots, steps=size.new)
     steps = StageProgram("decoding steps", decode_slots, arguments, trips)
     steps = replace(steps, values={2: _full_slots(groups, size), 6: size.new})
     return [_through_slots(config, mesh, size, room=size.new), steps]

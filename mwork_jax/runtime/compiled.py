@@ -161,11 +161,14 @@ def no_unknown_loops(loop: Instruction) -> float:
     raise ValueError(f"how often does the loop {loop.name} ({loop.where}) run? Its bound is not in the program")
 
 
-def cost_of(text: str, trips: Trips = no_unknown_loops, experts: int = 0, target: Target = TPU) -> Cost:
+def cost_of(
+    text: str, trips: Trips = no_unknown_loops, experts: int = 0, target: Target = TPU, chosen: str | None = None
+) -> Cost:
     """The cost of a compiled program, from `compiled.as_text()`. experts: of the model, 0 without; a chip's products
-    are taken to have an even part of the rows, as large as the chip's part of the experts."""
+    are taken to have an even part of the rows, as large as the chip's part of the experts. chosen: the name of a loop
+    in which all rows are of the chip's experts."""
     computations, entry = parse(text)
-    return _Counter(computations, trips, experts, target).of(entry)
+    return _Counter(computations, trips, experts, target, chosen).of(entry)
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ class _Counter:
     trips: Trips
     experts: int
     target: Target = TPU
+    chosen: str | None = None
     _known: dict[tuple[str, bool], Cost] = field(default_factory=dict)
 
     def of(self, name: str, fused: bool = False) -> Cost:
@@ -239,7 +243,10 @@ class _Counter:
         the rows in tiles; one that holds rows of several experts is computed for each."""
         rows, matrices = inputs[-2:]
         tile = int(re.findall(r'ragged_dot_tiling="(\d+)', one.rest)[0])
-        own, each = self._own_part(matrices.shape[0]) * rows.shape[0], 2.0 * rows.shape[1] * one.arrays[0].shape[-1]
+        own, each = (
+            self._own_part(one, matrices.shape[0]) * rows.shape[0],
+            2.0 * rows.shape[1] * one.arrays[0].shape[-1],
+        )
         return Cost(flops=own * each, passes=(own + (matrices.shape[0] - 1) * tile) * each)
 
     def _of_own_experts(self, one: Instruction, called: Cost) -> Cost:
@@ -248,12 +255,14 @@ class _Counter:
         loops = re.findall(r'"iteration_bounds":\[([^\]]*)\]', one.rest)
         of_mask = re.findall(r'"mask_dim_to_iteration_index":\["(\d+)","(\d+)"\]', one.rest)
         experts, tiles = (_numbers(loops[0].replace('"', ""))[int(i)] for i in of_mask[0])
-        own = self._own_part(experts)
+        own = self._own_part(one, experts)
         visited = (own * tiles + experts - 1) / (experts * tiles)
         return replace(called.times(visited), flops=called.flops * own / experts)
 
-    def _own_part(self, held: int) -> float:
+    def _own_part(self, one: Instruction, held: int) -> float:
         """Of the rows, those that go to the experts which a chip holds."""
+        if self.chosen and self.chosen in one.where:
+            return 1.0
         return held / self.experts if self.experts else 1.0
 
     def _inputs(self, computation: str, one: Instruction) -> list[Array]:
