@@ -12,8 +12,9 @@ size, u edits; b and t, rows and tokens of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ from mwork_jax.sharding import EXPERT, MODEL, num_shards, per_device, size_here
 
 PerDevice = Callable[..., Any]  # as `sharding.per_device`
 BLOCKS_LOOP = "expert_blocks"  # the name of the loop over blocks of rows in programs
+_NONE: Mapping[str, jax.Array] = MappingProxyType({})
 _PARAMETERS = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
 _BLOCK = 128  # rows: blocks have a multiple of it
 _BLOCKS = 4  # in so many blocks go the rows of a device, where the router sends as many to every expert
@@ -58,9 +60,9 @@ def mixture(
     keeps = recorded or bool(changes)
     of_tokens, of_experts = ("batch", "time", None), ("batch", "time", None, None)
     inner = (*experts.shape, config.intermediate_size)
-    out_axes, shapes = (
-        ([of_tokens, of_experts, of_experts], [x.shape, inner, inner]) if keeps else ([of_tokens], [x.shape])
-    )
+    out_axes, shapes = [of_tokens], [x.shape]
+    if keeps:
+        out_axes, shapes = [*out_axes, of_experts, of_experts], [*shapes, inner, inner]
     if "down" in changes:
         out_axes.append(of_tokens)
         shapes.append((*x.shape[:2], indices["down"].shape[0]))
@@ -109,77 +111,34 @@ def _axes_of(config: ModelConfig, parts: _Parts) -> _Parts:
     return _Parts(**axes)
 
 
-def _on_one_device(config: ModelConfig, parts: _Parts, keeps: bool) -> tuple[jax.Array, ...]:
-    """Within one device: what all experts give for its rows [b, t, m], with `keeps` also `activated` and `product` of
-    `Fed`, and, where columns of `down` are changed, what those are multiplied with [b, t, w].
-
-    Devices along `expert` may have the same rows, where a batch does not split: then they are computed by each."""
-    held = parts.weights["up"].shape[0]
-    if held == config.num_experts:
-        return _of_held(config, parts, None, keeps)
-    first = held * jax.lax.axis_index((MODEL, EXPERT))
-    if size_here(EXPERT) == 1:
-        results = _of_held(config, parts, first, keeps)
-    else:
-        own: dict[str, Any] = dict.fromkeys(_Parts._fields, 0) | dict.fromkeys(("weights", "indices"))
-        of_each = jax.vmap(lambda each: _of_held(config, each, first, keeps), in_axes=(_Parts(**own),))
-        results = tuple(jax.lax.psum_scatter(each, EXPERT) for each in of_each(_of_all(config, parts)))
-    return tuple(jax.lax.psum(each, MODEL) for each in results)
-
-
-def _of_all(config: ModelConfig, parts: _Parts) -> _Parts:
-    """The parts of every device along `expert`, side by side, but for the weights. Rows may each have an edit of their
-    own, so edits go with them: of what is done to neurons, that for this device's experts alone."""
-    size, width = size_here(EXPERT), config.ffn_width // size_here(MODEL)
-
-    def gather(leaf: jax.Array) -> jax.Array:
-        return jax.lax.all_gather(leaf, EXPERT)
-
-    def of_edit(leaf: jax.Array) -> jax.Array:
-        return jax.lax.all_to_all(leaf.reshape(size, -1), EXPERT, 0, 0) if leaf.shape == (width,) else gather(leaf)
-
-    names = ("x", "experts", "shares", "generated", "added")
-    gathered = {name: jax.tree.map(gather, getattr(parts, name)) for name in names}
-    return parts._replace(**gathered, edit=jax.tree.map(of_edit, parts.edit))
-
-
 class Rows(NamedTuple):
-    """Rows and where they go. An expert that is not held has the number e, one after the last."""
+    """Rows and where they go."""
 
     x: jax.Array  # [n, m]
-    experts: jax.Array  # int32 [n, k]
+    experts: jax.Array  # int32 [n, k], of all
     shares: jax.Array  # [n, k]
     generated: jax.Array  # bool [n]
     edit: Edit  # [u] of each of its leaves
     edit_of: jax.Array  # int32 [n]
+    added: dict[str, jax.Array]  # [n, w], what changed rows of gate and up add
 
 
-def _of_held(config: ModelConfig, parts: _Parts, first: jax.Array | None, keeps: bool) -> tuple[jax.Array, ...]:
-    """`_on_one_device` for the experts that it holds. first: the first of them; None where it holds all."""
-    held, tokens = parts.weights["up"].shape[0], parts.x.shape[:2]
-    experts = parts.experts
-    if first is not None:
-        here = (experts >= first) & (experts < first + held)
-        experts = jnp.where(here, experts - first, held)
+def _on_one_device(config: ModelConfig, parts: _Parts, keeps: bool) -> tuple[jax.Array, ...]:
+    """Within one device: what all experts give for its rows [b, t, m], with `keeps` also `activated` and `product` of
+    `Fed`, and, where columns of `down` are changed, what those are multiplied with [b, t, w]."""
+    tokens = parts.x.shape[:2]
     generated = jnp.zeros(tokens, bool) if parts.generated is None else jnp.broadcast_to(parts.generated, tokens)
     rows = Rows(
-        _flat(parts.x), _flat(experts), _flat(parts.shares), _flat(generated),
-        edit=jax.tree.map(lambda leaf: leaf[None], parts.edit), edit_of=jnp.zeros(generated.size, jnp.int32),
-    )  # fmt: skip
-    if not keeps:
-        return (sum_of_experts(config, parts.weights, rows).reshape(parts.x.shape),)
-
-    def changed(name: str, out: jax.Array) -> jax.Array:
-        if name not in parts.added:
-            return out
-        own = parts.experts.reshape(1, *rows.experts.shape)
-        return add_expert_rows(out[None], own, parts.indices[name], _flat(parts.added[name])[None])[0]
-
-    out, activated, h = every_expert(config, parts.weights, rows, changed)
-    results = [each.reshape(*tokens, *each.shape[1:]) for each in (out, activated, h)]
-    if "down" in parts.indices:
-        results.append(changed_columns(results[2], parts.experts, parts.shares, parts.indices["down"]))
-    return tuple(results)
+        *map(_flat, (parts.x, parts.experts, parts.shares, generated)),
+        edit=jax.tree.map(lambda leaf: leaf[None], parts.edit),
+        edit_of=jnp.zeros(generated.size, jnp.int32),
+        added={name: _flat(of_each) for name, of_each in parts.added.items()},
+    )
+    if keeps:
+        results = _over_devices(config, parts.weights, rows, partial(every_expert, config, indices=parts.indices))
+    else:
+        results = (sum_of_experts(config, parts.weights, rows),)
+    return tuple(each.reshape(*tokens, *each.shape[1:]) for each in results)
 
 
 def _flat(of_tokens: jax.Array) -> jax.Array:
@@ -187,26 +146,79 @@ def _flat(of_tokens: jax.Array) -> jax.Array:
     return of_tokens.reshape(-1, *of_tokens.shape[2:])
 
 
-def every_expert(
-    config: ModelConfig, w: Weights, rows: Rows, changed: Callable[[str, jax.Array], jax.Array] = lambda _, out: out
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The sum of what the experts give [n, m], act(gate) and its product with up [n, k, f] of each; 0 for experts that
-    are not held. The definition of `sum_of_experts`. changed: what becomes of the rows of gate and up."""
+# Weights, rows and the first expert that is held (None: all are) -> what is to be added up over devices, each [n, ...].
+_OfHeld = Callable[[Weights, Rows, jax.Array | None], tuple[jax.Array, ...]]
+
+
+def _over_devices(config: ModelConfig, w: Weights, rows: Rows, of_held: _OfHeld) -> tuple[jax.Array, ...]:
+    """Within one device: what `of_held` gives for its rows, added up over the devices that share the experts out.
+
+    Devices along `expert` may have the same rows, where a batch does not split: then each computes those of all."""
     held = w["up"].shape[0]
+    if held == config.num_experts:
+        return of_held(w, rows, None)
+    first, several = held * jax.lax.axis_index((MODEL, EXPERT)), size_here(EXPERT) > 1
+    results = of_held(w, _of_all(config, rows) if several else rows, first)
+    if several:
+        results = tuple(jax.lax.psum_scatter(each, EXPERT, tiled=True) for each in results)
+    return tuple(jax.lax.psum(each, MODEL) for each in results)
+
+
+def _of_all(config: ModelConfig, rows: Rows) -> Rows:
+    """The rows of every device along `expert`, one device's after the other's. Rows may each have an edit of their own,
+    so edits go with them: of what is done to neurons, that for this device's experts alone."""
+    size, width, edits = size_here(EXPERT), config.ffn_width // size_here(MODEL), jax.tree.leaves(rows.edit)[0].shape[0]
+
+    def gather(leaf: jax.Array) -> jax.Array:
+        return jax.lax.all_gather(leaf, EXPERT, tiled=True)
+
+    def of_edit(leaf: jax.Array) -> jax.Array:
+        if leaf.shape != (edits, width):
+            return gather(leaf)
+        to_each = jnp.moveaxis(leaf.reshape(edits, size, -1), 1, 0)
+        return jax.lax.all_to_all(to_each, EXPERT, 0, 0).reshape(size * edits, -1)
+
+    of_each = {name: jax.tree.map(gather, value) for name, value in rows._asdict().items() if name != "edit"}
+    of_each["edit_of"] += edits * jnp.repeat(jnp.arange(size, dtype=jnp.int32), rows.edit_of.shape[0])
+    return Rows(edit=jax.tree.map(of_edit, rows.edit), **of_each)
+
+
+def _numbered(rows: Rows, held: int, first: jax.Array | None) -> jax.Array:
+    """The experts of rows, int32 [n, k], numbered from the first that is held; those that are not have the number
+    e, one after the last."""
+    if first is None:
+        return rows.experts
+    here = (rows.experts >= first) & (rows.experts < first + held)
+    return jnp.where(here, rows.experts - first, held)
+
+
+def every_expert(
+    config: ModelConfig, w: Weights, rows: Rows, first: jax.Array | None, indices: Mapping[str, jax.Array] = _NONE
+) -> tuple[jax.Array, ...]:
+    """The sum of what the experts give [n, m], act(gate) and its product with up [n, k, f] of each; 0 for experts that
+    are not held. The definition of `sum_of_experts`. indices: int32 [w] of changed rows and columns; where there are
+    some of `down`, what those are multiplied with [n, w] comes last."""
+    held = w["up"].shape[0]
+    experts = _numbered(rows, held, first)
     names = ("gate", "up") if config.gated else ("up",)
-    products = expert_products(rows.x, rows.experts, tuple(w[name] for name in names))
-    inner = {name: changed(name, out) for name, out in zip(names, products, strict=True)}
+    products = expert_products(rows.x, experts, tuple(w[name] for name in names))
+    inner: dict[str, jax.Array] = dict(zip(names, products, strict=True))
+    for name, added in rows.added.items():
+        inner[name] = add_expert_rows(inner[name][None], rows.experts[None], indices[name], added[None])[0]
     if config.mlp_bias:
-        inner = {name: out + w[f"{name}_bias"][rows.experts] for name, out in inner.items()}
-    here = (rows.experts < held)[..., None]
-    edit, lay_out = _edit_at(rows, held, rows.edit_of[:, None], rows.experts)
+        inner = {name: out + w[f"{name}_bias"][experts] for name, out in inner.items()}
+    here = (experts < held)[..., None]
+    edit, lay_out = _edit_at(rows, held, rows.edit_of[:, None], experts)
     both = gated(config, w, edit, rows.generated, inner.get("gate"), inner["up"], lay_out)
     activated, h = (jnp.where(here, each, 0.0) for each in both)
-    (out,) = expert_products(h.reshape(-1, h.shape[-1]), rows.experts.reshape(-1, 1), (w["down"],))
-    out = out.reshape(*rows.experts.shape, -1)
+    (out,) = expert_products(h.reshape(-1, h.shape[-1]), experts.reshape(-1, 1), (w["down"],))
+    out = out.reshape(*experts.shape, -1)
     if config.mlp_bias:
-        out = jnp.where(here, out + w["down_bias"][rows.experts], 0.0)
-    return _weighted(out, rows.shares), activated, h
+        out = jnp.where(here, out + w["down_bias"][experts], 0.0)
+    results = (_weighted(out, rows.shares), activated, h)
+    if "down" not in indices:
+        return results
+    return *results, changed_columns(h[None], rows.experts[None], rows.shares[None], indices["down"])[0]
 
 
 def _weighted(out: jax.Array, shares: jax.Array) -> jax.Array:
@@ -226,9 +238,9 @@ def _edit_at(
 
 
 def sum_of_experts(config: ModelConfig, w: Weights, rows: Rows) -> jax.Array:
-    """The sum of what the experts give, each times its share [n, m], in as much memory as the rows of the experts that
-    are held take, in whatever order they come and however many there are: they are sorted by expert and go through in
-    blocks of one shape. Differentiable backwards, where `every_expert` is computed again."""
+    """Within one device: the sum of what all experts give, each times its share [n, m], in as much memory as the rows
+    of the experts that the device holds take, in whatever order they come and however many there are: they are sorted
+    by expert and go through in blocks of one shape. Differentiable backwards, where `every_expert` is computed."""
     return _differentiable(config, w, rows)
 
 
@@ -242,7 +254,10 @@ def _forward(config: ModelConfig, w: Weights, rows: Rows) -> tuple[jax.Array, An
 
 
 def _backward(config: ModelConfig, kept: Any, above: jax.Array) -> tuple[Any, ...]:
-    return jax.vjp(lambda w, rows: every_expert(config, w, rows)[0], *kept)[1](above)
+    def definition(w: Weights, rows: Rows) -> jax.Array:
+        return _over_devices(config, w, rows, partial(every_expert, config))[0]
+
+    return jax.vjp(definition, *kept)[1](above)
 
 
 _differentiable.defvjp(_forward, _backward)
@@ -250,7 +265,7 @@ _differentiable.defvjp(_forward, _backward)
 
 def _of_several(config: ModelConfig) -> Any:
     """The rows that a `vmap` has several of, all together: the weights are the same."""
-    op = custom_vmap(partial(_sum, config))
+    op = custom_vmap(lambda w, rows: _over_devices(config, w, rows, partial(sum_of_held, config))[0])
 
     @op.def_vmap
     def rule(size: int, batched: Any, w: Weights, rows: Rows) -> tuple[jax.Array, bool]:
@@ -270,37 +285,40 @@ def _of_several(config: ModelConfig) -> Any:
             edit_of = edit_of + edits * jnp.arange(size, dtype=edit_of.dtype)[:, None]
         names = ("x", "experts", "shares", "generated")
         flat = {name: spread(getattr(rows, name), getattr(of_rows, name)) for name in names} | {"edit_of": edit_of}
-        together = Rows(edit=edit, **{name: leaf.reshape(-1, *leaf.shape[2:]) for name, leaf in flat.items()})
+        together = Rows(edit=edit, added={}, **{name: leaf.reshape(-1, *leaf.shape[2:]) for name, leaf in flat.items()})
         return op(w, together).reshape(size, -1, rows.x.shape[-1]), True
 
     return op
 
 
-def _sum(config: ModelConfig, w: Weights, rows: Rows) -> jax.Array:
-    (number, each), held = rows.experts.shape, w["up"].shape[0]
-    rows = rows._replace(x=rows.x.astype(w["up"].dtype))  # as products read it, before it is copied for each expert
-    experts = rows.experts.reshape(-1)
+def sum_of_held(config: ModelConfig, w: Weights, rows: Rows, first: jax.Array | None) -> tuple[jax.Array]:
+    """The first of `every_expert`'s results, block by block."""
+    held = w["up"].shape[0]
+    rows = rows._replace(
+        x=rows.x.astype(w["up"].dtype),  # as products read it, before it is copied for each expert
+        experts=_numbered(rows, held, first),
+    )
+    (number, each), experts = rows.experts.shape, rows.experts.reshape(-1)
     order = jnp.argsort(experts, stable=True).astype(jnp.int32)
     sizes = jnp.bincount(experts, length=held + 1)[:held].astype(jnp.int32)
     block = rows_of_a_block(number * each, held, config.num_experts)
     if block == number * each:
         back = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
         out = _of_block(config, w, rows, order, sizes)
-        return _weighted(out[back].reshape(number, each, -1), rows.shares)
+        return (_weighted(out[back].reshape(number, each, -1), rows.shares),)
     ends = jnp.cumsum(sizes)
     order = jnp.pad(order, (0, block))  # the last block may reach past the end
 
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
         begin = i * block
         picked = jax.lax.dynamic_slice_in_dim(order, begin, block)
-        inside = begin + jnp.arange(block) < ends[-1]
         within = jnp.clip(ends, begin, begin + block) - jnp.clip(ends - sizes, begin, begin + block)
-        out = _of_block(config, w, rows, picked, within) * rows.shares.reshape(-1)[picked][:, None]
-        return total.at[picked // each].add(jnp.where(inside[:, None], out, 0.0))
+        out = _of_block(config, w, rows, picked, within)
+        return total.at[picked // each].add(out * rows.shares.reshape(-1)[picked][:, None])
 
     with jax.named_scope(BLOCKS_LOOP):
         blocks = (ends[-1] + block - 1) // block
-        return jax.lax.fori_loop(0, blocks, add, jnp.zeros((number, w["down"].shape[1]), jnp.float32))
+        return (jax.lax.fori_loop(0, blocks, add, jnp.zeros((number, w["down"].shape[1]), jnp.float32)),)
 
 
 def rows_of_a_block(rows: int, held: int, experts: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mwork_jax.intervention import Intervention
-from mwork_jax.model.mixture import Rows, every_expert, rows_of_a_block, sum_of_experts
+from mwork_jax.model.mixture import Rows, every_expert, rows_of_a_block, sum_of_experts, sum_of_held
 from mwork_jax.neurons import NeuronMask
 from support.tiny import pair
 
@@ -17,12 +17,11 @@ ROWS, EDITS = 384, 3
 
 @pytest.fixture(scope="module", params=["mixtral", "gpt-oss"])
 def layer(request):
-    """A configuration whose every other expert is on another device, and the weights of those that are here."""
+    """A configuration and the weights of its experts in one layer."""
     decoder = pair(request.param, 2).decoder
-    config = decoder.config
     names = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
-    held = {name: getattr(decoder.layers, name)[...][0] for name in names if hasattr(decoder.layers, name)}
-    return replace(config, num_experts=2 * config.num_experts), held
+    layers = decoder.layers
+    return decoder.config, {name: getattr(layers, name)[...][0] for name in names if hasattr(layers, name)}
 
 
 def acting(edit, rng):
@@ -33,55 +32,73 @@ def acting(edit, rng):
     return jax.tree.map(jnp.asarray, changed)
 
 
-def rows_of(config, held, seed=0, sent=None):
-    """Rows with edits of three kinds. sent: the experts of all, or drawn."""
+def rows_of(config, held, sent, seed=0):
+    """Rows with edits of three kinds. sent: the experts that a row may go to, at random."""
     rng = np.random.default_rng(seed)
     width = held * config.intermediate_size
     mask = NeuronMask(*(jnp.asarray(rng.random((EDITS, width)) < 0.7, jnp.float32) for _ in range(5)))
-    edit = mask if config.family == "mixtral" else acting(Intervention.from_mask(mask), rng)
-    experts = rng.permuted(np.tile(np.arange(2 * held), (ROWS, 1)), axis=1)[:, : config.experts_per_token]
     return Rows(
         x=jnp.asarray(rng.normal(size=(ROWS, config.hidden_size)), jnp.float32),
-        experts=jnp.asarray(np.minimum(experts if sent is None else np.full_like(experts, sent), held), jnp.int32),
+        experts=jnp.asarray([rng.choice(sent, config.experts_per_token, False) for _ in range(ROWS)], jnp.int32),
         shares=jnp.asarray(rng.random((ROWS, config.experts_per_token)), jnp.float32),
         generated=jnp.asarray(rng.random(ROWS) < 0.5),
-        edit=edit,
+        edit=mask if config.family == "mixtral" else acting(Intervention.from_mask(mask), rng),
         edit_of=jnp.asarray(rng.integers(0, EDITS, ROWS), jnp.int32),
+        added={},
     )
 
 
-@pytest.mark.parametrize("sent", [None, 0, 10**6], ids=["to all", "to one", "to none here"])
-def test_in_blocks_as_at_once(layer, sent):
-    config, w = layer
-    held = config.num_experts // 2
-    rows = rows_of(config, held, sent=sent)
-    assert rows_of_a_block(rows.experts.size, held, config.num_experts) < rows.experts.size / 2, "several blocks"
-    found, expected = sum_of_experts(config, w, rows), every_expert(config, w, rows)[0]
+def close(found, expected):
     np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
-    assert bool(np.abs(expected).max() > 0.01) == (sent != 10**6)
+
+
+@pytest.mark.parametrize("first", [0, 4])
+@pytest.mark.parametrize("to", ["all", "those held", "one and one elsewhere", "none held"])
+def test_in_blocks_as_at_once(layer, first, to):
+    """Four experts of eight are held."""
+    config, w = layer
+    config, held = replace(config, num_experts=8), 4
+    here, elsewhere = range(first, first + held), range(4 - first, 8 - first)
+    sent = {
+        "all": range(8),
+        "those held": here,
+        "none held": elsewhere,
+        "one and one elsewhere": (here[2], elsewhere[0]),
+    }
+    rows = rows_of(config, held, list(sent[to]))
+    assert rows_of_a_block(rows.experts.size, held, 8) < rows.experts.size / 2, "several blocks"
+    (found,), (expected, *_) = (of(config, w, rows, jnp.int32(first)) for of in (sum_of_held, every_expert))
+    close(found, expected)
+    assert (np.abs(expected).max() > 0.01) == (to != "none held")
+
+
+def test_a_row_is_the_same_to_the_bit_in_any_company(layer):
+    config, w = layer
+    rows = rows_of(config, config.num_experts, range(config.num_experts))
+    other = rows_of(config, config.num_experts, range(2), seed=1)
+    mixed = jax.tree.map(lambda a, b: jnp.concatenate([a[:7], b[7:]]) if a.shape[0] == ROWS else a, rows, other)
+    assert (sum_of_experts(config, w, rows)[:7] == sum_of_experts(config, w, mixed)[:7]).all()
 
 
 def test_several_together_and_backwards(layer):
     config, w = layer
-    held = config.num_experts // 2
-    rows = rows_of(config, held)
-    several = [rows_of(config, held, seed) for seed in (1, 2)]
+    held = config.num_experts
+    rows, *several = (rows_of(config, held, range(held), seed) for seed in (0, 1, 2))
     edits = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(each.edit for each in several))
     inputs = jnp.stack([each.x for each in several])
     found = jax.vmap(lambda x, edit: sum_of_experts(config, w, rows._replace(x=x, edit=edit)))(inputs, edits)
     for each, of_each in zip(several, found, strict=True):
-        expected = every_expert(config, w, rows._replace(x=each.x, edit=each.edit))[0]
-        np.testing.assert_allclose(of_each, expected, atol=1e-5 * float(np.abs(expected).max()))
+        close(of_each, every_expert(config, w, rows._replace(x=each.x, edit=each.edit), None)[0])
     of_edits = jax.vmap(lambda edit: sum_of_experts(config, w, rows._replace(edit=edit)))(edits)
-    np.testing.assert_allclose(of_edits[1], sum_of_experts(config, w, rows._replace(edit=several[1].edit)), atol=1e-5)
+    close(of_edits[1], every_expert(config, w, rows._replace(edit=several[1].edit), None)[0])
 
     def squares(of, x, up):
         return jnp.square(of(config, {**w, "up": up}, rows._replace(x=x))).sum()
 
     gradients = jax.grad(lambda x, up: squares(sum_of_experts, x, up), (0, 1))(rows.x, w["up"])
-    expected = jax.grad(lambda x, up: squares(lambda *a: every_expert(*a)[0], x, up), (0, 1))(rows.x, w["up"])
+    expected = jax.grad(lambda x, up: squares(lambda *a: every_expert(*a, None)[0], x, up), (0, 1))(rows.x, w["up"])
     for one, other in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4 * float(np.abs(other).max()))
+        close(one / np.abs(other).max(), other / np.abs(other).max())
 
 
 def test_all_rows_are_one_block_where_all_experts_are_held():
