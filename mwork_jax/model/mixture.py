@@ -241,6 +241,7 @@ def sum_of_experts(config: ModelConfig, w: Weights, rows: Rows) -> jax.Array:
     """Within one device: the sum of what all experts give, each times its share [n, m], in as much memory as the rows
     of the experts that the device holds take, in whatever order they come and however many there are: they are sorted
     by expert and go through in blocks of one shape. Differentiable backwards, where `every_expert` is computed."""
+    assert not rows.added, "changed rows are added by `every_expert` alone"
     return _differentiable(config, w, rows)
 
 
@@ -323,8 +324,9 @@ def sum_of_held(config: ModelConfig, w: Weights, rows: Rows, first: jax.Array | 
 
 def rows_of_a_block(rows: int, held: int, experts: int) -> int:
     """How many of so many rows, a token as often as it has experts, go through the experts that a device holds at a
-    time; all of them where it holds all experts."""
-    even = -(-rows * held // (experts * _BLOCKS * _BLOCK)) * _BLOCK
+    time; all of them where it holds all experts. An eighth more than an even router needs: a few rows more than that
+    take no block of their own."""
+    even = -(-9 * rows * held // (8 * experts * _BLOCKS * _BLOCK)) * _BLOCK
     return rows if held == experts else min(rows, even)
 
 

@@ -108,7 +108,7 @@ def _compiled(
     analysis = compiled.memory_analysis()
     # Weights that a program does not read are no arguments of it, but stay where they are.
     state = _argument_bytes(program) + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    cost = cost_of(text, program.trips, experts, target_of(slice_), BLOCKS_LOOP)
+    cost = cost_of(text, program.trips, experts, target_of(slice_), (BLOCKS_LOOP, program.chosen))
     return Memory(weights, state, analysis.temp_size_in_bytes), cost + program.inside.times(cost.custom_calls)
 
 

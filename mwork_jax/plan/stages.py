@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Any
 
 import jax
@@ -74,14 +75,16 @@ _NOTHING = Cost()
 @dataclass(frozen=True)
 class StageProgram:
     """A function to lower and compile on a mesh, how often the loops run whose bounds it gets as arguments, and what a
-    call of a kernel does inside, at least, which the program's text does not show. To run it: the values of arguments
-    that are numbers, or their leaves, {place: value}, and the places of those that are tokens."""
+    call of a kernel does inside, at least, which the program's text does not show. chosen: of the rows in blocks for a
+    chip's experts, the part that goes to them. To run it: the values of arguments that are numbers, or their leaves,
+    {place: value}, and the places of those that are tokens."""
 
     name: str
     function: Any
     arguments: tuple[Any, ...]
     trips: Trips = no_unknown_loops
     inside: Cost = _NOTHING
+    chosen: float = 1.0
     values: Mapping[int, Any] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
 
@@ -153,7 +156,9 @@ def _through_slots(config: ModelConfig, mesh: Mesh, size: Size, room: int = 0) -
     tokens = np.ones((groups, blocks, BLOCK), np.int32)
     real = Blocks(tokens, at, at.slots % size.masks, nothing + np.int32(size.length + room), nothing)
     span = Span(*(np.int32(value) for value in (0, config.num_layers, 0, 0)))
-    return StageProgram("layers over the prompts", advance_blocks, arguments, trips, values={4: real, 5: span})
+    _, chosen = _blocks_of_experts(config, mesh, blocks * BLOCK)
+    layers = StageProgram("layers over the prompts", advance_blocks, arguments, trips, chosen=chosen)
+    return replace(layers, values={4: real, 5: span})
 
 
 def _loops(config: ModelConfig, mesh: Mesh, length: int, tokens: int, steps: int = 1) -> Trips:
@@ -166,17 +171,22 @@ def _loops(config: ModelConfig, mesh: Mesh, length: int, tokens: int, steps: int
         if KEY_BLOCKS_LOOP in loop.where:
             return sum(seen) / len(seen)
         if BLOCKS_LOOP in loop.where:
-            return _blocks_of_experts(config, mesh, tokens)
+            return _blocks_of_experts(config, mesh, tokens)[0]
         return config.num_layers if LAYERS_LOOP in loop.where else steps
 
     return trips
 
 
-def _blocks_of_experts(config: ModelConfig, mesh: Mesh, tokens: int) -> float:
-    """How many blocks of rows a device goes through for its experts, where as many rows go to each."""
+def _blocks_of_experts(config: ModelConfig, mesh: Mesh, tokens: int) -> tuple[int, float]:
+    """How many blocks of rows a device goes through for its experts, where as many rows go to each, and which part of
+    their rows is of its experts."""
+    if not config.num_experts:
+        return 0, 1.0
     rows = tokens * mesh.shape[EXPERT] * config.experts_per_token
     held = config.num_experts // parts_of(mesh, "experts")
-    return rows * held / config.num_experts / rows_of_a_block(rows, held, config.num_experts)
+    own, block = rows * held / config.num_experts, rows_of_a_block(rows, held, config.num_experts)
+    blocks = ceil(own / block)
+    return blocks, own / (blocks * block)
 
 
 def _slot_cache(config: ModelConfig, mesh: Mesh, size: Size, room: int) -> SlotCache:
@@ -224,7 +234,8 @@ def _generate(config: ModelConfig, mesh: Mesh, size: Size) -> list[StageProgram]
         abstract(mesh, (), jnp.int32),
     )
     trips = _loops(config, mesh, size.length + size.new // 2, slots, steps=size.new)
-    steps = StageProgram("decoding steps", decode_slots, arguments, trips)
+    _, chosen = _blocks_of_experts(config, mesh, slots)
+    steps = StageProgram("decoding steps", decode_slots, arguments, trips, chosen=chosen)
     steps = replace(steps, values={2: _full_slots(groups, size), 6: size.new})
     return [_through_slots(config, mesh, size, room=size.new), steps]
 

@@ -162,11 +162,15 @@ def no_unknown_loops(loop: Instruction) -> float:
 
 
 def cost_of(
-    text: str, trips: Trips = no_unknown_loops, experts: int = 0, target: Target = TPU, chosen: str | None = None
+    text: str,
+    trips: Trips = no_unknown_loops,
+    experts: int = 0,
+    target: Target = TPU,
+    chosen: tuple[str, float] | None = None,
 ) -> Cost:
     """The cost of a compiled program, from `compiled.as_text()`. experts: of the model, 0 without; a chip's products
     are taken to have an even part of the rows, as large as the chip's part of the experts. chosen: the name of a loop
-    in which all rows are of the chip's experts."""
+    whose rows are chosen for them, and which part of these is theirs."""
     computations, entry = parse(text)
     return _Counter(computations, trips, experts, target, chosen).of(entry)
 
@@ -177,7 +181,7 @@ class _Counter:
     trips: Trips
     experts: int
     target: Target = TPU
-    chosen: str | None = None
+    chosen: tuple[str, float] | None = None
     _known: dict[tuple[str, bool], Cost] = field(default_factory=dict)
 
     def of(self, name: str, fused: bool = False) -> Cost:
@@ -261,8 +265,8 @@ class _Counter:
 
     def _own_part(self, one: Instruction, held: int) -> float:
         """Of the rows, those that go to the experts which a chip holds."""
-        if self.chosen and self.chosen in one.where:
-            return 1.0
+        if self.chosen and self.chosen[0] in one.where:
+            return self.chosen[1]
         return held / self.experts if self.experts else 1.0
 
     def _inputs(self, computation: str, one: Instruction) -> list[Array]:

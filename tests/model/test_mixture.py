@@ -103,5 +103,5 @@ def test_several_together_and_backwards(layer):
 
 def test_all_rows_are_one_block_where_all_experts_are_held():
     assert rows_of_a_block(10_000, 8, 8) == 10_000
-    assert rows_of_a_block(10_000, 2, 8) == 640
+    assert rows_of_a_block(10_000, 2, 8) == 768
     assert rows_of_a_block(100, 2, 8) == 100

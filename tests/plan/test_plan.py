@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,11 @@ from mwork_jax.model.parameters import weight_bytes
 from mwork_jax.neurons import NeuronMask
 from mwork_jax.plan import NAMED, Plan, Slice, config_of, plan_report
 from mwork_jax.plan.compiled import Case, Memory, _needed
-from mwork_jax.plan.stages import Size, own_operations, programs
+from mwork_jax.plan.stages import Size, _blocks_of_experts, own_operations, programs
 from mwork_jax.plan.work import full_tables
 from mwork_jax.runtime.compiled import Cost, cost_of
 from mwork_jax.sharding import make_mesh
+from support.paths import ROOT
 
 planning = importlib.import_module("mwork_jax.plan.plan")  # the package exports a function of this name
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiles through libtpu")
@@ -191,6 +193,24 @@ def test_products_with_experts_count_the_rows_that_go_to_them(text):
     assert cost_of(text).flops == 512 * each
 
 
+def test_rows_chosen_for_a_chips_experts_are_theirs_but_for_what_fills_the_last_block():
+    line = 'metadata={op_name="jit(f)/expert_blocks/while/body/ragged_dot"}'
+    text = KERNEL_TEXT.replace("frontend_attributes=", f"{line}, frontend_attributes=")
+    assert text != KERNEL_TEXT
+    assert cost_of(text, experts=8, chosen=("expert_blocks", 0.75)).flops == 0.75 * 512 * 2 * 32 * 16
+    assert cost_of(text, experts=8, chosen=("other", 0.75)).flops == 256 * 2 * 32 * 16
+
+
+@pytest.mark.parametrize(("tokens", "blocks", "chosen"), [(8, 1, 0.5), (64, 2, 1.0), (4096, 4, 8 / 9)])
+def test_blocks_of_experts_are_whole(tokens, blocks, chosen):
+    """Of 128 experts with 8 for each token, a device on `expert` = 16 holds 8: a block has 128 rows at least."""
+    config = config_from_hf(json.loads((ROOT / "tests/data/configs/Qwen--Qwen3-30B-A3B.json").read_text()))
+    mesh = make_mesh({"expert": 1}, jax.devices()[:1])
+    found, part = _blocks_of_experts(config, SimpleNamespace(shape={**mesh.shape, "expert": 16}), tokens)
+    assert found == blocks
+    assert part == pytest.approx(chosen, abs=0.001)
+
+
 def test_costs_add_up():
     assert (Cost(flops=1.0) + Cost(flops=2.0, bytes=3.0)).times(2) == Cost(flops=6.0, bytes=6.0)
 
@@ -309,10 +329,11 @@ def test_a_small_model_is_planned_through_the_compiler(tmp_path, capsys):
 
 @needs_libtpu
 @pytest.mark.slow
-def test_devices_compute_the_experts_that_they_hold_and_nothing_twice():
+@pytest.mark.parametrize("shape", [{"data": 2, "model": 2}, {"expert": 4}], ids=["model", "expert"])
+def test_devices_compute_the_experts_that_they_hold_and_nothing_twice(shape):
     config = small(model_type="mixtral", num_local_experts=8, num_experts_per_tok=2, hidden_size=512)
-    slice_, shape = Slice.parse("v5e:2x2"), {"data": 2, "model": 2}
+    slice_ = Slice.parse("v5e:2x2")
     planned = planning.plan("evaluate", config, slice_, Size(batch=4, length=128, masks=2), shape)
     assert 0.99 < planned.operations_ratio < 1.1  # attention's blocks weigh more in so small a model
     kinds = {one.kind for one in planned.case.cost.collectives if one.bytes * one.times > 1e6}
-    assert kinds == {"all-reduce"}
+    assert kinds == {"all-reduce"} if "model" in shape else {"all-reduce", "all-gather"}
