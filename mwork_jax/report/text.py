@@ -82,12 +82,14 @@ def printable(text: str, encoding: str | None) -> str:
 
 
 def paper_report(loaded: LoadedResults) -> str:
-    """The verdicts and the tables beside the paper's, then every table."""
+    """The verdicts and the tables beside the paper's, then every table, tunings and the lens among them."""
     parts = []
     for table in paper_tables(loaded):
         parts.append(f"{table.title}\n\n{table.text()}\n\n{textwrap.fill(table.note, 110)}")
     run = [] if loaded.run is None else [run_report(loaded.run)]
-    return "\n\n".join([*parts, *run, *map(table_report, (*loaded.tables, *loaded.grids))])
+    tuning = [] if loaded.tuning is None else [enhance_report(loaded.tuning)]
+    lens = [] if loaded.lens is None else [lens_report(loaded.lens)]
+    return "\n\n".join([*parts, *run, *map(table_report, (*loaded.tables, *loaded.grids)), *tuning, *lens])
 
 
 def table_report(table: TableResult) -> str:

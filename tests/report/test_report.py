@@ -34,6 +34,7 @@ from mwork_jax.report.tables.lens import lens_sentence, pattern_sentence
 from mwork_jax.report.tables.losses import absolute_table, matrix_table
 from mwork_jax.report.tables.steering import steer_tables
 from mwork_jax.report.tables.tuning import tuning_tables
+from mwork_jax.report.text import enhance_report, lens_report, paper_report, table_report
 from mwork_jax.results import BeyondRandom, Change, LossRise, OriginalLoss, read_results, write_results
 from mwork_jax.select.rules import activated
 from support.made_results import (
@@ -792,3 +793,11 @@ def test_the_squares_lead_to_the_page_of_neurons(tmp_path):
         assert listed == ([fragment(lang) for lang in loaded.neurons if lang != "en"] if there else [])
         (folder / FILE).write_text("")
     assert f'<a href="{fragment(language)}">What neurons of ' in page(loaded, [section])
+
+
+def test_what_the_paper_prints_has_the_tunings_and_the_lens(tmp_path):
+    loaded = read_report(all_parts(tmp_path / "whole")).results
+    text = paper_report(loaded)
+    for part in (run_report(loaded.run), table_report(loaded.tables[0]), enhance_report(loaded.tuning)):
+        assert part in text
+    assert lens_report(loaded.lens) in text
