@@ -295,10 +295,9 @@ def _of_several(config: ModelConfig) -> Any:
 def sum_of_held(config: ModelConfig, w: Weights, rows: Rows, first: jax.Array | None) -> tuple[jax.Array]:
     """The first of `every_expert`'s results, block by block."""
     held = w["up"].shape[0]
-    rows = rows._replace(
-        x=rows.x.astype(w["up"].dtype),  # as products read it, before it is copied for each expert
-        experts=_numbered(rows, held, first),
-    )
+    # As products read it, before it is sent and copied; on one device that gains nothing, and costs on a CPU.
+    x = rows.x if first is None else rows.x.astype(w["up"].dtype)
+    rows = rows._replace(x=x, experts=_numbered(rows, held, first))
     (number, each), experts = rows.experts.shape, rows.experts.reshape(-1)
     order = jnp.argsort(experts, stable=True).astype(jnp.int32)
     sizes = jnp.bincount(experts, length=held + 1)[:held].astype(jnp.int32)
