@@ -321,7 +321,7 @@ def test_a_small_model_is_planned_through_the_compiler(tmp_path, capsys):
     assert main([*command, "--length", "128", "--batch", "8"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fits"]
-    assert found["mesh"] == {"data": 1, "model": 1, "mask": 1}
+    assert found["mesh"] == {"data": 1, "model": 1, "mask": 1, "expert": 1}
     assert found["smallest_that_fits"]["topology"] == "v5e:1x1"
     assert 0.99 < found["computed"]["operations_ratio"] < 1.2  # attention's blocks weigh more in so small a model
     assert found["compiled"]["collective_bytes_per_chip_and_step"] == 0
