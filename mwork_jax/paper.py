@@ -362,8 +362,17 @@ def _duration(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def settle(model: Model, study: Study, settings: PaperSettings, out: str | Path) -> PaperPlan:
-    """The plan of a folder: that of its first start where there is one, else one from a timed sample, written there.
+def settle(
+    model: Model,
+    study: Study,
+    settings: PaperSettings,
+    out: str | Path,
+    *,
+    keep: bool = True,
+    log: Log = lambda _: None,
+) -> PaperPlan:
+    """The plan of a folder: that of its first start where there is one, else one from a timed sample, written there
+    with `keep`.
     Parts that are asked for later get the items that they would have had. Raises InputError where a study with other
     settings was begun there."""
     path = Path(out) / PLAN_FILE
@@ -374,13 +383,15 @@ def settle(model: Model, study: Study, settings: PaperSettings, out: str | Path)
         settled = {*earlier.items, *(("6",) if earlier.tuning else ())}
         if {part for part in settings.parts if part != "lens"} <= settled:
             return earlier
+    log("timing a sample of each part")
     costs = costs_of(model, study, settings)  # by all processes together, each with a clock of its own
     plan = PaperPlan.of(agreed(lambda: msgspec.to_builtins(plan_of(study, settings, costs))), path)
     if earlier is not None:
         tuning = (earlier.tuning, earlier.tuning_tasks) if earlier.tuning else (plan.tuning, plan.tuning_tasks)
         parts = tuple(part for part in PARTS if part in {*earlier.settings.parts, *settings.parts})
         plan = PaperPlan(replace(settings, parts=parts), {**plan.items, **earlier.items}, *tuning, seconds=plan.seconds)
-    write_json(path, msgspec.to_builtins(plan))
+    if keep:
+        write_json(path, msgspec.to_builtins(plan))
     return plan
 
 

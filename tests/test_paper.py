@@ -167,8 +167,9 @@ def test_what_it_would_cost_is_said_first(tiny_folder, likelihoods, tmp_path, ca
     said = capsys.readouterr().out
     assert "Table 4: xcsqa, the project's own questions" in said
     assert "in all about" in said
-    assert not (tmp_path / "results.json").exists()
-    plan = json.loads((tmp_path / "paper.json").read_text())
+    assert not list(tmp_path.rglob("*.json")), "an estimate settles nothing"
+    paper(tiny_folder, tmp_path, "--budget", "2min", "--tables", "4", "--estimate", "--json")
+    plan = json.loads(capsys.readouterr().out)
     assert (plan["settings"]["budget"], list(plan["items"])) == (120.0, ["4"])
 
 

@@ -72,6 +72,9 @@ def _neurons(args: argparse.Namespace) -> None:
     languages = tuple(sets) if args.language is None else languages_of("--language", args.language)
     if missing := [lang for lang in languages if lang not in sets]:
         raise InputError(f"--language {missing[0]}: no set of it in {out / 'neurons'}, which has {', '.join(sets)}")
+    last = next(iter(sets.values())).num_layers - 1
+    if outside := [layer for layer in layers if layer > last]:
+        raise InputError(f"--layers {outside[0]}: the model has layers 0 to {last}")
     _refuse_foreign(out / "neurons.json")
     documents, origins = _documents(args, sets)
     cut = args.max_tokens or _number(sets, "max_tokens") or _MAX_TOKENS

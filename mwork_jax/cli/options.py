@@ -304,9 +304,11 @@ def layers_of(option: str, text: str | None) -> tuple[int, ...]:
     layers: dict[int, None] = {}
     for part in text.split(",") if text else ():
         found = re.fullmatch(r" *(\d{1,6})(?: *- *(\d{1,6}))? *", part, re.ASCII)
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if first > last:
+        if not found:
             raise InputError(f"{option} {text:.40}: layers with commas between them are needed, as in 4,9 or 4-12")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if first > last:
+            raise InputError(f"{option} {text:.40}: {first}-{last} runs backwards; {last}-{first} is meant?")
         layers |= dict.fromkeys(range(first, last + 1))
     return tuple(layers)
 

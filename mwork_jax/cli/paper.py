@@ -79,14 +79,14 @@ def _paper(args: argparse.Namespace) -> None:
     join_others(args)
     out = results_folder(args.out, "run")
     model = load_model_of(args)
-    for line in study.lines:
+    for line in () if args.estimate else study.lines:
         log(line)
-    plan = settle(model, study, settings, out)
-    for line in plan_lines(plan):
-        log(line)
+    plan = settle(model, study, settings, out, keep=not args.estimate, log=log)
     if args.estimate:
         print_result(args, msgspec.to_builtins(plan), "\n".join([*study.lines, *plan_lines(plan)]))
         return
+    for line in plan_lines(plan):
+        log(line)
     run_paper(model, study, plan, settings, out, log=log, command=command_of(args))
     if not is_first():
         return

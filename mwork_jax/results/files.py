@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mwork_jax.results.neurons import NeuronResults
 from mwork_jax.results.run import RunResults
 from mwork_jax.results.steer import SteerResults
 from mwork_jax.results.tables import TablesResults
+from mwork_jax.runtime.cache import fingerprint
 from mwork_jax.runtime.files import read_json, write_json
 
 AnyResults = (
@@ -33,16 +35,24 @@ _CLASSES: Mapping[str, type[Result]] = {
 }  # fmt: skip
 
 
+_CHECKSUM = "checksum"  # of all other values of the file, beside them
+
+
 def write_results(path: str | Path, results: Result) -> None:
-    """Writes a result as JSON, whole or not at all."""
-    write_json(path, results.to_json())
+    """Writes a result as JSON with a checksum, whole or not at all."""
+    body = json.loads(json.dumps(results.to_json()))  # as it will be read: keys are texts
+    write_json(path, {**body, _CHECKSUM: fingerprint(body)})
 
 
 def read_results(path: str | Path) -> AnyResults:
     """The result in a file, of whatever kind. Raises InputError, one line, for a file that is missing, damaged, foreign
-    or of version 0.1."""
-    body = of_this_version(read_json(path), str(path))
+    or of version 0.1. One without a checksum, as files had none at first, is not verified."""
+    body = dict(of_this_version(read_json(path), str(path)))
+    written = body.pop(_CHECKSUM, None)
     kind = body.get("kind")
     if not isinstance(kind, str) or kind not in _CLASSES:
         raise InputError(f"{path}: damaged ('kind' should be one of {', '.join(_CLASSES)}, it is {kind!r:.40})")
-    return _CLASSES[kind].from_json(body, str(path))  # type: ignore[return-value]
+    result = _CLASSES[kind].from_json(body, str(path))
+    if written is not None and written != fingerprint(body):
+        raise InputError(f"{path}: damaged (checksum should be that of its values)")
+    return result  # type: ignore[return-value]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
-from mwork_jax.errors import InputError
 from mwork_jax.neurons import GROUPS
-from mwork_jax.results.base import NeuronSetInfo, Provenance, Result, need, of_this_version
-from mwork_jax.runtime.cache import fingerprint
+from mwork_jax.results.base import NeuronSetInfo, Provenance, Result, need
 from mwork_jax.settings import NeuronSettings
 
 
@@ -62,7 +60,7 @@ class NeuronReading:
 @dataclass(frozen=True)
 class NeuronResults(Result):
     """What `mwork neurons` found. neurons: {language: its whole set}; readings: the neurons that were read, by layer,
-    group and index. Its file has their `checksum` beside these fields."""
+    group and index."""
 
     kind: Literal["neurons"]
     provenance: Provenance[NeuronSettings]
@@ -83,20 +81,3 @@ class NeuronResults(Result):
                 raise ValueError("importance should have languages of neurons, one at least")
             if (reading.promotes is None) != (reading.suppresses is None):
                 raise ValueError("promotes and suppresses should both have tokens, or neither")
-
-    def to_json(self) -> dict[str, object]:
-        """The result as JSON values, with its checksum."""
-        body = super().to_json()
-        return {**body, "checksum": fingerprint(body)}
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> Self:
-        """As of every result; also refuses, with InputError, one whose values are not those of its checksum."""
-        body = dict(of_this_version(value, where))
-        written = body.pop("checksum", None)
-        result = super().from_json(body, where)
-        if written is None:
-            raise InputError(f"{where}: damaged (missing required field `checksum`)")
-        if written != result.to_json()["checksum"]:
-            raise InputError(f"{where}: damaged (checksum should be that of its values)")
-        return result

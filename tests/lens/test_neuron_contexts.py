@@ -134,8 +134,8 @@ def test_of_some_layers(folder):
 
 
 BAD = {
-    "layers": (["--layers", "4-2"], "--layers 4-2: layers with commas between them are needed, as in 4,9 or 4-12"),
-    "no layer": (["--layers", "99"], "the neurons of de: layers [99, 100) are outside the model, which has"),
+    "layers": (["--layers", "4-2"], "--layers 4-2: 4-2 runs backwards; 2-4 is meant?"),
+    "no layer": (["--layers", "99"], "--layers 99: the model has layers 0 to "),
     "top": (["--top", "0"], "--top 0: it must be at least 1"),
     "group": (["--group", "ffn"], "'ffn' is not a neuron group; the groups are attn_q"),
     "language": (["--language", "it"], "--language it: no set of it in"),
