@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,8 @@ TARGETS = {
 FORMS = {"near": ("near",), "far": ("top", "far")}  # passes of each form
 _LOOPS = [name for form in FORMS.values() for name in form]  # the innermost loops, as they follow in the program
 _REGISTER = 8 * 128  # elements that one vector operation works on
-_CARD = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")  # from jax 0.11 on, the lowering asks which it is for
+# From jax 0.11 on, the lowering asks which card it is for; before, a card did not say which platform it is of.
+_CARD = AbstractDevice(*("NVIDIA H100 80GB HBM3", 132, "gpu")[: len(signature(AbstractDevice).parameters)])
 _TRITON = "__gpu$xla.gpu.triton"
 
 
