@@ -52,7 +52,8 @@ FORMS = {"near": ("near",), "far": ("top", "far")}  # passes of each form
 _LOOPS = [name for form in FORMS.values() for name in form]  # the innermost loops, as they follow in the program
 _REGISTER = 8 * 128  # elements that one vector operation works on
 # From jax 0.11 on, the lowering asks which card it is for; before, a card did not say which platform it is of.
-_CARD = AbstractDevice(*("NVIDIA H100 80GB HBM3", 132, "gpu")[: len(signature(AbstractDevice).parameters)])
+_H100: tuple[Any, ...] = ("NVIDIA H100 80GB HBM3", 132, "gpu")
+_CARD = AbstractDevice(*_H100[: len(signature(AbstractDevice).parameters)])
 _TRITON = "__gpu$xla.gpu.triton"
 
 

@@ -3,6 +3,7 @@
 
 from functools import partial
 from inspect import signature
+from typing import Any
 
 import jax
 import numpy as np
@@ -108,8 +109,9 @@ def test_the_gpu_kernel_lowers_for_a_card_that_is_not_here():
     picked = jax.jit(lambda *a: qk_importance(*a, **keywords))
     triton = "__gpu$xla.gpu.triton"
     checks = [export.DisabledSafetyCheck.custom_call(triton)]
-    described = ("NVIDIA H100 80GB HBM3", 132, "gpu")[: len(signature(AbstractDevice).parameters)]  # by jax's version
-    card = AbstractMesh((1,), ("card",), abstract_device=AbstractDevice(*described))
+    described: tuple[Any, ...] = ("NVIDIA H100 80GB HBM3", 132, "gpu")
+    asked = len(signature(AbstractDevice).parameters)  # of jax's version
+    card = AbstractMesh((1,), ("card",), abstract_device=AbstractDevice(*described[:asked]))
     with jax.sharding.use_abstract_mesh(card):  # from jax 0.11 on, the lowering asks which card it is for
         assert triton in export.export(picked, platforms=["cuda"], disabled_checks=checks)(*shapes).mlir_module()
     assert triton not in export.export(picked, platforms=["cpu"])(*shapes).mlir_module()
