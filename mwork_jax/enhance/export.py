@@ -10,6 +10,7 @@ import contextlib
 import errno
 import html
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,7 @@ _INDEX = "model.safetensors.index.json"
 _CONFIG = "config.json"
 _SAVED = "mwork.json"  # the list of the files that `save_folder` wrote: it replaces no others
 _SAVED_FORMAT, _WRITER = "mwork-model-1", "mwork"
+_LONGEST_NAME = 255  # bytes, on the usual file systems
 # Weights that readers of a folder may take for the model's.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "flax_model*", "tf_model*", "*.gguf")
 _DELTA_FORMAT = "mwork-delta-2"
@@ -146,7 +148,8 @@ def _saved_files(folder: Path) -> list[str]:
         names = saved["files"] if saved["format"] == _SAVED_FORMAT else []
         inside = folder.resolve()
         whole = all(isinstance(n, str) and (folder / n).parent.resolve().is_relative_to(inside) for n in names)
-        return list(names) if whole else []
+        short = whole and all(len(os.fsencode(part)) <= _LONGEST_NAME for n in names for part in Path(n).parts)
+        return list(names) if short else []
     except (InputError, KeyError, TypeError, ValueError):
         return []
 

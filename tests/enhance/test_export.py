@@ -179,7 +179,7 @@ def test_a_model_that_was_trained_on_is_not_replaced(tmp_path):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["../keep.txt", "/etc/hostname", "link/keep.txt", 3])
+@pytest.mark.parametrize("name", ["../keep.txt", "/etc/hostname", "link/keep.txt", 3, "é" * 128])
 def test_a_list_that_names_files_elsewhere_deletes_none(name, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
