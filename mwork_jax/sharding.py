@@ -68,9 +68,10 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     devices = jax.devices() if devices is None else list(devices)
     if unknown := sorted(map(str, set(shape or ()) - set(MESH_AXES))):
         raise InputError(f"mesh axis {unknown[0]!r:.40} is not one of {', '.join(MESH_AXES)}")
-    sizes = [(shape or {DATA: len(devices)}).get(axis, 1) for axis in MESH_AXES]
+    given = shape or {DATA: len(devices)}
+    sizes = [given.get(axis, 1) for axis in MESH_AXES]
     if prod(sizes) != len(devices):
-        requested = ",".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+        requested = ",".join(f"{axis}={size}" for axis, size in given.items())
         raise InputError(f"mesh {requested}: that is {prod(sizes)} devices, there are {len(devices)}")
     # The last axis is the one whose devices lie closest together: the model's communication is the heaviest.
     order = (MASK, DATA, EXPERT, MODEL)
