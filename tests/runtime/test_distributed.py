@@ -228,7 +228,7 @@ def no_file(folder):
 
 def other_mesh(folder):
     """What is found when both have joined and the other goes on to compute."""
-    return ("--mesh", "data=3"), "mwork: mesh data=3,model=1,mask=1: that is 3 devices, there are 2"
+    return ("--mesh", "data=3"), "mwork: mesh data=3: that is 3 devices, there are 2"
 
 
 def bad_option(folder):
