@@ -231,7 +231,7 @@ def per_device_over(
     axis: str, function: Callable[..., Any], inputs: Sequence[Any], in_axes: Sequence[Any], out_axes: Any, shapes: Any
 ) -> Any:
     """`per_device` within one `jax.vmap` over a logical axis that shares devices with `in_axes`: JAX refuses that with
-    `vmap_axis`. All inputs are arrays. It has no derivative."""
+    `vmap_axis`. All inputs are arrays. Not differentiable."""
 
     @custom_vmap
     def mapped(*inputs: jax.Array) -> Any:

@@ -115,7 +115,7 @@ def sorted_products(
     x: jax.Array, sizes: jax.Array, matrices: tuple[jax.Array, ...], transposed: bool = False
 ) -> tuple[jax.Array, ...]:
     """Rows x [n, a], sorted by expert, int32 `sizes` [e] of them for each, times the matrices as `expert_products` has
-    them: float32 [n, c] of each. What stands in rows that are no expert's is not said. It has no derivative."""
+    them: float32 [n, c] of each. Rows after the last expert's are undefined. Not differentiable."""
     return jax.lax.platform_dependent(
         *(x, sizes, matrices),
         tpu=partial(_by_ragged_dot, transposed),

@@ -115,11 +115,11 @@ class Rows(NamedTuple):
     """Rows and where they go."""
 
     x: jax.Array  # [n, m]
-    experts: jax.Array  # int32 [n, k], of all
+    experts: jax.Array  # int32 [n, k], numbered through the experts of all devices
     shares: jax.Array  # [n, k]
     generated: jax.Array  # bool [n]
-    edit: Edit  # [u] of each of its leaves
-    edit_of: jax.Array  # int32 [n]
+    edit: Edit  # u of them: leaves [u, ...]
+    edit_of: jax.Array  # int32 [n], which of them is the row's
     added: dict[str, jax.Array]  # [n, w], what changed rows of gate and up add
 
 
@@ -330,8 +330,8 @@ def rows_of_a_block(rows: int, held: int, experts: int) -> int:
 
 
 def _of_block(config: ModelConfig, w: Weights, rows: Rows, picked: jax.Array, sizes: jax.Array) -> jax.Array:
-    """What the experts give [n, m] for `picked`, int32 [n], numbers of row and expert, sorted by expert: `sizes` [e]
-    for each, those after them 0."""
+    """What the experts give [n, m] for `picked`, int32 [n], places in `rows.experts` read row by row, sorted by expert:
+    `sizes` [e] for each. Results after the last expert's rows are 0."""
     held, each = w["up"].shape[0], rows.experts.shape[1]
     tokens, experts = picked // each, rows.experts.reshape(-1)[picked]
     names = ("gate", "up") if config.gated else ("up",)
